@@ -1,0 +1,64 @@
+/*
+ * What a region runs on: a table of functions. `local` is a directory on this host and QEMU. Calls block and are made from
+ * the long-lived thread of one job; `watch` is told what happens and says whether to give up. Everything is idempotent: after
+ * a crash the same call is made again and starts from what is there.
+ */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct err;
+struct provider;
+
+struct provider_watch {
+	void *arg;
+	/* A JSON object (borrowed) as the receiver or the appliance sent it: {"event":...}. */
+	void (*event)(void *arg, const json_t *event);
+	bool (*cancelled)(void *arg); /* asked a few times a second */
+};
+
+struct provider_receive {
+	const char *run;	 /* run id */
+	const char *psk_hex;	 /* 64 digits */
+	const char *listen;	 /* address for the receiver */
+	uint16_t port;		 /* 0: any */
+};
+
+struct provider_ops {
+	const char *kind; /* "local" */
+	/* {"free":bytes,"total":bytes,"accelerator":"kvm"|"tcg",...} (new reference) */
+	int (*capacity)(struct provider *p, json_t **ret, struct err *e);
+	/* Runs the receiver until the replica is committed. The `listening` event carries the port. -ENOSPC, -ECANCELED ... */
+	int (*receive)(struct provider *p, const char *job, const struct provider_receive *r,
+		       const struct provider_watch *w, struct err *e);
+	/* Converts the replica on fresh overlays; *ret: the conversion report (new reference). */
+	int (*convert)(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w,
+		       json_t **ret, struct err *e);
+	/* Replica and conversion become image `image`; *ret: its manifest (disks, formats, paths, sizes, digests). */
+	int (*image_create)(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
+			    struct err *e);
+	/* Boots the image in a throw-away overlay; *ret: the test report, "screenshot" in it names the PNG's path. */
+	int (*test_boot)(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+			 json_t **ret, struct err *e);
+	int (*image_export)(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
+			    const struct provider_watch *w, struct err *e);
+	int (*image_remove)(struct provider *p, const char *image, struct err *e);
+	/* Everything a job left that no image owns. */
+	int (*job_remove)(struct provider *p, const char *job, struct err *e);
+	void (*close)(struct provider *p);
+};
+
+struct provider {
+	const struct provider_ops *ops;
+};
+
+struct provider_settings {
+	const char *dir;	/* holds replicas and images */
+	const char *cache;	/* appliance */
+	const char *programs;	/* where replant-transition is */
+	const char *user;	/* unprivileged user of receiver and QEMU when we are root; NULL: ours */
+};
+int provider_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e);

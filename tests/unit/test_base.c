@@ -1,0 +1,122 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/bitmap.h"
+#include "base/err.h"
+#include "base/id.h"
+#include "base/jsn.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/util.h"
+
+static void test_err_prefix(void **state)
+{
+	struct err e = {0};
+
+	errno = ENOENT;
+	assert_int_equal(err_sys(&e, "cannot open '%s'", "/x"), -ENOENT);
+	assert_int_equal(err_prefix(&e, "disk %d", 1), -ENOENT);
+	assert_string_equal(e.msg, "disk 1: cannot open '/x': No such file or directory");
+}
+
+static void test_str_numbers(void **state)
+{
+	uint64_t v = 7;
+
+	assert_int_equal(str_u64("12", 0, 20, &v), 0);
+	assert_int_equal(v, 12);
+	assert_int_equal(str_u64("21", 0, 20, &v), -ERANGE);
+	assert_int_equal(str_u64("-1", 0, 20, &v), -EINVAL);
+	assert_int_equal(str_u64("1x", 0, 20, &v), -EINVAL);
+	assert_int_equal(str_u64("99999999999999999999", 0, UINT64_MAX, &v), -ERANGE);
+	assert_int_equal(v, 12);
+	assert_int_equal(str_size("1.5G", &v), 0);
+	assert_int_equal(v, GIB + GIB / 2);
+	assert_int_equal(str_size("1.5GB", &v), -EINVAL);
+}
+
+static void test_str_hex(void **state)
+{
+	uint8_t raw[3];
+	char hex[7];
+
+	assert_int_equal(str_unhex("00ffA1", raw, 3), 0);
+	str_hex(raw, 3, hex);
+	assert_string_equal(hex, "00ffa1");
+	assert_int_equal(str_unhex("00ffa", raw, 3), -EINVAL);
+	assert_int_equal(str_unhex("00ffag", raw, 3), -EINVAL);
+}
+
+static void test_bitmap(void **state)
+{
+	_cleanup_(bitmap_release) struct bitmap b = {0};
+
+	assert_int_equal(bitmap_init(&b, 130, NULL), 0);
+	assert_int_equal(bitmap_next(&b, 0), 130);
+	bitmap_set_range(&b, 3, 124);
+	assert_int_equal(bitmap_count(&b), 124);
+	assert_int_equal(bitmap_next(&b, 0), 3);
+	bitmap_set_range(&b, 129, UINT64_MAX);
+	assert_int_equal(bitmap_next(&b, 127), 129);
+	bitmap_clear(&b, 129);
+	assert_int_equal(bitmap_next(&b, 127), 130);
+}
+
+static void test_id(void **state)
+{
+	char id[ID_MAX];
+
+	id_new("job", id);
+	assert_true(id_is("job", id));
+	assert_false(id_is("run", id));
+	assert_false(id_is("job", "job-../../etc/passwd"));
+	assert_false(id_is("job", "job-0123456789ABCDEF"));
+}
+
+static void test_jsn(void **state)
+{
+	_cleanup_json_ json_t *j = NULL;
+	struct err e = {0};
+	const char *s = NULL;
+	uint64_t v = 0;
+
+	assert_int_equal(jsn_parse("{\"a\":1,\"a\":2}", 13, 100, &j, &e), -EINVAL);
+	assert_int_equal(jsn_parse("{\"a\":5,\"s\":\"x\"}", 15, 100, &j, &e), 0);
+	assert_int_equal(jsn_get_u64(j, "a", true, 6, 9, &v, &e), -ERANGE);
+	assert_string_equal(e.msg, "'a' must be between 6 and 9, not 5");
+	assert_int_equal(jsn_get_str(j, "b", true, 9, &s, &e), -EINVAL);
+	assert_int_equal(jsn_get_str(j, "b", false, 9, &s, &e), 0);
+	assert_null(s);
+}
+
+static void test_proc_run(void **state)
+{
+	const char *const good[] = {"sh", "-c", "echo out; echo err >&2", NULL};
+	const char *const bad[] = {"sh", "-c", "echo the reason >&2; exit 3", NULL};
+	const char *const none[] = {"replant-no-such-program", NULL};
+	_cleanup_free_ char *out = NULL;
+	struct err e = {0};
+
+	assert_int_equal(proc_run(good, 100, &out, &e), 0);
+	assert_string_equal(out, "out\n");
+	assert_int_equal(proc_run(bad, 100, NULL, &e), -EIO);
+	assert_string_equal(e.msg, "'sh' failed with status 3: the reason");
+	assert_int_equal(proc_run(none, 100, NULL, &e), -ENOENT);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers), cmocka_unit_test(test_str_hex),
+		cmocka_unit_test(test_bitmap),	   cmocka_unit_test(test_id),	       cmocka_unit_test(test_jsn),
+		cmocka_unit_test(test_proc_run),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
