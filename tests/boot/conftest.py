@@ -1,0 +1,46 @@
+"""A real server that runs, a center, and the agent on it: made once for all tests of this folder."""
+
+import pytest
+
+from tests.lab import build, qemu, servers
+from tests.lab.center import Center
+
+SERVER = "debian12-lvm-bios"
+
+
+@pytest.fixture(scope="session")
+def center(tmp_path_factory):
+    with Center(tmp_path_factory.mktemp("center") / "state") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def source(center, tmp_path_factory):
+    """The machine, with `source.id` as the center knows it."""
+    server = servers.find(SERVER)
+    build.disks(server)
+    with build.boot(server, folder=tmp_path_factory.mktemp("source")) as machine:
+        machine.wait_ssh(600)
+        machine.ssh("systemctl is-system-running --wait || true", timeout=300)
+        code = center.cli("codes", "create", "--name", "tests")
+        machine.ssh(code["command"], timeout=300)
+        machine.id = center.wait_source()["id"]
+        yield machine
+
+
+def guestfish(disk, script, timeout=900):
+    """Runs guestfish, which knows nothing of Replant, on a disk of an image without changing it."""
+    import os
+    import subprocess
+    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    if qemu.accelerator()[0] == "kvm":
+        del env["LIBGUESTFS_BACKEND_SETTINGS"]
+    done = subprocess.run(["guestfish", "--ro", "-a", disk], input=script, env=env, capture_output=True, text=True,
+                          timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def fish():
+    return guestfish

@@ -1,0 +1,162 @@
+"""A running server becomes an image: the whole way once, then everything about the image is asked of programs that know
+nothing of Replant."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.lab import qemu
+
+# What the source itself has under these is compared file by file.
+TREES = "/ /boot /srv/data"
+
+
+def tree(machine):
+    return {row["path"]: row for row in map(json.loads, machine.ssh(f"lab-check tree {TREES}", timeout=900).splitlines())}
+
+
+@pytest.fixture(scope="module")
+def migrated(center, source):
+    """The finished job, its image, and what the source looked like before and after."""
+    before = tree(source)
+    job = center.cli("jobs", "create", source.id, "--name", "whole", "--image-name", "whole", "--start")
+    job = center.wait_job(job["id"])
+    assert job["state"] == "finished", f"{job.get('error')}\n{center.tail(40)}"
+    after = tree(source)
+    image = center.cli("images", "show", job["image"])
+    return {"job": job, "image": image, "disk": image["manifest"]["disks"][0]["path"], "before": before, "after": after}
+
+
+@pytest.fixture(scope="module")
+def looked(migrated, fish):
+    """One session of libguestfs on the image, and what its own tools said."""
+    script = """run
+echo ---fsck-root
+debug sh "e2fsck -fn /dev/vg0/root; echo status $?"
+echo ---fsck-boot
+debug sh "e2fsck -fn /dev/sda2; echo status $?"
+echo ---xfs
+debug sh "xfs_repair -n /dev/vg0/data >/tmp/xfs 2>&1; echo status $?; tail -n 5 /tmp/xfs"
+mount-ro /dev/vg0/root /
+mount-ro /dev/sda2 /boot
+mount-ro /dev/vg0/data /srv/data
+echo ---writer
+sh "/usr/local/bin/lab-check writer /srv/data"
+echo ---fstab
+cat /etc/fstab
+echo ---leftovers
+glob echo /etc/replant*
+glob echo /etc/systemd/system/*/replant*
+echo ---tree
+sh "/usr/local/bin/lab-check tree / /boot /srv/data"
+"""
+    parts, name = {}, None
+    for line in fish(migrated["disk"], script).splitlines():
+        if line.startswith("---"):
+            name = line[3:]
+            parts[name] = []
+        elif name:
+            parts[name].append(line)
+    return parts
+
+
+def test_qemu_img_finds_the_image_sound(migrated):
+    done = subprocess.run(["qemu-img", "check", migrated["disk"]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No errors were found" in done.stdout
+
+
+def test_filesystems_are_clean(looked):
+    assert looked["fsck-root"][-1] == "status 0", looked["fsck-root"]
+    assert looked["fsck-boot"][-1] == "status 0", looked["fsck-boot"]
+    assert looked["xfs"][0] == "status 0", looked["xfs"]
+
+
+def test_the_writers_data_is_of_one_moment(looked):
+    assert int(looked["writer"][-1]) > 0
+
+
+def test_fstab_names_no_device_that_may_be_called_otherwise(looked):
+    assert not [line for line in looked["fstab"] if line.startswith(("/dev/sd", "/dev/hd"))]
+
+
+def test_the_agent_is_not_in_the_image(looked):
+    assert not [line for line in looked["leftovers"] if "*" not in line and line.strip()]
+
+
+def test_every_unchanged_file_is_equal(migrated, looked):
+    converted = {f["path"] for step in migrated["image"]["report"]["conversion"]["steps"] for f in step.get("files", [])}
+    image = {row["path"]: row for row in map(json.loads, looked["tree"])}
+    before, after = migrated["before"], migrated["after"]
+    still = {path for path, row in before.items() if after.get(path) == row}
+    assert len(still) > 5000
+    wrong, missing = [], []
+    for path in still - converted:
+        if path not in image:
+            missing.append(path)
+        elif image[path] != before[path]:
+            wrong.append((before[path], image[path]))
+    # A converted file changes its folder's time, nothing else of it.
+    assert not [pair for pair in wrong if not pair[0]["mode"].startswith("0o04")], wrong[:5]
+    assert not [path for path in missing if "replant" not in path], missing[:20]
+
+
+def test_virt_inspector_recognises_the_system(migrated):
+    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    xml = subprocess.run(["virt-inspector", "--no-applications", "--no-icon", "-a", migrated["disk"]], env=env,
+                         capture_output=True, text=True, timeout=900, check=True).stdout
+    assert "<distro>debian</distro>" in xml
+    assert "<major_version>12</major_version>" in xml
+    assert "/srv/data" in xml
+
+
+def test_the_test_boot_told_the_truth(migrated):
+    report = migrated["image"]["report"]["test_boot"]
+    assert migrated["image"]["verified"] is True, report
+    assert report["failed_units"] == []
+    assert {"/", "/boot", "/srv/data"} <= {m["target"] if isinstance(m, dict) else m for m in report["mounts"]}
+    assert 22 in [p["port"] if isinstance(p, dict) else p for p in report["listening"]]
+
+
+def test_the_screen_has_a_picture(center, migrated, tmp_path):
+    picture = tmp_path / "screen.png"
+    center.cli("images", "screenshot", migrated["image"]["id"], "-o", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 1000
+
+
+def test_figures_add_up(migrated):
+    progress = migrated["job"]["progress"]
+    assert 0 < progress["bytes_sent"] < progress["bytes_read"]
+    assert progress["bytes_total"] < 4 << 30  # free space was not read
+    assert progress["freeze_ms"] > 0
+    assert {"preparing", "syncing", "processing"} <= {stage["name"] for stage in migrated["job"]["stages"]}
+
+
+def test_another_machine_boots_it_and_it_serves(migrated, tmp_path):
+    """Not our test boot: the laboratory's own machine, reached over ssh, as its users would."""
+    disk = qemu.overlay(migrated["disk"], tmp_path / "run.qcow2", base_format=migrated["image"]["manifest"]["disks"][0]["format"])
+    with qemu.Machine("copy", drives=[qemu.Drive(disk, "virtio")], machine="q35", mac="52:54:00:aa:bb:cc", nic_slot=7,
+                      forwards={22: 0, 80: 0}) as copy:
+        copy.wait_ssh(600)
+        assert copy.ssh("systemctl is-system-running --wait || true", timeout=400).strip() == "running", \
+            copy.ssh("systemctl --failed")
+        assert copy.ssh("findmnt -no SOURCE /srv/data").strip() == "/dev/mapper/vg0-data"
+        assert copy.ssh("swapon --noheadings --show=NAME").strip()
+        assert "200" in copy.ssh("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1/")
+        assert copy.ssh("systemctl is-active lab-writer").strip() == "active"
+
+
+def test_the_source_was_left_alone(source):
+    assert source.ssh("systemctl is-active lab-writer nginx").split() == ["active", "active"]
+    assert source.ssh("dmesg | grep -ciE 'I/O error|ext4-fs error|xfs.*corrupt' || true").strip() == "0"
+
+
+@pytest.mark.parametrize("form", ["raw", "vmdk"])
+def test_an_export_is_the_same_disk(center, migrated, tmp_path, form):
+    target = tmp_path / f"export.{form}"
+    center.cli("images", "export", migrated["image"]["id"], "--format", form, "-o", str(target))
+    done = subprocess.run(["qemu-img", "compare", "-F", form, migrated["disk"], str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
