@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import subprocess
 import sys
 import time
 
@@ -69,6 +70,8 @@ def main():
         pass
     except (qemu.LabError, KeyError) as failure:
         sys.exit(f"lab: {failure.args[0]}")
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"lab: {shlex.join(map(str, failure.cmd))} failed ({failure.returncode})")
 
 
 main()

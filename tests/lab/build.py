@@ -69,8 +69,8 @@ def builder():
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SUPERMIN_KERNEL": str(kernel / "vmlinuz"),
                        "SUPERMIN_KERNEL_VERSION": version,
                        "SUPERMIN_MODULES": str(kernel / "lib" / "modules" / version)}
-        subprocess.run(["supermin", "--build", prepared, "--copy-kernel", "-f", "ext2", "-o", partial / "d"], check=True,
-                       env=environment)
+        subprocess.run(["supermin", "--build", prepared, "--copy-kernel", "-f", "ext2", "-o", partial / "d"],
+                       check=True, env=environment)
 
     return cache.made(cache.lab() / f"builder-{name}", make) / "d"
 
@@ -88,6 +88,18 @@ def packages(server):
     return wanted
 
 
+def mirror():
+    """Where the host takes Debian's packages from."""
+    fields = "$(ORIGIN)|$(LABEL)|$(REPO_URI)"
+    listed = subprocess.run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], check=True,
+                            capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        origin, label, address = line.split("|", 2)
+        if (origin, label) == ("Debian", "Debian"):
+            return address
+    raise qemu.LabError("apt knows no Debian archive here (run apt-get update, on a Debian system)")
+
+
 def system(server):
     """The tar of a suite with these packages; servers that agree in both share it."""
     wanted = packages(server)
@@ -98,9 +110,11 @@ def system(server):
     command += [server.suite]
 
     def make(partial):
-        subprocess.run([*command, partial], check=True, stdin=subprocess.DEVNULL)
+        # mmdebstrap adds updates and security by itself when it is not told a source
+        source = [] if server.updates else [f"deb {mirror()} {server.suite} main"]
+        subprocess.run([*command, partial, *source], check=True, stdin=subprocess.DEVNULL)
 
-    return cache.made(cache.lab() / f"system-{server.suite}-{cache.key(*command)}.tar", make)
+    return cache.made(cache.lab() / f"system-{server.suite}-{cache.key(str(server.updates), *command)}.tar", make)
 
 
 def places(server):
@@ -235,8 +249,9 @@ def _make_disks(server, folder, stages):
 
 def _watch(machine, stages, timeout=900):
     """Reports the script's stages as they pass, until the machine is off."""
-    end, seen = time.monotonic() + timeout, 0
-    while machine.running() and time.monotonic() < end:
+    end, seen, on = time.monotonic() + timeout, 0, True
+    while on and time.monotonic() < end:
+        on = machine.running()  # asked first: what it said last is still reported
         passed = re.findall(r"^@@stage (.*?)\r?$", machine.serial(), re.MULTILINE)
         for stage in passed[seen:]:
             stages.done(stage)
@@ -251,8 +266,8 @@ def recipe_key(server):
     """Changes whenever the disks would turn out differently."""
     sources = [HERE / name for name in ("build.py", "content.py")] + sorted((HERE / "guest").iterdir())
     parts = [part for part in sources if part.is_file()]
-    layout = repr((server.suite, server.disks, server.volumes, packages(server), server.network, server.interface,
-                   server.fstab, server.bus))
+    layout = repr((server.suite, server.updates, server.disks, server.volumes, packages(server), server.network,
+                   server.interface, server.fstab, server.bus))
     # the arguments of a content are not in its name, but in its closure
     wanted = [repr((fill.__qualname__, [cell.cell_contents for cell in fill.__closure__ or ()]))
               for fill in server.contents]

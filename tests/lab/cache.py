@@ -44,7 +44,9 @@ def key(*parts):
 @contextlib.contextmanager
 def locked(name):
     """Holds the lock of one artifact against other processes."""
-    with open(lab() / (name + ".lock"), "w") as lock:
+    locks = lab() / "locks"
+    locks.mkdir(exist_ok=True)
+    with open(locks / name, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

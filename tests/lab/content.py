@@ -38,7 +38,8 @@ class Tree:
         self._add(path, tarfile.DIRTYPE, mode, owner=owner)
 
     def file(self, path, data, mode=0o644, owner=(0, 0), mtime=EPOCH):
-        self._add(path, tarfile.REGTYPE, mode, data.encode() if isinstance(data, str) else data, owner=owner, mtime=mtime)
+        body = data.encode() if isinstance(data, str) else data
+        self._add(path, tarfile.REGTYPE, mode, body, owner=owner, mtime=mtime)
 
     def link(self, path, target):
         self._add(path, tarfile.SYMTYPE, 0o777, target=target)
@@ -119,7 +120,8 @@ def web(tree):
     rng = random.Random("web")
     tree.file("/var/www/html/index.html", "<!doctype html><title>lab</title><h1>It is the lab's server</h1>\n")
     for i in range(60):
-        tree.file(f"/var/www/html/page{i}.html", b"<!doctype html><pre>" + _text(rng, rng.randrange(20000)) + b"</pre>\n")
+        body = _text(rng, rng.randrange(20000))
+        tree.file(f"/var/www/html/page{i}.html", b"<!doctype html><pre>" + body + b"</pre>\n")
 
 
 def cron(tree):

@@ -34,21 +34,19 @@ class LabError(Exception):
     pass
 
 
-def _try_kvm():
-    """Why KVM cannot be used, or None when a tiny guest ran under it."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm cannot be opened"
+def try_accelerator(accel, cpu):
+    """Why an accelerator cannot be used, or None when a tiny guest ran under it."""
     with tempfile.NamedTemporaryFile(suffix=".img") as image:
         image.write(TRIAL_CODE.ljust(510, b"\0") + b"\x55\xaa")
         image.truncate(65536)
         image.flush()
-        command = [QEMU, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none",
-                   "-m", "32", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        command = ["setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "pc", "-accel", accel, "-cpu", cpu, "-nodefaults",
+                   "-display", "none", "-m", "32", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
                    "-drive", f"file={image.name},format=raw,if=ide,snapshot=on"]
         try:
             trial = subprocess.run(command, timeout=TRIAL_SECONDS, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
-            return f"a guest under KVM ran nothing within {TRIAL_SECONDS} s"
+            return f"a guest under {accel} ran nothing within {TRIAL_SECONDS} s"
     if trial.returncode == TRIAL_STATUS:
         return None
     words = trial.stderr.strip().splitlines()
@@ -69,7 +67,10 @@ def accelerator():
         except (OSError, ValueError):
             known = {}
         if known.get("boot_id") != boot:
-            why = _try_kvm()
+            if os.access("/dev/kvm", os.R_OK | os.W_OK):
+                why = try_accelerator("kvm", "host")
+            else:
+                why = "/dev/kvm cannot be opened"
             known = {"boot_id": boot, "accel": "tcg" if why else "kvm", "why": why or "a guest ran under KVM"}
             note.write_text(json.dumps(known) + "\n")
     return known["accel"], known["why"]
@@ -189,7 +190,8 @@ class Machine:
         accel, _ = accelerator()
         serial = f"file,id=serial,path={self.folder}/serial.log"
         if self.serial_socket:
-            serial = f"socket,id=serial,path={self.folder}/serial.sock,server=on,wait=off,logfile={self.folder}/serial.log"
+            serial = (f"socket,id=serial,path={self.folder}/serial.sock,server=on,wait=off,"
+                      f"logfile={self.folder}/serial.log")
         args = [QEMU, "-name", self.name, "-machine", self.machine,
                 "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if accel == "kvm" else "max",
                 "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults", "-no-user-config", "-display", "none",

@@ -37,6 +37,7 @@ class Server:
     about: str
     suite: str
     disks: tuple
+    updates: bool = True  # with the suite's security updates
     volumes: tuple = ()
     packages: tuple = ()  # besides BASE, and what the layout asks for
     contents: tuple = ()
@@ -74,6 +75,7 @@ SERVERS = [
         name="debian11-plain",
         about="one ext4 partition, MBR, Debian 11",
         suite="bullseye",
+        updates=False,  # its security archive lists packages it no longer has
         disks=(Disk(2048, "dos", (Part(0, "ext4", "/"),)),),
         contents=(content.data("/srv/lab", 16, 16, 200),)),
     Server(
