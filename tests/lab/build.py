@@ -296,13 +296,14 @@ def disks(server, say=print):
 
 
 @contextlib.contextmanager
-def boot(server, folder=None, **settings):
+def boot(server, folder=None, drive_cache="unsafe", **settings):
     """A started machine on throw-away overlays of the server's disks; settings are those of qemu.Machine."""
     pristine = disks(server)
     with tempfile.TemporaryDirectory(prefix="replant-lab-disks-") as scratch:
         overlays = [qemu.overlay(disk, pathlib.Path(scratch) / f"disk{i}.qcow2") for i, disk in enumerate(pristine)]
         settings.setdefault("memory", server.memory)
-        drives = [qemu.Drive(path, server.bus, serial=f"LAB{i:05}") for i, path in enumerate(overlays)]
+        drives = [qemu.Drive(path, server.bus, serial=f"LAB{i:05}", cache=drive_cache)
+                  for i, path in enumerate(overlays)]
         with qemu.Machine(server.name, drives, machine=server.machine, key=cache.ssh_key(), folder=folder,
                           **settings) as machine:
             yield machine

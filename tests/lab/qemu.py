@@ -40,8 +40,8 @@ def try_accelerator(accel, cpu):
         image.write(TRIAL_CODE.ljust(510, b"\0") + b"\x55\xaa")
         image.truncate(65536)
         image.flush()
-        command = ["setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "pc", "-accel", accel, "-cpu", cpu, "-nodefaults",
-                   "-display", "none", "-m", "32", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        command = ["setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "pc", "-accel", accel, "-cpu", cpu,
+                   "-nodefaults", "-display", "none", "-m", "32", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
                    "-drive", f"file={image.name},format=raw,if=ide,snapshot=on"]
         try:
             trial = subprocess.run(command, timeout=TRIAL_SECONDS, capture_output=True, text=True, check=False)
@@ -84,7 +84,9 @@ class Drive:
     format: str = "qcow2"
     readonly: bool = False
     serial: str = ""
-    cache: str = "unsafe"  # guest flushes are not passed on: the host does not lose power in a test
+    # The guest's flushes are not passed on: the host does not lose power in a test. But QEMU then also keeps qcow2's
+    # tables to itself: a disk that shall be used again after kill() needs "writeback".
+    cache: str = "unsafe"
 
 
 class Qmp:
@@ -237,7 +239,7 @@ class Machine:
                 self.ports[int(words[5])] = int(words[3])
 
     def kill(self):
-        """Takes the power away."""
+        """Takes the power away (see Drive.cache)."""
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -362,6 +364,14 @@ class Machine:
         self.ssh(f"cat >{quoted}.new && chmod {mode} {quoted}.new && mv {quoted}.new {quoted}",
                  input=pathlib.Path(path).read_bytes(), timeout=300)
 
+    def _ssh_listens(self):
+        # QEMU accepts for the guest, so only the greeting tells; a short try does not hang on a guest that reboots
+        try:
+            with socket.create_connection(("127.0.0.1", self.host_port()), timeout=5) as probe:
+                return probe.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
     def wait_ssh(self, timeout=300):
         """Waits until a command can be run; returns the seconds it took."""
         start = time.monotonic()
@@ -369,7 +379,7 @@ class Machine:
             if not self.running():
                 raise LabError(f"'{self.name}' ended before it answered by ssh; {self.tail()}")
             try:
-                if self.run("true", timeout=25).returncode == 0:
+                if self._ssh_listens() and self.run("true", timeout=25).returncode == 0:
                     return time.monotonic() - start
             except LabError:
                 pass
