@@ -398,6 +398,7 @@ def die_on_sigterm():
     """Turns SIGTERM into SystemExit, so that `with Machine(...)` cleans up."""
 
     def leave(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not cut the cleaning short
         raise SystemExit(143)
 
     signal.signal(signal.SIGTERM, leave)

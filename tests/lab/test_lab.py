@@ -54,9 +54,9 @@ def test_a_machine_that_cannot_start_says_why(tmp_path):
         qemu.Machine("broken", [qemu.Drive(tmp_path / "no-such-disk")]).start()
 
 
-def test_a_machine_dies_with_its_owner():
+def test_a_machine_dies_with_its_owner(tmp_path):
     code = ("from tests.lab import qemu\nimport time\n"
-            "m = qemu.Machine('orphan', nic='').start()\nprint(m.process.pid, flush=True)\ntime.sleep(60)")
+            f"m = qemu.Machine('orphan', nic='', folder={str(tmp_path)!r}).start()\nprint(m.process.pid, flush=True)\ntime.sleep(60)")
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=cache.SOURCE, stdout=subprocess.PIPE)
     pid = int(owner.stdout.readline())
     assert alive(pid)
