@@ -22,16 +22,20 @@ struct disk_ops {
 struct disk {
 	const struct disk_ops *ops;
 	uint64_t size;	  /* bytes */
-	uint32_t sector;  /* logical sector size: 512 or 4096 */
+	uint32_t sector;  /* logical sector size in bytes: 512, 4096, ... */
 	char name[256];	  /* for messages: "/dev/sda", "vg0/root" */
 };
 
 #define DISK_WRITE  (1u << 0)
 #define DISK_DIRECT (1u << 1) /* O_DIRECT where the file allows it */
 
-/* A regular file or block device. Reading at once from several threads is fine. */
+/*
+ * A regular file or block device. Reading at once from several threads is fine. DISK_DIRECT is a wish: where the
+ * filesystem has no direct I/O the page cache is used. Any offset, length and address may be asked for; aligned to 4096
+ * nothing is copied. The size is that of the moment of opening.
+ */
 int disk_open(const char *path, unsigned flags, struct disk **ret, struct err *e);
-/* `size` zero bytes in memory. */
+/* `size` zero bytes in memory, which costs only what is written. */
 int disk_memory_new(uint64_t size, uint32_t sector, struct disk **ret, struct err *e);
 
 /* A view: logical bytes mapped on lower disks, sorted by `logical` and without gaps. Borrows the lower disks. */

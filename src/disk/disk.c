@@ -1,0 +1,52 @@
+#include "disk/disk.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "base/err.h"
+
+static int check_range(const struct disk *d, const char *what, size_t len, uint64_t off, struct err *e)
+{
+	if (off <= d->size && len <= d->size - off)
+		return 0;
+	return err_set(e, -ERANGE, "%s: cannot %s %zu bytes at offset %" PRIu64 ": it has only %" PRIu64 " bytes",
+		       d->name, what, len, off, d->size);
+}
+
+static int with_name(const struct disk *d, int r, struct err *e)
+{
+	if (r < 0 && e)
+		err_prefix(e, "%s", d->name);
+	return r;
+}
+
+int disk_read(struct disk *d, void *p, size_t len, uint64_t off, struct err *e)
+{
+	int r = check_range(d, "read", len, off, e);
+
+	if (r < 0 || !len)
+		return r;
+	return with_name(d, d->ops->read(d, p, len, off, e), e);
+}
+
+int disk_write(struct disk *d, const void *p, size_t len, uint64_t off, struct err *e)
+{
+	int r = check_range(d, "write", len, off, e);
+
+	if (r < 0 || !len)
+		return r;
+	if (!d->ops->write)
+		return err_set(e, -EROFS, "%s: it was opened for reading only", d->name);
+	return with_name(d, d->ops->write(d, p, len, off, e), e);
+}
+
+int disk_flush(struct disk *d, struct err *e)
+{
+	return d->ops->flush ? with_name(d, d->ops->flush(d, e), e) : 0;
+}
+
+void disk_close(struct disk *d)
+{
+	if (d)
+		d->ops->close(d);
+}
