@@ -203,9 +203,7 @@ int disk_open(const char *path, unsigned flags, struct disk **ret, struct err *e
 		file_close(&f->disk);
 		return r;
 	}
-	/* A device takes direct I/O at its logical sector, and its size need not be a multiple of more. */
-	if (f->align && f->disk.size % f->align)
-		f->align = f->disk.sector == 512 ? 512 : f->align;
+	f->align = f->align ? MAX(f->align, f->disk.sector) : 0;
 	f->disk.ops = flags & DISK_WRITE ? &file_ops_rw : &file_ops_ro;
 	*ret = &f->disk;
 	return 0;

@@ -106,7 +106,7 @@ static int check_map(const char *name, const struct disk_extent *map, size_t n, 
 int disk_view_new(const char *name, const struct disk_extent *map, size_t n, struct disk **ret, struct err *e)
 {
 	struct view *v;
-	uint64_t size;
+	uint64_t size = 0;
 	int r = check_map(name, map, n, &size, e);
 
 	if (r < 0)

@@ -10,23 +10,38 @@
 struct disk;
 struct err;
 
-/* Called with byte ranges in use; they may overlap and come in any order. Non-zero stops and is returned. */
+/* Called with byte ranges in use; they may overlap and come in any order. 0, or a negative errno that stops and is returned. */
 typedef int (*fs_extent_fn)(void *arg, uint64_t offset, uint64_t length);
 
 struct fs_info {
-	const char *type;    /* "ext4", "xfs", "swap"; "unknown" */
+	const char *type;    /* "ext2", "ext3", "ext4", "xfs", "swap"; what else was recognised ("btrfs", ...); "unknown" */
 	char uuid[40];	     /* "" when it has none */
 	char label[64];
 	uint64_t block_size; /* bytes; 0 when unknown */
-	uint64_t size;	     /* bytes the filesystem covers */
-	bool clean;	     /* no journal replay pending */
+	uint64_t size;	     /* bytes the filesystem covers; 0 when unknown */
+	bool clean;	     /* no journal replay pending: unmounted or frozen */
+	bool readable;	     /* a format whose used ranges fs_used() knows */
 };
 
 /* What is on the disk? Always answers (type "unknown") unless reading fails. */
 int fs_probe(struct disk *d, struct fs_info *ret, struct err *e);
 
 /*
- * Reports the used ranges. 0: done; 1: nothing reported, the content is unknown or its metadata inconsistent (reason in
- * e->msg) and the caller must take everything as used; negative: reading failed or fn stopped.
+ * The filesystem is mounted and not frozen, and an exact answer will be asked for later: don't refuse because of a
+ * pending journal, and expect parts that disagree. Without this flag the answer may be relied on.
  */
-int fs_used(struct disk *d, fs_extent_fn fn, void *arg, struct err *e);
+#define FS_LIVE (1u << 0)
+
+/* How well the answer is founded. Parts are block groups (ext4) and allocation groups (XFS). */
+struct fs_usage {
+	uint64_t parts;
+	uint64_t parts_whole; /* their metadata disagreed, so they were reported as used altogether */
+	char why[200];	      /* the first such part and its reason, "" when there is none */
+};
+
+/*
+ * Reports the used ranges, with what the disk has behind the filesystem's end. 0: done; 1: the content is unknown or its
+ * metadata inconsistent (reason in e->msg), nothing or only a part was reported and the caller must take everything as
+ * used; negative: reading failed or fn stopped. `ret` may be NULL; it is written when 0 is returned.
+ */
+int fs_used(struct disk *d, unsigned flags, fs_extent_fn fn, void *arg, struct fs_usage *ret, struct err *e);
