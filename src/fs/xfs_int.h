@@ -1,6 +1,7 @@
 /* What xfs.c and xfs_log.c share. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct disk;

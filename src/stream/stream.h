@@ -29,7 +29,14 @@ struct stream_used {
 	char **notes;	     /* what was taken whole and why, a sentence each */
 	size_t nnotes;
 };
+/*
+ * For disks that don't change: filesystems unmounted or frozen. A block is only left out when each of its bytes is known
+ * to be free; a filesystem whose journal has something to replay is used whole. What can't be read or parsed is used, with
+ * a note: it fails only for want of memory.
+ */
 int stream_used_read(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
+/* For disks in use, as an estimate that a later stream_used_read() corrects: pending journals are overlooked. */
+int stream_used_read_live(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
 void stream_used_release(struct stream_used *u);
 
 /* ---- sender ---- */
