@@ -20,7 +20,7 @@ SHAPES = {
     "no-rmap-reflink": "-m rmapbt=0,reflink=0,finobt=0",
     "inobtcount-bigtime": "-m inobtcount=1,bigtime=1",
     "4k-sectors": "-s size=4096",
-    "sunit": "-d su=64k,sw=4",
+    "sunit": "-d su=64k,sw=4 -l size=20m",
     "log-sunit": "-l su=256k,version=2",
     "log-v1": "-m crc=0 -l version=1",
     "512-blocks": "-m crc=0 -b size=512",
