@@ -99,8 +99,8 @@ def xfs(tmp):
         # Ahead of its head the kernel clears old blocks with empty records of the lap before.
         heads = [i for i in range(0, len(data), 512) if data[i:i + 8] == b"\xfe\xed\xba\xbe\0\0\0\1"]
         ranges = [(0, 512), (512, 512), (ags * block + 512, 512), (tree * block, block)]
-        save("xfs", "frozen", pack(frozen, ranges + [(log + at, 4) for at in range(0, heads[-1], 512)] +
-                                    [(log + h, 2048) for h in heads[-3:]]))
+        save("xfs", "frozen", pack(frozen, ranges + [(log + at, 8) for at in range(0, heads[-1], 512)] +
+                                    [(log + h, 16384) for h in heads[-2:]]))
 
 
 def mbr_gpt(tmp):
