@@ -16,8 +16,7 @@ static void correct_text(struct disk *d, const uint8_t *h, uint64_t area)
 	first = MIN(n, size - offset);
 	text = calloc(1, n + 1);
 	must(text);
-	if (!disk_read(d, text, first, area + offset, NULL) &&
-	    !disk_read(d, text + first, n - first, area + 512, NULL))
+	if (!disk_read(d, text, first, area + offset, NULL) && !disk_read(d, text + first, n - first, area + 512, NULL))
 		sparse_put32(d, area + 56, crc32(CRC_START, text, n));
 	free(text);
 }

@@ -1,7 +1,7 @@
 /*
- * A large, mostly empty disk from a small input. Byte 0: bit 0 sectors of 4096 bytes, bit 1 make checksums right (a target
- * may), bits 2.. free for the target. Then 8 bytes of size (little-endian, cut to SPARSE_MAX). Then records: offset
- * (8 bytes), length (4), data; the last may be cut short, and what lies outside the disk is left out.
+ * A large, mostly empty disk from a small input. Byte 0: bit 0 sectors of 4096 bytes, bit 1 make checksums right (a
+ * target may), bits 2.. free for the target. Then 8 bytes of size (little-endian, cut to SPARSE_MAX). Then records:
+ * offset (8 bytes), length (4), data; the last may be cut short, and what lies outside the disk is left out.
  */
 #pragma once
 
@@ -13,8 +13,8 @@
 #include "base/util.h"
 #include "disk/disk.h"
 
-#define SPARSE_MAX	(512 * MIB)
-#define SPARSE_4K	1u
+#define SPARSE_MAX      (512 * MIB)
+#define SPARSE_4K       1u
 #define SPARSE_CHECKSUM 2u
 
 /* NULL when the input is too short. */

@@ -55,7 +55,8 @@ static int view_of(struct disk **disks, const struct layout_volume *v, struct di
 	if (!map)
 		return err_nomem(e);
 	for (size_t i = 0; i < v->nmap; i++)
-		map[i] = (struct disk_extent){v->map[i].logical, v->map[i].length, disks[v->map[i].disk], v->map[i].offset};
+		map[i] =
+		    (struct disk_extent){v->map[i].logical, v->map[i].length, disks[v->map[i].disk], v->map[i].offset};
 	return disk_view_new(v->name, map, v->nmap, ret, e);
 }
 
@@ -122,19 +123,19 @@ static json_t *show(struct disk **disks, size_t n, const struct layout *l, const
 	json_t *free_list = json_array();
 
 	for (size_t i = 0; i < n; i++)
-		json_array_append_new(list, json_pack("{s:s,s:I,s:s,s:s,s:I,s:o}", "disk", disks[i]->name, "size",
-						      (json_int_t)disks[i]->size, "table", l->disks[i].table, "uuid",
-						      l->disks[i].uuid, "used_blocks",
-						      (json_int_t)bitmap_count(&u->maps[i]), "runs",
-						      runs_of(&u->maps[i], true)));
+		json_array_append_new(list,
+				      json_pack("{s:s,s:I,s:s,s:s,s:I,s:o}", "disk", disks[i]->name, "size",
+						(json_int_t)disks[i]->size, "table", l->disks[i].table, "uuid",
+						l->disks[i].uuid, "used_blocks", (json_int_t)bitmap_count(&u->maps[i]),
+						"runs", runs_of(&u->maps[i], true)));
 	for (size_t i = 0; i < l->nvolumes; i++)
 		json_array_append_new(volumes, show_volume(disks, &l->volumes[i], opt));
 	for (size_t i = 0; i < u->nnotes; i++)
 		json_array_append_new(notes, json_stringn_nocheck(u->notes[i], strlen(u->notes[i])));
 	for (size_t i = 0; i < l->nfree; i++)
-		json_array_append_new(free_list, json_pack("[I,I,I]", (json_int_t)l->free[i].disk,
-							   (json_int_t)l->free[i].offset,
-							   (json_int_t)l->free[i].length));
+		json_array_append_new(free_list,
+				      json_pack("[I,I,I]", (json_int_t)l->free[i].disk, (json_int_t)l->free[i].offset,
+						(json_int_t)l->free[i].length));
 	json_object_set_new(all, "disks", list);
 	json_object_set_new(all, "volumes", volumes);
 	json_object_set_new(all, "free", free_list);
@@ -175,24 +176,36 @@ static int run(void *arg, int argc, char **argv)
 }
 
 static const struct opt options[] = {
-	{.name = "direct", .kind = OPT_FLAG, .offset = offsetof(struct options, direct), .help = "read past the page cache"},
-	{.name = "live", .kind = OPT_FLAG, .offset = offsetof(struct options, live),
-	 .help = "overlook journals that have to be replayed"},
-	{.name = "fs", .kind = OPT_FLAG, .offset = offsetof(struct options, fs),
-	 .help = "list the free blocks of every filesystem"},
-	{0},
+    {.name = "direct",
+     .kind = OPT_FLAG,
+     .offset = offsetof(struct options, direct),
+     .help = "read past the page cache"},
+    {.name = "live",
+     .kind = OPT_FLAG,
+     .offset = offsetof(struct options, live),
+     .help = "overlook journals that have to be replayed"},
+    {.name = "fs",
+     .kind = OPT_FLAG,
+     .offset = offsetof(struct options, fs),
+     .help = "list the free blocks of every filesystem"},
+    {0},
 };
 
 static const struct opt_command commands[] = {
-	{.name = "show", .args = "DISK...", .help = "print the used map of disks or images", .opts = options, .min_args = 1,
-	 .max_args = -1, .run = run},
-	{0},
+    {.name = "show",
+     .args = "DISK...",
+     .help = "print the used map of disks or images",
+     .opts = options,
+     .min_args = 1,
+     .max_args = -1,
+     .run = run},
+    {0},
 };
 
 int main(int argc, char **argv)
 {
 	static const struct opt_program program = {
-		.name = "used-map", .summary = "what of a disk is in use", .commands = commands};
+	    .name = "used-map", .summary = "what of a disk is in use", .commands = commands};
 	struct options o = {0};
 
 	return opt_main(&program, &o, argc, argv);

@@ -1,4 +1,5 @@
-/* The two CRC-32s and the CRC-16 of on-disk formats. All take and return the plain register: pass the start value, invert yourself. */
+/* The two CRC-32s and the CRC-16 of on-disk formats. All take and return the plain register: pass the start value,
+ * invert yourself. */
 #pragma once
 
 #include <stddef.h>

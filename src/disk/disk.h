@@ -21,9 +21,9 @@ struct disk_ops {
 
 struct disk {
 	const struct disk_ops *ops;
-	uint64_t size;	  /* bytes */
-	uint32_t sector;  /* logical sector size in bytes: 512, 4096, ... */
-	char name[256];	  /* for messages: "/dev/sda", "vg0/root" */
+	uint64_t size;   /* bytes */
+	uint32_t sector; /* logical sector size in bytes: 512, 4096, ... */
+	char name[256];  /* for messages: "/dev/sda", "vg0/root" */
 };
 
 #define DISK_WRITE  (1u << 0)

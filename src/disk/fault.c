@@ -53,7 +53,7 @@ static void fault_close(struct disk *d)
 }
 
 static const struct disk_ops fault_ops = {
-	.read = fault_read, .write = fault_write, .flush = fault_flush, .close = fault_close};
+    .read = fault_read, .write = fault_write, .flush = fault_flush, .close = fault_close};
 
 int disk_fault_new(struct disk *lower, uint64_t bad_off, uint64_t bad_len, unsigned times, struct disk **ret,
 		   struct err *e)

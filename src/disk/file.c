@@ -17,8 +17,8 @@
 
 struct file {
 	struct disk disk;
-	int fd;	     /* direct when `align` is not 0 */
-	int cached;  /* for writes that direct I/O can't do; -1 without DISK_WRITE or direct I/O */
+	int fd;     /* direct when `align` is not 0 */
+	int cached; /* for writes that direct I/O can't do; -1 without DISK_WRITE or direct I/O */
 	uint32_t align;
 };
 
@@ -43,7 +43,8 @@ static int pread_all(int fd, uint8_t *p, size_t len, size_t spare, uint64_t off,
 		if (done >= len - spare)
 			return 0;
 		if (n == 0)
-			return err_set(e, -EIO, "ends at offset %" PRIu64 ": it became smaller while in use", off + done);
+			return err_set(e, -EIO, "ends at offset %" PRIu64 ": it became smaller while in use",
+				       off + done);
 	}
 	return 0;
 }
@@ -133,7 +134,7 @@ static void file_close(struct disk *d)
 
 static const struct disk_ops file_ops_ro = {.read = file_read, .flush = NULL, .close = file_close};
 static const struct disk_ops file_ops_rw = {
-	.read = file_read, .write = file_write, .flush = file_flush, .close = file_close};
+    .read = file_read, .write = file_write, .flush = file_flush, .close = file_close};
 
 static int measure_device(struct file *f, struct err *e)
 {
@@ -143,7 +144,8 @@ static int measure_device(struct file *f, struct err *e)
 	if (ioctl(f->fd, BLKGETSIZE64, &size) < 0 || ioctl(f->fd, BLKSSZGET, &sector) < 0)
 		return err_sys(e, "cannot tell the size of '%s'", f->disk.name);
 	if (sector < 512 || sector > 65536 || (sector & (sector - 1)))
-		return err_set(e, -ENOTSUP, "'%s' has sectors of %d bytes, which is not supported", f->disk.name, sector);
+		return err_set(e, -ENOTSUP, "'%s' has sectors of %d bytes, which is not supported", f->disk.name,
+			       sector);
 	f->disk.size = size;
 	f->disk.sector = (uint32_t)sector;
 	return 0;
@@ -195,7 +197,7 @@ int disk_open(const char *path, unsigned flags, struct disk **ret, struct err *e
 	if (!f)
 		return err_nomem(e);
 	f->fd = f->cached = -1;
-	strcpy(f->disk.name, path);
+	snprintf(f->disk.name, sizeof(f->disk.name), "%s", path);
 	r = open_fds(f, path, flags, e);
 	if (r >= 0)
 		r = measure(f, e);

@@ -84,7 +84,7 @@ static void view_close(struct disk *d)
 }
 
 static const struct disk_ops view_ops = {
-	.read = view_read, .write = view_write, .flush = view_flush, .close = view_close};
+    .read = view_read, .write = view_write, .flush = view_flush, .close = view_close};
 
 static int check_map(const char *name, const struct disk_extent *map, size_t n, uint64_t *ret_size, struct err *e)
 {
@@ -94,7 +94,8 @@ static int check_map(const char *name, const struct disk_extent *map, size_t n, 
 		const struct disk_extent *x = &map[i];
 
 		if (x->logical != at || !x->length || util_add_overflows(at, x->length, &at))
-			return err_set(e, -EINVAL, "%s: extent %zu of its mapping does not follow the one before", name, i);
+			return err_set(e, -EINVAL, "%s: extent %zu of its mapping does not follow the one before", name,
+				       i);
 		if (x->offset > x->lower->size || x->length > x->lower->size - x->offset)
 			return err_set(e, -ERANGE, "%s: extent %zu of its mapping is outside '%s'", name, i,
 				       x->lower->name);

@@ -18,30 +18,30 @@
 #define SUPER_OFFSET 1024u
 #define SUPER_SIZE   1024u
 
-#define COMPAT_HAS_JOURNAL    0x0004u
-#define COMPAT_SPARSE_SUPER2  0x0200u
-#define INCOMPAT_RECOVER      0x0004u
-#define INCOMPAT_JOURNAL_DEV  0x0008u
-#define INCOMPAT_META_BG      0x0010u
-#define INCOMPAT_64BIT	      0x0080u
-#define INCOMPAT_CSUM_SEED    0x2000u
+#define COMPAT_HAS_JOURNAL   0x0004u
+#define COMPAT_SPARSE_SUPER2 0x0200u
+#define INCOMPAT_RECOVER     0x0004u
+#define INCOMPAT_JOURNAL_DEV 0x0008u
+#define INCOMPAT_META_BG     0x0010u
+#define INCOMPAT_64BIT       0x0080u
+#define INCOMPAT_CSUM_SEED   0x2000u
 /* filetype, recover, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, dirdata, csum_seed, largedir, inline_data,
  * encrypt, casefold: none but those named above changes where blocks are counted. */
-#define INCOMPAT_KNOWN	      0x3f7d6u
-#define RO_SPARSE_SUPER	      0x0001u
-#define RO_GDT_CSUM	      0x0010u
-#define RO_BIGALLOC	      0x0200u
-#define RO_METADATA_CSUM      0x0400u
+#define INCOMPAT_KNOWN   0x3f7d6u
+#define RO_SPARSE_SUPER  0x0001u
+#define RO_GDT_CSUM      0x0010u
+#define RO_BIGALLOC      0x0200u
+#define RO_METADATA_CSUM 0x0400u
 /* sparse_super, large_file, btree_dir, huge_file, gdt_csum, dir_nlink, extra_isize, quota, bigalloc, metadata_csum,
  * readonly, project, shared_blocks, verity, orphan_present. */
-#define RO_KNOWN	      0x1f77fu
+#define RO_KNOWN 0x1f77fu
 
-#define STATE_VALID	      0x0001u
-#define STATE_ERROR	      0x0002u
-#define BG_BLOCK_UNINIT	      0x0002u
+#define STATE_VALID     0x0001u
+#define STATE_ERROR     0x0002u
+#define BG_BLOCK_UNINIT 0x0002u
 
-#define GROUPS_MAX	      (UINT64_C(1) << 26) /* 8 PiB of 4 KiB blocks */
-#define WINDOW		      (1u << 18)	  /* bytes read at once: bitmaps of a flex_bg lie together */
+#define GROUPS_MAX (UINT64_C(1) << 26) /* 8 PiB of 4 KiB blocks */
+#define WINDOW     (1u << 18)          /* bytes read at once: bitmaps of a flex_bg lie together */
 
 struct ext4 {
 	struct disk *d;
@@ -55,7 +55,7 @@ struct ext4 {
 	uint32_t backup_bgs[2];
 	uint32_t csum_seed;
 	uint16_t gdt_seed; /* CRC-16 of the UUID */
-	uint8_t *gdt;	   /* groups * desc_size bytes, padded to whole blocks */
+	uint8_t *gdt;      /* groups * desc_size bytes, padded to whole blocks */
 	uint8_t *window;   /* WINDOW bytes of the disk from window_off, or fewer */
 	uint64_t window_off;
 	size_t window_len;
@@ -73,11 +73,11 @@ static void ext4_release(struct ext4 *x)
 struct group {
 	uint64_t number;
 	const uint8_t *desc;
-	uint64_t first;	   /* block */
-	uint32_t blocks;   /* the last group may be short */
+	uint64_t first;  /* block */
+	uint32_t blocks; /* the last group may be short */
 	uint32_t clusters;
 	uint64_t bitmap, inode_bitmap, itable;
-	uint32_t free;	   /* clusters, as the descriptor says */
+	uint32_t free; /* clusters, as the descriptor says */
 	uint16_t flags;
 };
 
@@ -116,7 +116,8 @@ static const char *name_of(const uint8_t *s)
 
 	if (incompat & INCOMPAT_JOURNAL_DEV)
 		return "jbd";
-	if (incompat & ~0x16u || ro & ~0x7u) /* more than filetype, recover, meta_bg; sparse_super, large_file, btree_dir */
+	if (incompat & ~0x16u ||
+	    ro & ~0x7u) /* more than filetype, recover, meta_bg; sparse_super, large_file, btree_dir */
 		return "ext4";
 	return get_le32(s + 0x5c) & COMPAT_HAS_JOURNAL ? "ext3" : "ext2";
 }
@@ -207,7 +208,8 @@ static int parse_super(struct ext4 *x, const uint8_t *s, unsigned flags, struct 
 		return fs_refuse(e, "the ext4 filesystem is larger than what it lies on");
 	x->groups = util_div_up(x->blocks - x->first_block, x->blocks_per_group);
 	if (x->groups > GROUPS_MAX)
-		return fs_refuse(e, "the ext4 filesystem has %" PRIu64 " block groups, more than is supported", x->groups);
+		return fs_refuse(e, "the ext4 filesystem has %" PRIu64 " block groups, more than is supported",
+				 x->groups);
 	x->desc_per_block = x->block_size / x->desc_size;
 	x->gdt_blocks = util_div_up(x->groups, x->desc_per_block);
 	x->first_meta_bg = x->incompat & INCOMPAT_META_BG ? get_le32(s + 0x104) : 0;

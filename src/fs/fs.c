@@ -23,22 +23,22 @@ static const struct {
 	size_t len;
 	const char *magic;
 } strangers[] = {
-	{"crypto_LUKS", 0, 6, "LUKS\xba\xbe"},
-	{"LVM2_member", 0, 8, "LABELONE"},
-	{"LVM2_member", 512, 8, "LABELONE"},
-	{"LVM2_member", 1024, 8, "LABELONE"},
-	{"LVM2_member", 1536, 8, "LABELONE"},
-	{"linux_raid_member", 0, 4, "\xfc\x4e\x2b\xa9"},
-	{"linux_raid_member", 4096, 4, "\xfc\x4e\x2b\xa9"},
-	{"bcache", 4096 + 24, 4, "\xc6\x85\x73\xf6"},
-	{"btrfs", 65536 + 64, 8, "_BHRfS_M"},
-	{"ntfs", 3, 8, "NTFS    "},
-	{"vfat", 82, 5, "FAT32"},
-	{"vfat", 54, 4, "FAT1"},
-	{"exfat", 3, 8, "EXFAT   "},
-	{"swsuspend", 4096 - 10, 9, "S1SUSPEND"},
-	{"iso9660", 32769, 5, "CD001"},
-	{"squashfs", 0, 4, "hsqs"},
+    {"crypto_LUKS", 0, 6, "LUKS\xba\xbe"},
+    {"LVM2_member", 0, 8, "LABELONE"},
+    {"LVM2_member", 512, 8, "LABELONE"},
+    {"LVM2_member", 1024, 8, "LABELONE"},
+    {"LVM2_member", 1536, 8, "LABELONE"},
+    {"linux_raid_member", 0, 4, "\xfc\x4e\x2b\xa9"},
+    {"linux_raid_member", 4096, 4, "\xfc\x4e\x2b\xa9"},
+    {"bcache", 4096 + 24, 4, "\xc6\x85\x73\xf6"},
+    {"btrfs", 65536 + 64, 8, "_BHRfS_M"},
+    {"ntfs", 3, 8, "NTFS    "},
+    {"vfat", 82, 5, "FAT32"},
+    {"vfat", 54, 4, "FAT1"},
+    {"exfat", 3, 8, "EXFAT   "},
+    {"swsuspend", 4096 - 10, 9, "S1SUSPEND"},
+    {"iso9660", 32769, 5, "CD001"},
+    {"squashfs", 0, 4, "hsqs"},
 };
 
 int fs_refuse(struct err *e, const char *fmt, ...)

@@ -1,6 +1,7 @@
 /*
- * Which bytes of a filesystem are in use, from its metadata on the disk: one file per format, one table. A filesystem that
- * is mounted must be frozen (its metadata checkpointed) for the answer to be exact; on a live one it may lag behind.
+ * Which bytes of a filesystem are in use, from its metadata on the disk: one file per format, one table. A filesystem
+ * that is mounted must be frozen (its metadata checkpointed) for the answer to be exact; on a live one it may lag
+ * behind.
  */
 #pragma once
 
@@ -10,17 +11,19 @@
 struct disk;
 struct err;
 
-/* Called with byte ranges in use; they may overlap and come in any order. 0, or a negative errno that stops and is returned. */
+/* Called with byte ranges in use; they may overlap and come in any order. 0, or a negative errno that stops and is
+ * returned. */
 typedef int (*fs_extent_fn)(void *arg, uint64_t offset, uint64_t length);
 
 struct fs_info {
-	const char *type;    /* "ext2", "ext3", "ext4", "xfs", "swap"; what else was recognised ("btrfs", ...); "unknown" */
-	char uuid[40];	     /* "" when it has none */
+	const char
+	    *type;     /* "ext2", "ext3", "ext4", "xfs", "swap"; what else was recognised ("btrfs", ...); "unknown" */
+	char uuid[40]; /* "" when it has none */
 	char label[64];
 	uint64_t block_size; /* bytes; 0 when unknown */
-	uint64_t size;	     /* bytes the filesystem covers; 0 when unknown */
-	bool clean;	     /* no journal replay pending: unmounted or frozen */
-	bool readable;	     /* a format whose used ranges fs_used() knows */
+	uint64_t size;       /* bytes the filesystem covers; 0 when unknown */
+	bool clean;          /* no journal replay pending: unmounted or frozen */
+	bool readable;       /* a format whose used ranges fs_used() knows */
 };
 
 /* What is on the disk? Always answers (type "unknown") unless reading fails. */
@@ -36,12 +39,12 @@ int fs_probe(struct disk *d, struct fs_info *ret, struct err *e);
 struct fs_usage {
 	uint64_t parts;
 	uint64_t parts_whole; /* their metadata disagreed, so they were reported as used altogether */
-	char why[200];	      /* the first such part and its reason, "" when there is none */
+	char why[200];        /* the first such part and its reason, "" when there is none */
 };
 
 /*
- * Reports the used ranges, with what the disk has behind the filesystem's end. 0: done; 1: the content is unknown or its
- * metadata inconsistent (reason in e->msg), nothing or only a part was reported and the caller must take everything as
- * used; negative: reading failed or fn stopped. `ret` may be NULL; it is written when 0 is returned.
+ * Reports the used ranges, with what the disk has behind the filesystem's end. 0: done; 1: the content is unknown or
+ * its metadata inconsistent (reason in e->msg), nothing or only a part was reported and the caller must take everything
+ * as used; negative: reading failed or fn stopped. `ret` may be NULL; it is written when 0 is returned.
  */
 int fs_used(struct disk *d, unsigned flags, fs_extent_fn fn, void *arg, struct fs_usage *ret, struct err *e);

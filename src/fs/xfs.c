@@ -1,7 +1,8 @@
 /*
  * XFS, versions 4 and 5: superblock, AGF and the by-block free space B+tree of each allocation group. Format: "XFS
- * Algorithms & Data Structures", 3rd edition. What the tree doesn't list is in use. An allocation group is believed when
- * the tree is ordered, whole, checksummed (version 5) and adds up to the AGF's count; else all of it counts as used.
+ * Algorithms & Data Structures", 3rd edition. What the tree doesn't list is in use. An allocation group is believed
+ * when the tree is ordered, whole, checksummed (version 5) and adds up to the AGF's count; else all of it counts as
+ * used.
  */
 #include "fs/fs_int.h"
 
@@ -16,17 +17,17 @@
 #include "disk/disk.h"
 #include "fs/xfs_int.h"
 
-#define SUPER_SIZE	 512u /* the part that is read; its checksum covers a sector */
-#define SECTOR_MAX	 32768u
-#define LEVELS_MAX	 9
-#define AGS_MAX		 (1u << 20)
+#define SUPER_SIZE 512u /* the part that is read; its checksum covers a sector */
+#define SECTOR_MAX 32768u
+#define LEVELS_MAX 9
+#define AGS_MAX    (1u << 20)
 
 /* ftype, sparse inodes, meta_uuid, bigtime, large extent counters, exchange-range, parent pointers. Not: needs repair,
  * metadata directory, zoned. */
-#define INCOMPAT_KNOWN	 0x00efu
-#define INCOMPAT_REPAIR	 0x0010u
-#define INCOMPAT_UUID	 0x0004u
-#define RO_COMPAT_KNOWN	 0x000fu /* finobt, rmapbt, reflink, inobtcnt */
+#define INCOMPAT_KNOWN  0x00efu
+#define INCOMPAT_REPAIR 0x0010u
+#define INCOMPAT_UUID   0x0004u
+#define RO_COMPAT_KNOWN 0x000fu /* finobt, rmapbt, reflink, inobtcnt */
 
 static int read_super(struct disk *d, uint8_t s[SUPER_SIZE], struct err *e)
 {
@@ -160,10 +161,10 @@ static int xfs_probe(struct disk *d, struct fs_info *ret, struct err *e)
 /* One allocation group while its tree is walked. */
 struct walk {
 	const struct xfs *x;
-	uint32_t ag, length;	/* blocks */
-	uint32_t header;	/* blocks of superblock, AGF, AGI, AGFL */
-	uint64_t next;		/* behind the last free extent */
-	uint64_t free;		/* blocks, so far */
+	uint32_t ag, length; /* blocks */
+	uint32_t header;     /* blocks of superblock, AGF, AGI, AGFL */
+	uint64_t next;       /* behind the last free extent */
+	uint64_t free;       /* blocks, so far */
 	uint8_t *blocks[LEVELS_MAX];
 	fs_extent_fn fn;
 	void *arg;

@@ -15,7 +15,7 @@ struct xfs {
 	uint32_t ag_blocks, ag_count;
 	unsigned ag_shift; /* bits of the block number within the group */
 	bool v5;
-	uint8_t uuid[16];  /* of metadata blocks */
+	uint8_t uuid[16];           /* of metadata blocks */
 	uint64_t log_ag, log_block; /* the internal log: group and first block in it */
 	uint32_t log_blocks;
 };

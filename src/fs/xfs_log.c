@@ -1,7 +1,7 @@
 /*
- * Is there anything in an XFS log that would have to be replayed? After a clean unmount the last record says so. A freeze
- * writes everything back and leaves a log in which only the superblock is logged again ("covering" the log). Anything
- * else, and anything not plainly one of these two, means that the disk alone doesn't tell what is in use.
+ * Is there anything in an XFS log that would have to be replayed? After a clean unmount the last record says so. A
+ * freeze writes everything back and leaves a log in which only the superblock is logged again ("covering" the log).
+ * Anything else, and anything not plainly one of these two, means that the disk alone doesn't tell what is in use.
  * Format: "XFS Algorithms & Data Structures", chapter "Journaling Log".
  */
 #include "fs/xfs_int.h"
@@ -14,34 +14,34 @@
 #include "base/util.h"
 #include "disk/disk.h"
 
-#define BB		512u /* the log's unit */
-#define RECORD_MAGIC	0xfeedbabeu
-#define RECORD_MAX	(256u * 1024) /* bytes of data */
-#define HEADER_DATA	32768u	      /* bytes of data one header block has cycle words for */
-#define IN_FLIGHT	(8 * (RECORD_MAX / BB + RECORD_MAX / HEADER_DATA)) /* blocks that may be written out of order */
-#define RECORDS_MAX	8	      /* between tail and head of a covered log */
+#define BB           512u /* the log's unit */
+#define RECORD_MAGIC 0xfeedbabeu
+#define RECORD_MAX   (256u * 1024) /* bytes of data */
+#define HEADER_DATA  32768u        /* bytes of data one header block has cycle words for */
+#define IN_FLIGHT    (8 * (RECORD_MAX / BB + RECORD_MAX / HEADER_DATA)) /* blocks that may be written out of order */
+#define RECORDS_MAX  8                                                  /* between tail and head of a covered log */
 
-#define OP_HEADER	12u
+#define OP_HEADER       12u
 #define OP_CLIENT_TRANS 0x69u
-#define OP_START	0x01u
-#define OP_COMMIT	0x02u
-#define OP_UNMOUNT	0x20u
-#define TRANS_MAGIC	0x5452414eu
-#define ITEM_BUF	0x123cu
+#define OP_START        0x01u
+#define OP_COMMIT       0x02u
+#define OP_UNMOUNT      0x20u
+#define TRANS_MAGIC     0x5452414eu
+#define ITEM_BUF        0x123cu
 
 struct log {
 	const struct xfs *x;
-	uint64_t off;	 /* of the log on the disk */
+	uint64_t off;    /* of the log on the disk */
 	uint32_t blocks; /* of 512 bytes */
-	uint32_t head;	 /* where the next record would go */
-	uint32_t cycle;	 /* of the blocks before the head */
+	uint32_t head;   /* where the next record would go */
+	uint32_t cycle;  /* of the blocks before the head */
 	struct err *e;
 };
 
 struct record {
-	uint32_t block, cycle;	    /* its own place */
-	uint32_t blocks;	    /* with its headers */
-	uint32_t headers;	    /* blocks */
+	uint32_t block, cycle; /* its own place */
+	uint32_t blocks;       /* with its headers */
+	uint32_t headers;      /* blocks */
 	uint32_t len, ops;
 	uint32_t tail_cycle, tail_block;
 };

@@ -20,10 +20,10 @@
 
 struct gpt {
 	uint32_t sector;
-	uint64_t sectors;	/* of the disk */
-	uint64_t first, last;	/* usable */
+	uint64_t sectors;     /* of the disk */
+	uint64_t first, last; /* usable */
 	uint8_t guid[16];
-	uint32_t count, entry;	/* entries, bytes of one */
+	uint32_t count, entry; /* entries, bytes of one */
 	uint8_t *table;
 };
 
@@ -128,7 +128,8 @@ static int find(struct layout_build *b, size_t disk, struct gpt *ret, struct err
 
 		if (r > 0)
 			r = layout_warn(b, e, "the GPT at the start of '%s' is damaged: the copy at the end was used",
-					d->name) ?: 1;
+					d->name)
+				?: 1;
 		if (r)
 			return r;
 	}
@@ -154,7 +155,8 @@ static int add_entry(struct layout_build *b, size_t disk, const struct gpt *g, u
 	layout_guid(p + 16, v->uuid);
 	if (v->linear && (first < g->first || last > g->last)) {
 		v->linear = false;
-		return layout_warn(b, e, "partition %u of '%s' lies outside the range its GPT allows: it is taken whole",
+		return layout_warn(b, e,
+				   "partition %u of '%s' lies outside the range its GPT allows: it is taken whole",
 				   i + 1, b->disks[disk]->name);
 	}
 	return 0;

@@ -88,7 +88,7 @@ int layout_add_extent(struct layout_volume *v, size_t *cap, size_t disk, uint64_
 		return r;
 	last = v->nmap ? &v->map[v->nmap - 1] : NULL;
 	v->map[v->nmap++] = (struct layout_extent){
-		.logical = last ? last->logical + last->length : 0, .length = length, .disk = disk, .offset = offset};
+	    .logical = last ? last->logical + last->length : 0, .length = length, .disk = disk, .offset = offset};
 	return 0;
 }
 
@@ -149,7 +149,7 @@ static int add_whole_disk(struct layout_build *b, size_t disk, struct err *e)
 	v->kind = LAYOUT_WHOLE_DISK;
 	v->disk = disk;
 	v->linear = true;
-	strcpy(v->name, "whole disk");
+	snprintf(v->name, sizeof(v->name), "whole disk");
 	return layout_add_extent(v, &cap, disk, 0, b->disks[disk]->size, e);
 }
 

@@ -1,6 +1,6 @@
 /*
- * LVM2: labels, headers and metadata areas of physical volumes. A group is only taken apart when all its physical volumes
- * are there and every copy of its metadata is right and says the same; else its physical volumes stay whole.
+ * LVM2: labels, headers and metadata areas of physical volumes. A group is only taken apart when all its physical
+ * volumes are there and every copy of its metadata is right and says the same; else its physical volumes stay whole.
  * Format: lvm2's own writers (label at one of the first four sectors, ring buffer behind a 512-byte area header).
  */
 #include "layout/layout_int.h"
@@ -16,13 +16,13 @@
 #include "disk/disk.h"
 #include "layout/lvm_int.h"
 
-#define SECTOR	     512u
+#define SECTOR        512u
 #define LABEL_SECTORS 4u
-#define CRC_START    0xf597a6cfu
-#define AREA_HEADER  512u
-#define AREA_MAGIC   " LVM2 x[5A%r0N*>"
-#define LOCN_IGNORED 1u
-#define AREAS_MAX    8
+#define CRC_START     0xf597a6cfu
+#define AREA_HEADER   512u
+#define AREA_MAGIC    " LVM2 x[5A%r0N*>"
+#define LOCN_IGNORED  1u
+#define AREAS_MAX     8
 
 struct area {
 	uint64_t offset, size; /* within the physical volume */
@@ -207,7 +207,9 @@ static int look_at(struct layout_build *b, struct lvm_found *f, size_t volume, s
 	if (!label)
 		return 0;
 	i--;
-	n = label < 0 ? -1 : parse_header(sectors + (size_t)i * SECTOR, get_le32(sectors + (size_t)i * SECTOR + 20), &pv, areas);
+	n = label < 0
+		? -1
+		: parse_header(sectors + (size_t)i * SECTOR, get_le32(sectors + (size_t)i * SECTOR + 20), &pv, areas);
 	if (n < 0)
 		return layout_warn(b, e, "the LVM label of partition %s of '%s' is damaged: it is taken whole",
 				   b->l->volumes[volume].name, b->disks[pv.disk]->name);
@@ -326,8 +328,10 @@ static int add_groups(struct layout_build *b, struct lvm_found *f, struct err *e
 		if (!why)
 			r = lvm_group_add(b, f, &f->copies[i], &why, e);
 		if (r >= 0 && why)
-			r = layout_warn(b, e, "volume group '%.100s' was not understood (%s): its physical volumes "
-					"are taken whole", f->copies[i].group->key, why);
+			r = layout_warn(b, e,
+					"volume group '%.100s' was not understood (%s): its physical volumes "
+					"are taken whole",
+					f->copies[i].group->key, why);
 		if (r < 0)
 			return r;
 	}
@@ -340,7 +344,8 @@ static int warn_unclaimed(struct layout_build *b, const struct lvm_found *f, str
 
 	for (size_t i = 0; r >= 0 && i < f->npvs; i++)
 		if (!f->pvs[i].claims)
-			r = layout_warn(b, e, "the LVM physical volume on partition %s of '%s' belongs to no volume group "
+			r = layout_warn(b, e,
+					"the LVM physical volume on partition %s of '%s' belongs to no volume group "
 					"that could be read: it is taken whole",
 					b->l->volumes[f->pvs[i].volume].name, b->disks[f->pvs[i].disk]->name);
 	return r;

@@ -10,8 +10,8 @@
 #include "disk/disk.h"
 #include "layout/lvm_int.h"
 
-#define SECTOR	    512u
-#define LVS_MAX	    16384u
+#define SECTOR      512u
+#define LVS_MAX     16384u
 #define STRIPES_MAX 128u
 #define EXTENTS_MAX (1u << 20) /* of a striped volume's mapping; beyond, its content is not read */
 
@@ -52,7 +52,7 @@ struct segment {
 	const char *type;
 	const struct lvm_node *node;
 	const struct lvm_node *stripes; /* of "striped" */
-	uint64_t nstripes, stripe;	/* bytes of one */
+	uint64_t nstripes, stripe;      /* bytes of one */
 };
 
 static void group_release(struct group *g)
@@ -264,8 +264,8 @@ static int check_stripes(struct group *g, const struct segment *s, struct lv *lv
 }
 
 /*
- * Thin, snapshot, RAID, cache and whatever else there is: the logical volumes it names are its parts, and not to be read
- * as what they look like. One that lies directly on physical volumes is too strange to be told.
+ * Thin, snapshot, RAID, cache and whatever else there is: the logical volumes it names are its parts, and not to be
+ * read as what they look like. One that lies directly on physical volumes is too strange to be told.
  */
 static int check_other(struct group *g, const struct lvm_node *node)
 {
@@ -432,7 +432,8 @@ static int add_free(struct layout_build *b, const struct group *g, struct err *e
 			next = g->used[k].first + g->used[k].count;
 		}
 		if (r >= 0 && next < m->count)
-			r = layout_add_free(b, m->pv->disk, m->start + next * g->extent, (m->count - next) * g->extent, e);
+			r = layout_add_free(b, m->pv->disk, m->start + next * g->extent, (m->count - next) * g->extent,
+					    e);
 	}
 	return r;
 }

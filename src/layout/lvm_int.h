@@ -15,9 +15,9 @@ enum lvm_kind { LVM_SECTION, LVM_ARRAY, LVM_STRING, LVM_NUMBER };
 
 struct lvm_node {
 	enum lvm_kind kind;
-	const char *key;	/* "" for elements of arrays */
-	const char *string;	/* LVM_STRING */
-	uint64_t number;	/* LVM_NUMBER; what isn't a whole positive number is a string */
+	const char *key;        /* "" for elements of arrays */
+	const char *string;     /* LVM_STRING */
+	uint64_t number;        /* LVM_NUMBER; what isn't a whole positive number is a string */
 	struct lvm_node *child; /* first of a section or an array */
 	struct lvm_node *next;
 };
@@ -30,7 +30,8 @@ struct lvm_tree {
 	struct lvm_node *root; /* a section */
 };
 
-/* -EBADMSG (no message) when it isn't well-formed or has a key twice; -ENOMEM. The tree is released by the caller in any case. */
+/* -EBADMSG (no message) when it isn't well-formed or has a key twice; -ENOMEM. The tree is released by the caller in
+ * any case. */
 int lvm_text_parse(struct lvm_tree *t, char *text, size_t len, struct err *e);
 void lvm_text_release(struct lvm_tree *t);
 
@@ -41,12 +42,12 @@ bool lvm_text_number(const struct lvm_node *section, const char *key, uint64_t m
 
 /* A physical volume: a volume of the layout with a label. */
 struct lvm_pv {
-	size_t volume;	   /* index into the layout's volumes */
+	size_t volume; /* index into the layout's volumes */
 	size_t disk;
 	uint64_t offset, length; /* bytes on that disk */
 	char uuid[33];
-	bool broken;	   /* a metadata area can't be relied on */
-	unsigned claims;   /* groups that count it theirs */
+	bool broken;     /* a metadata area can't be relied on */
+	unsigned claims; /* groups that count it theirs */
 };
 
 /* A metadata area's text, parsed. */
@@ -54,7 +55,7 @@ struct lvm_copy {
 	size_t pv;
 	uint32_t sum;
 	uint64_t seqno;
-	const char *id;	   /* of the group; in `tree` */
+	const char *id; /* of the group; in `tree` */
 	const struct lvm_node *group;
 	struct lvm_tree tree;
 };
@@ -67,7 +68,8 @@ struct lvm_found {
 };
 
 struct layout_build;
-/* lvm_group.c: adds the logical volumes and free extents of a group whose metadata is `copy`; 1 and *why when it is not understood. */
+/* lvm_group.c: adds the logical volumes and free extents of a group whose metadata is `copy`; 1 and *why when it is not
+ * understood. */
 int lvm_group_add(struct layout_build *b, struct lvm_found *f, const struct lvm_copy *copy, const char **why,
 		  struct err *e);
 /* The PV of the group's metadata section `pv`, NULL when it isn't there. *ret_twice: there is more than one. */

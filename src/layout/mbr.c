@@ -11,9 +11,9 @@
 #include "base/util.h"
 #include "disk/disk.h"
 
-#define RECORD	     512u
-#define ENTRIES	     446u
-#define ENTRY	     16u
+#define RECORD       512u
+#define ENTRIES      446u
+#define ENTRY        16u
 #define LOGICALS_MAX 252u /* partitions 5 to 256, as many as Linux shows */
 
 struct entry {
@@ -96,11 +96,14 @@ static int add_entry(struct layout_build *b, size_t disk, unsigned number, uint3
 
 static int broken(struct chain *c, const char *what, struct err *e)
 {
-	return layout_warn(c->b, e, "the chain of logical partitions of '%s' is broken (%s): the rest of the extended "
-			   "partition is taken whole", c->b->disks[c->disk]->name, what);
+	return layout_warn(c->b, e,
+			   "the chain of logical partitions of '%s' is broken (%s): the rest of the extended "
+			   "partition is taken whole",
+			   c->b->disks[c->disk]->name, what);
 }
 
-/* One extended boot record: its logical partition, and in *ret_next where the next one is (0: none). 1: chain broken. */
+/* One extended boot record: its logical partition, and in *ret_next where the next one is (0: none). 1: chain broken.
+ */
 static int read_link(struct chain *c, uint64_t at, uint64_t *ret_next, struct err *e)
 {
 	struct disk *d = c->b->disks[c->disk];

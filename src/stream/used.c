@@ -1,4 +1,5 @@
-/* The used map: layout and filesystems combined. Everything is used until somebody who was understood says otherwise. */
+/* The used map: layout and filesystems combined. Everything is used until somebody who was understood says otherwise.
+ */
 #include "stream/stream.h"
 
 #include <errno.h>
@@ -140,8 +141,10 @@ static int open_volume(const struct reading *r, const struct layout_volume *v, s
 	if (!map)
 		return err_nomem(e);
 	for (size_t i = 0; i < v->nmap; i++)
-		map[i] = (struct disk_extent){.logical = v->map[i].logical, .length = v->map[i].length,
-					      .lower = r->disks[v->map[i].disk], .offset = v->map[i].offset};
+		map[i] = (struct disk_extent){.logical = v->map[i].logical,
+					      .length = v->map[i].length,
+					      .lower = r->disks[v->map[i].disk],
+					      .offset = v->map[i].offset};
 	return disk_view_new(v->name, map, v->nmap, ret, e);
 }
 
@@ -215,7 +218,8 @@ static int find_ambivalent_disks(struct reading *r, bool *whole, struct err *e)
 			return err_nomem(e);
 		whole[i] = type != NULL;
 		res = type ? note(r, e, "'%s' is copied whole: it has a partition table, yet begins like %s",
-				  r->disks[i]->name, type) : 0;
+				  r->disks[i]->name, type)
+			   : 0;
 		if (res < 0)
 			return res;
 	}
@@ -249,8 +253,9 @@ static int read_layout(struct reading *r, struct err *e)
 		if (v->linear)
 			res = read_volume(r, v, e);
 		else if (v->kind == LAYOUT_LV)
-			res = note(r, e, "logical volume '%s' is copied whole: it is not a plain one, or part of another",
-				   v->name);
+			res =
+			    note(r, e, "logical volume '%s' is copied whole: it is not a plain one, or part of another",
+				 v->name);
 	}
 	for (size_t i = 0; res >= 0 && i < l->nfree; i++)
 		if (!whole[l->free[i].disk])

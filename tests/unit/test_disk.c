@@ -49,8 +49,11 @@ static void check_bytes(const uint8_t *p, size_t n, uint64_t off)
 
 static void try_reads(const char *path, unsigned flags, size_t size)
 {
-	static const struct { size_t off, len; } cases[] = {
-		{0, 1}, {0, 4096}, {1, 4095}, {4095, 2}, {511, 8193}, {4096, 8192}, {0, 70001}, {69999, 2}, {65536, 4465}, {70001, 0},
+	static const struct {
+		size_t off, len;
+	} cases[] = {
+	    {0, 1},       {0, 4096},  {1, 4095},  {4095, 2},     {511, 8193},
+	    {4096, 8192}, {0, 70001}, {69999, 2}, {65536, 4465}, {70001, 0},
 	};
 	_cleanup_(disk_closep) struct disk *d = NULL;
 	_cleanup_free_ uint8_t *buf = NULL;
@@ -212,10 +215,10 @@ static void test_fault(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_crc),	      cmocka_unit_test(test_file_reads),
-		cmocka_unit_test(test_file_writes),   cmocka_unit_test(test_open_fails),
-		cmocka_unit_test(test_shrunk_file),   cmocka_unit_test(test_memory_is_sparse),
-		cmocka_unit_test(test_view),	      cmocka_unit_test(test_fault),
+	    cmocka_unit_test(test_crc),         cmocka_unit_test(test_file_reads),
+	    cmocka_unit_test(test_file_writes), cmocka_unit_test(test_open_fails),
+	    cmocka_unit_test(test_shrunk_file), cmocka_unit_test(test_memory_is_sparse),
+	    cmocka_unit_test(test_view),        cmocka_unit_test(test_fault),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -159,10 +159,13 @@ static void test_no_disks(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_whole_disk),	   cmocka_unit_test(test_short_last_block),
-		cmocka_unit_test(test_block_shared_by_partitions), cmocka_unit_test(test_free_halves_join),
-		cmocka_unit_test(test_overlap_is_used),	   cmocka_unit_test(test_unreadable),
-		cmocka_unit_test(test_no_disks),
+	    cmocka_unit_test(test_whole_disk),
+	    cmocka_unit_test(test_short_last_block),
+	    cmocka_unit_test(test_block_shared_by_partitions),
+	    cmocka_unit_test(test_free_halves_join),
+	    cmocka_unit_test(test_overlap_is_used),
+	    cmocka_unit_test(test_unreadable),
+	    cmocka_unit_test(test_no_disks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
