@@ -27,7 +27,14 @@
 #define OP_COMMIT       0x02u
 #define OP_UNMOUNT      0x20u
 #define TRANS_MAGIC     0x5452414eu
+#define CHUNK           128u /* of a buffer, logged as a whole */
+#define ITEM_EFI        0x1236u
+#define ITEM_INODE      0x123bu
 #define ITEM_BUF        0x123cu
+#define ITEM_DQUOT      0x123du
+#define ITEM_ICREATE    0x123fu
+#define ITEM_RUI        0x1240u /* and its like, up to */
+#define ITEM_LAST       0x1249u
 
 struct log {
 	const struct xfs *x;
@@ -195,35 +202,65 @@ static int read_data(const struct log *l, const struct record *rec, uint8_t **re
 	return 0;
 }
 
-/*
- * Do the operations log nothing but the superblock (the buffer at block 0)? What isn't a whole transaction is refused.
- * Regions are in the byte order of the machine that wrote them; only little-endian ones are recognised.
- */
-static bool logs_only_super(const uint8_t *p, uint32_t len, uint32_t ops)
+/* An operation's payload. */
+struct op {
+	const uint8_t *p; /* NULL for start and commit */
+	uint32_t len;
+};
+
+/* Called with every item's format and its first region, if it has one. False: not to be relied on. */
+typedef bool (*item_fn)(void *arg, const struct op *format, const struct op *first);
+
+static bool next_op(const uint8_t **p, uint32_t *len, struct op *ret)
 {
-	unsigned more = 0; /* regions of the item that are still to come */
+	uint32_t n;
+
+	if (*len < OP_HEADER || get_be32(*p + 4) > *len - OP_HEADER)
+		return false;
+	/* Parts of operations that were divided among records are not put together here. */
+	if ((*p)[8] != OP_CLIENT_TRANS || (*p)[9] & ~(OP_START | OP_COMMIT))
+		return false;
+	n = get_be32(*p + 4);
+	*ret = (struct op){n ? *p + OP_HEADER : NULL, n};
+	*p += OP_HEADER + n;
+	*len -= OP_HEADER + n;
+	return true;
+}
+
+/*
+ * Goes through whole transactions: headers, then items of one format region and the number of regions it tells. Regions
+ * are in the byte order of the machine that wrote them; only little-endian ones are recognised.
+ */
+static bool each_item(const uint8_t *p, uint32_t len, uint32_t ops, item_fn fn, void *arg)
+{
+	struct op format = {0}, op;
+	unsigned more = 0, total = 0;
 
 	for (; ops; ops--) {
-		uint32_t n;
-
-		if (len < OP_HEADER || get_be32(p + 4) > len - OP_HEADER)
+		if (!next_op(&p, &len, &op))
 			return false;
-		n = get_be32(p + 4);
-		if (p[8] != OP_CLIENT_TRANS || p[9] & ~(OP_START | OP_COMMIT))
-			return false;
-		if (n && more) {
-			more--;
-		} else if (n >= 24 && get_le16(p + OP_HEADER) == ITEM_BUF) {
-			if (get_le64(p + OP_HEADER + 8) != 0 || !get_le16(p + OP_HEADER + 2))
+		if (!op.p)
+			continue;
+		if (more) {
+			if (more-- == total && !fn(arg, &format, &op))
 				return false;
-			more = get_le16(p + OP_HEADER + 2) - 1u;
-		} else if (n && !(n == 16 && get_le32(p + OP_HEADER) == TRANS_MAGIC)) {
-			return false;
+			continue;
 		}
-		p += OP_HEADER + n;
-		len -= OP_HEADER + n;
+		if (op.len == 16 && get_le32(op.p) == TRANS_MAGIC)
+			continue;
+		if (op.len < 8 || !get_le16(op.p + 2))
+			return false;
+		format = op;
+		total = more = get_le16(op.p + 2) - 1u;
+		if (!more && !fn(arg, &format, NULL))
+			return false;
 	}
 	return !more;
+}
+
+static bool is_super_item(void *arg, const struct op *format, const struct op *first)
+{
+	return get_le16(format->p) == ITEM_BUF && format->len >= 24 && get_le64(format->p + 8) == 0;
 }
 
 static int record_logs_only_super(const struct log *l, const struct record *rec)
@@ -231,7 +268,73 @@ static int record_logs_only_super(const struct log *l, const struct record *rec)
 	_cleanup_free_ uint8_t *data = NULL;
 	int r = read_data(l, rec, &data);
 
-	return r < 0 ? r : logs_only_super(data, rec->len, rec->ops);
+	return r < 0 ? r : each_item(data, rec->len, rec->ops, is_super_item, NULL);
+}
+
+/* What a record says about free space, beside what the disk says. */
+struct written {
+	const struct log *l;
+	int intents; /* begun and not done */
+	int error;
+};
+
+/* The group whose AGF lies at the 512-byte block, or -1. */
+static int64_t agf_at(const struct xfs *x, uint64_t block)
+{
+	uint64_t group = (uint64_t)x->ag_blocks * x->block_size;
+	uint64_t off = block > UINT64_MAX / BB ? 0 : block * BB;
+
+	return off % group == x->sector_size && off / group < x->ag_count ? (int64_t)(off / group) : -1;
+}
+
+/*
+ * Every change of free space logs its AGF, all of whose fields lie in the first 128 bytes. If these are on the disk,
+ * the tree agrees with them or the group will not be believed anyway.
+ */
+static bool check_agf(struct written *w, const struct op *format, const struct op *first)
+{
+	uint64_t block = get_le64(format->p + 8);
+	uint8_t disk[CHUNK];
+
+	if (agf_at(w->l->x, block) < 0)
+		return true;
+	if (!(get_le32(format->p + 20) & 1)) /* not its first chunk: no field we use */
+		return true;
+	if (!first || first->len < CHUNK)
+		return false;
+	w->error = disk_read(w->l->x->d, disk, CHUNK, block * BB, w->l->e);
+	return w->error == 0 && !memcmp(disk, first->p, CHUNK);
+}
+
+/* Intents (to free an extent, ...) have even numbers, what says that they are done the odd ones behind. */
+static bool is_written(void *arg, const struct op *format, const struct op *first)
+{
+	struct written *w = arg;
+	unsigned type = get_le16(format->p);
+
+	if (type == ITEM_BUF)
+		return format->len >= 24 && check_agf(w, format, first);
+	if (type == ITEM_EFI || (type >= ITEM_RUI && type <= ITEM_LAST && type % 2 == 0))
+		w->intents++;
+	else if (type == ITEM_EFI + 1 || (type > ITEM_RUI && type <= ITEM_LAST))
+		w->intents--;
+	else if (type != ITEM_INODE && type != ITEM_DQUOT && type != ITEM_ICREATE)
+		return false;
+	return true;
+}
+
+/* 1 when everything the record says about free space is on the disk. */
+static int record_is_written(const struct log *l, const struct record *rec)
+{
+	struct written w = {.l = l};
+	_cleanup_free_ uint8_t *data = NULL;
+	bool ok;
+	int r = read_data(l, rec, &data);
+
+	if (r < 0)
+		return r;
+	ok = each_item(data, rec->len, rec->ops, is_written, &w);
+	return w.error < 0 ? w.error : ok && w.intents <= 0;
 }
 
 static int is_unmount(const struct log *l, const struct record *rec)
@@ -256,12 +359,13 @@ static int is_covered(const struct log *l, const struct record *last)
 		struct record rec;
 		int r = read_record(l, at, &rec);
 
-		if (r > 0 && i == 0 && rec.cycle != last->tail_cycle)
-			r = 0;
-		if (r > 0 && rec.cycle != last->cycle && rec.cycle + 1 != last->cycle)
-			r = 0;
-		if (r > 0)
-			r = record_logs_only_super(l, &rec);
+		if (r <= 0)
+			return r;
+		if (i == 0 ? rec.cycle != last->tail_cycle : rec.cycle != last->cycle && rec.cycle + 1 != last->cycle)
+			return 0;
+		r = record_logs_only_super(l, &rec);
+		if (r == 0 && i == 0 && (rec.block + rec.blocks) % l->blocks == last->block)
+			r = record_is_written(l, &rec);
 		if (r <= 0)
 			return r;
 		if (rec.block == last->block)
