@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 struct err;
 
@@ -32,3 +33,21 @@ void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine *
  */
 int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e);
 void track_mounts_free(char **mounts, size_t n);
+
+/* A line of /proc/self/mountinfo (proc_pid_mountinfo(5)), octal escapes undone. */
+struct track_mount {
+	unsigned id;
+	dev_t dev;	  /* of the superblock; major 0 for what has no block device, btrfs included */
+	char *root;	  /* of the mount within the filesystem */
+	char *point;
+	char *options;	  /* of the mount */
+	char *type;
+	char *source;	  /* "/dev/sda1", or anything else */
+	char *super;	  /* options of the superblock, "rw" or "ro" first */
+	bool writable;	  /* the superblock is; a mount may be read-only over it */
+};
+
+/* Lines that aren't understood are left out. The caller frees with track_mountinfo_free(). */
+int track_mountinfo_parse(const char *text, size_t len, struct track_mount **ret, size_t *ret_n, struct err *e);
+int track_mountinfo_read(struct track_mount **ret, size_t *ret_n, struct err *e);
+void track_mountinfo_free(struct track_mount *m, size_t n);

@@ -1,0 +1,722 @@
+/*
+ * Two processes stand behind a freeze. The *guard* listens to the agent and to the clock; the *freezer* makes the FIFREEZE
+ * calls, which may block for as long as a sync takes, so that the guard can still thaw what is frozen when the limit
+ * passes. Both hold the descriptors, both are locked into memory, and either thaws when the one it listens to is gone. The
+ * agent holds the descriptors as well and thaws itself should both have been killed.
+ *
+ * agent                       guard                          freezer
+ *   | GUARD_FREEZE limit ------>|                              |
+ *   |                           | one byte ------------------->| syncfs all, FIFREEZE one after the other
+ *   |<------------------ reply  |<------------------- reply    |
+ *   | GUARD_THAW -------------->| FITHAW in reverse order      |
+ *   |<------------------ reply  |                              |
+ *
+ * A mount's state is in memory all three share; who moves it from GUARD_FROZEN to GUARD_THAWED makes the FITHAW call.
+ * After fork() only async-signal-safe functions are used: the agent has threads.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <linux/fs.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "track/track_int.h"
+
+#define GUARD_MOUNTS_MAX 256
+#define GUARD_LIMIT_MAX	 3600.0
+#define GUARD_SEGMENTS	 128
+#define GUARD_TICK_MS	 20
+
+enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWED, GUARD_UNSUPPORTED };
+enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED };
+enum guard_op { GUARD_FREEZE = 1, GUARD_THAW };
+
+struct guard_request {
+	enum guard_op op;
+	double limit;
+};
+
+struct guard_reply {
+	int code;	/* 0 or negative errno */
+	int at;		/* the mount that failed */
+	double seconds; /* frozen */
+	bool intact;
+};
+
+/* In memory shared by agent, guard and freezer. */
+struct guard_shared {
+	_Atomic int state;
+	_Atomic int stop;	  /* the freezer is to give up */
+	_Atomic int lost;	  /* somebody else thawed, or a limit passed */
+	_Atomic int began;	  /* `since` is valid */
+	double since;		  /* the first FIFREEZE */
+	_Atomic int mounts[GUARD_MOUNTS_MAX];
+};
+
+struct track_guard {
+	struct guard_shared *shared;
+	char **names;
+	int *fds;
+	size_t n;
+	int sock;
+	pid_t pid;
+};
+
+/* The pages of the program itself, so that thawing never waits for one of them to be read. */
+struct guard_segments {
+	struct { void *p; size_t len; } v[GUARD_SEGMENTS];
+	size_t n;
+};
+
+/* What the two processes work with; no pointer into the heap of the agent is followed after fork(). */
+struct guard_child {
+	struct guard_shared *shared;
+	const struct guard_segments *segments;
+	int fds[GUARD_MOUNTS_MAX];
+	size_t n;
+	int sock;    /* to the agent (guard) or the guard (freezer) */
+	int freezer; /* guard: to the freezer, -1 when it is gone */
+	pid_t freezer_pid;
+	double limit;
+	bool aborted; /* guard: the answer was given, the freezer is still at it */
+};
+
+static double guard_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+/* Thaws mount i if it is frozen by us and nobody else is just doing it. */
+static void guard_thaw_one(struct guard_shared *s, const int *fds, size_t i)
+{
+	int expected = GUARD_FROZEN;
+
+	if (!atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_THAWED))
+		return;
+	if (ioctl(fds[i], FITHAW, 0) < 0)
+		atomic_store(&s->lost, 1); /* EINVAL: somebody else had thawed it */
+}
+
+static void guard_thaw_all(struct guard_shared *s, const int *fds, size_t n)
+{
+	for (size_t i = n; i-- > 0;)
+		guard_thaw_one(s, fds, i);
+}
+
+/* A freezer that died between FIFREEZE and its note may have left a mount frozen. */
+static void guard_thaw_doubtful(struct guard_shared *s, const int *fds, size_t n)
+{
+	for (size_t i = n; i-- > 0;) {
+		int expected = GUARD_TRYING;
+
+		atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_FROZEN);
+	}
+	guard_thaw_all(s, fds, n);
+}
+
+/* ---- what both processes do when they start ---- */
+
+static void guard_close_others(const struct guard_child *c)
+{
+	int max = MAX(c->sock, c->freezer);
+
+	for (size_t i = 0; i < c->n; i++)
+		max = MAX(max, c->fds[i]);
+	for (int fd = 0; fd <= max; fd++) {
+		bool keep = fd == c->sock || fd == c->freezer;
+
+		for (size_t i = 0; i < c->n && !keep; i++)
+			keep = fd == c->fds[i];
+		if (!keep)
+			close(fd);
+	}
+	syscall(SYS_close_range, (unsigned)max + 1, ~0u, 0);
+}
+
+/*
+ * Locks the program's segments (a fork has not mapped them yet) and whatever is touched from now on. Not all of the agent's
+ * memory: its buffers and thread stacks would be copied.
+ */
+static int guard_lock_memory(const struct guard_segments *segments)
+{
+	volatile char stack[32768];
+
+	for (size_t i = 0; i < segments->n; i++)
+		if (mlock(segments->v[i].p, segments->v[i].len) < 0)
+			return -errno;
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
+		return -errno;
+	for (size_t i = 0; i < sizeof(stack); i += 1024)
+		stack[i] = 0;
+	return 0;
+}
+
+/* The kernel should rather kill anybody else than who has to thaw. Not being allowed to say so is fine. */
+static void guard_spare_us(void)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		if (write(fd, "-1000", 5) < 0) {
+			/* needs CAP_SYS_RESOURCE */
+		}
+		close(fd);
+	}
+	setpriority(PRIO_PROCESS, 0, -20);
+}
+
+static int guard_settle(const struct guard_child *c, const char *name)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	prctl(PR_SET_NAME, name);
+	prctl(PR_SET_PDEATHSIG, 0);
+	guard_spare_us();
+	if (chdir("/") < 0)
+		return -errno;
+	guard_close_others(c);
+	return guard_lock_memory(c->segments);
+}
+
+static void guard_send(int sock, const struct guard_reply *r)
+{
+	while (send(sock, r, sizeof(*r), MSG_NOSIGNAL) < 0 && errno == EINTR)
+		;
+}
+
+/* ---- the freezer ---- */
+
+/* Writes back what is dirty while writers still run: what FIFREEZE then has to write is little. */
+static void freezer_sync(struct guard_child *c, bool unsupported_only)
+{
+	for (size_t i = 0; i < c->n && !atomic_load(&c->shared->stop); i++)
+		if (!unsupported_only || atomic_load(&c->shared->mounts[i]) == GUARD_UNSUPPORTED)
+			syncfs(c->fds[i]);
+}
+
+static int freezer_freeze_one(struct guard_child *c, size_t i)
+{
+	struct guard_shared *s = c->shared;
+
+	atomic_store(&s->mounts[i], GUARD_TRYING);
+	if (ioctl(c->fds[i], FIFREEZE, 0) == 0) {
+		atomic_store(&s->mounts[i], GUARD_FROZEN);
+		if (!atomic_load(&s->stop))
+			return 0;
+		guard_thaw_one(s, c->fds, i); /* too late, nobody waits for it */
+		return -ECANCELED;
+	}
+	if (errno == EOPNOTSUPP || errno == ENOTTY) {
+		atomic_store(&s->mounts[i], GUARD_UNSUPPORTED);
+		return 0;
+	}
+	atomic_store(&s->mounts[i], GUARD_FREE);
+	return -errno;
+}
+
+static void freezer_work(struct guard_child *c, struct guard_reply *reply)
+{
+	freezer_sync(c, false);
+	c->shared->since = guard_now();
+	atomic_store(&c->shared->began, 1);
+	for (size_t i = 0; i < c->n && reply->code == 0; i++) {
+		reply->code = atomic_load(&c->shared->stop) ? -ECANCELED : freezer_freeze_one(c, i);
+		if (reply->code < 0)
+			reply->at = (int)i;
+	}
+	if (reply->code == 0)
+		freezer_sync(c, true);
+}
+
+static _Noreturn void freezer_main(struct guard_child *c)
+{
+	struct guard_reply hello = {.code = guard_settle(c, "replant-freezer")};
+	char go;
+
+	guard_send(c->sock, &hello);
+	for (;;) {
+		struct guard_reply reply = {0};
+		ssize_t got = recv(c->sock, &go, 1, 0);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			break;
+		freezer_work(c, &reply);
+		guard_send(c->sock, &reply);
+	}
+	/* The guard is gone. When it ended in order there is nothing left to do here. */
+	guard_thaw_all(c->shared, c->fds, c->n);
+	_exit(0);
+}
+
+/* ---- the guard ---- */
+
+static void guard_answer(struct guard_child *c, int code, int at)
+{
+	struct guard_reply r = {.code = code, .at = at};
+
+	if (atomic_load(&c->shared->began))
+		r.seconds = guard_now() - c->shared->since;
+	r.intact = !atomic_load(&c->shared->lost);
+	guard_send(c->sock, &r);
+}
+
+static void guard_begin(struct guard_child *c, double limit)
+{
+	struct guard_shared *s = c->shared;
+
+	if (atomic_load(&s->state) != GUARD_IDLE || c->freezer < 0) {
+		guard_answer(c, c->freezer < 0 ? -EIO : -EALREADY, 0);
+		return;
+	}
+	for (size_t i = 0; i < c->n; i++)
+		atomic_store(&s->mounts[i], GUARD_FREE);
+	atomic_store(&s->lost, 0);
+	atomic_store(&s->stop, 0);
+	atomic_store(&s->began, 0);
+	c->limit = limit;
+	c->aborted = false;
+	atomic_store(&s->state, GUARD_FREEZING);
+	if (send(c->freezer, "", 1, MSG_NOSIGNAL) < 0) {
+		atomic_store(&s->state, GUARD_IDLE);
+		guard_answer(c, -EIO, 0);
+	}
+}
+
+static void guard_end(struct guard_child *c)
+{
+	if (atomic_load(&c->shared->state) == GUARD_FREEZING) {
+		guard_answer(c, -EALREADY, 0);
+		return;
+	}
+	if (atomic_load(&c->shared->state) == GUARD_IDLE)
+		atomic_store(&c->shared->lost, 1); /* nothing was held */
+	guard_thaw_all(c->shared, c->fds, c->n);
+	atomic_store(&c->shared->state, GUARD_IDLE);
+	guard_answer(c, 0, 0);
+	atomic_store(&c->shared->began, 0);
+}
+
+/* Returns false when the agent is gone. */
+static bool guard_on_agent(struct guard_child *c)
+{
+	struct guard_request q;
+	ssize_t got = recv(c->sock, &q, sizeof(q), 0);
+
+	if (got < 0 && errno == EINTR)
+		return true;
+	if (got != (ssize_t)sizeof(q))
+		return false;
+	if (q.op == GUARD_FREEZE)
+		guard_begin(c, q.limit);
+	else
+		guard_end(c);
+	return true;
+}
+
+static void guard_on_freezer(struct guard_child *c)
+{
+	struct guard_shared *s = c->shared;
+	struct guard_reply r;
+	ssize_t got = recv(c->freezer, &r, sizeof(r), 0);
+	bool gone = got != (ssize_t)sizeof(r);
+
+	if (got < 0 && errno == EINTR)
+		return;
+	if (gone) {
+		close(c->freezer);
+		c->freezer = -1;
+		guard_thaw_doubtful(s, c->fds, c->n);
+		atomic_store(&s->lost, 1);
+	}
+	if (atomic_load(&s->state) != GUARD_FREEZING) {
+		if (gone && atomic_load(&s->state) == GUARD_HOLDING)
+			atomic_store(&s->state, GUARD_EXPIRED);
+		return;
+	}
+	if (!gone && r.code == 0 && !c->aborted) {
+		atomic_store(&s->state, GUARD_HOLDING);
+		guard_answer(c, 0, 0);
+		return;
+	}
+	guard_thaw_all(s, c->fds, c->n);
+	atomic_store(&s->state, GUARD_IDLE);
+	if (!c->aborted)
+		guard_answer(c, gone ? -EIO : r.code, gone ? 0 : r.at);
+	c->aborted = false;
+}
+
+/* The limit counts from the first FIFREEZE, also while later ones still block. */
+static void guard_on_limit(struct guard_child *c)
+{
+	struct guard_shared *s = c->shared;
+	int at = 0;
+
+	if (atomic_load(&s->state) == GUARD_HOLDING) {
+		guard_thaw_all(s, c->fds, c->n);
+		atomic_store(&s->lost, 1);
+		atomic_store(&s->state, GUARD_EXPIRED);
+		return;
+	}
+	while ((size_t)at + 1 < c->n && atomic_load(&s->mounts[at]) != GUARD_TRYING)
+		at++;
+	atomic_store(&s->stop, 1);
+	guard_thaw_all(s, c->fds, c->n);
+	c->aborted = true;
+	guard_answer(c, -ETIMEDOUT, at);
+}
+
+/* Milliseconds to the limit; 0: it has passed; -1: nothing to wait for. */
+static int guard_left(const struct guard_child *c)
+{
+	int state = atomic_load(&c->shared->state);
+	double left;
+
+	if ((state != GUARD_FREEZING && state != GUARD_HOLDING) || c->aborted)
+		return -1;
+	if (!atomic_load(&c->shared->began))
+		return GUARD_TICK_MS;
+	left = c->shared->since + c->limit - guard_now();
+	if (left <= 0)
+		return 0;
+	if (state == GUARD_FREEZING)
+		return MIN(GUARD_TICK_MS, (int)(left * 1000) + 1);
+	return (int)(left * 1000) + 1;
+}
+
+/* The agent is gone: thaw, and wait for a freezer that is still in a call, which thaws what it then gets. */
+static _Noreturn void guard_finish(struct guard_child *c)
+{
+	atomic_store(&c->shared->stop, 1);
+	guard_thaw_all(c->shared, c->fds, c->n);
+	while (c->freezer >= 0 && atomic_load(&c->shared->state) == GUARD_FREEZING)
+		guard_on_freezer(c);
+	guard_thaw_all(c->shared, c->fds, c->n);
+	/* Its descriptors would keep the mount points busy after our end. */
+	if (c->freezer >= 0)
+		close(c->freezer);
+	if (c->freezer_pid > 0)
+		waitpid(c->freezer_pid, NULL, 0);
+	_exit(0);
+}
+
+static void guard_loop(struct guard_child *c)
+{
+	for (;;) {
+		struct pollfd p[2] = {{.fd = c->sock, .events = POLLIN}, {.fd = c->freezer, .events = POLLIN}};
+		int left = guard_left(c);
+
+		if (left == 0) {
+			guard_on_limit(c);
+			continue;
+		}
+		if (poll(p, 2, left) <= 0)
+			continue;
+		if (p[1].revents)
+			guard_on_freezer(c);
+		if (p[0].revents && !guard_on_agent(c))
+			return;
+	}
+}
+
+static int guard_fork_freezer(struct guard_child *c)
+{
+	struct guard_reply hello;
+	int p[2];
+	pid_t pid;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, p) < 0)
+		return -errno;
+	pid = fork();
+	if (pid < 0)
+		return -errno;
+	if (pid == 0) {
+		c->sock = p[1];
+		c->freezer = -1;
+		freezer_main(c);
+	}
+	close(p[1]);
+	c->freezer = p[0];
+	c->freezer_pid = pid;
+	if (recv(c->freezer, &hello, sizeof(hello), 0) != (ssize_t)sizeof(hello))
+		return -EIO;
+	return hello.code;
+}
+
+static _Noreturn void guard_main(struct guard_child *c)
+{
+	struct guard_reply hello = {0};
+	const int nowhere = -1;
+
+	setsid();
+	signal(SIGCHLD, SIG_DFL);
+	hello.code = guard_fork_freezer(c);
+	if (hello.code == 0)
+		hello.code = guard_settle(c, "replant-guard");
+	/* Once through the calls that matter, so that a first time isn't during a freeze. */
+	ioctl(nowhere, FITHAW, 0);
+	poll(NULL, 0, 0);
+	guard_now();
+	guard_send(c->sock, &hello);
+	if (hello.code == 0)
+		guard_loop(c);
+	guard_finish(c);
+}
+
+/* ---- the agent's side ---- */
+
+static int guard_collect_segment(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	struct guard_segments *s = arg;
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+
+	for (size_t i = 0; i < info->dlpi_phnum && s->n < GUARD_SEGMENTS; i++) {
+		const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
+		uintptr_t from = (info->dlpi_addr + ph->p_vaddr) & ~(page - 1);
+		uintptr_t to = (info->dlpi_addr + ph->p_vaddr + ph->p_memsz + page - 1) & ~(page - 1);
+
+		if (ph->p_type != PT_LOAD || !ph->p_memsz)
+			continue;
+		s->v[s->n].p = (void *)from; /* NOLINT: an address is what we are after */
+		s->v[s->n++].len = to - from;
+	}
+	return 0;
+}
+
+static int guard_open_mounts(struct track_guard *g, const char *const *mounts, size_t n, struct err *e)
+{
+	g->names = calloc(n + 1, sizeof(*g->names));
+	g->fds = calloc(n + 1, sizeof(*g->fds));
+	if (!g->names || !g->fds)
+		return err_nomem(e);
+	for (size_t i = 0; i < n; i++) {
+		int fd = open(mounts[i], O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+		if (fd < 0)
+			return err_sys(e, "cannot open mount point '%s'", mounts[i]);
+		g->fds[g->n] = fd;
+		g->names[g->n] = strdup(mounts[i]);
+		if (!g->names[g->n++])
+			return err_nomem(e);
+	}
+	return 0;
+}
+
+static int guard_spawn(struct track_guard *g, const struct guard_segments *segments, struct err *e)
+{
+	struct guard_child c = {.shared = g->shared, .segments = segments, .n = g->n, .freezer = -1};
+	int p[2];
+
+	memcpy(c.fds, g->fds, g->n * sizeof(*c.fds));
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, p) < 0)
+		return err_sys(e, "cannot start the freeze guard");
+	g->pid = fork();
+	if (g->pid < 0) {
+		close(p[0]);
+		close(p[1]);
+		return err_sys(e, "cannot start the freeze guard");
+	}
+	if (g->pid == 0) {
+		c.sock = p[1];
+		guard_main(&c);
+	}
+	close(p[1]);
+	g->sock = p[0];
+	return 0;
+}
+
+/* The next answer of the guard; -EPIPE when it is gone. */
+static int guard_receive(struct track_guard *g, struct guard_reply *ret)
+{
+	for (;;) {
+		ssize_t got = recv(g->sock, ret, sizeof(*ret), 0);
+
+		if (got == (ssize_t)sizeof(*ret))
+			return 0;
+		if (got < 0 && errno == EINTR)
+			continue;
+		return -EPIPE;
+	}
+}
+
+int track_guard_start(const char *const *mounts, size_t n, struct track_guard **ret, struct err *e)
+{
+	struct guard_segments segments = {0};
+	struct guard_reply hello;
+	struct track_guard *g;
+	int r;
+
+	if (n > GUARD_MOUNTS_MAX)
+		return err_set(e, -E2BIG, "%zu mounted filesystems are more than the %d a freeze can hold", n,
+			       GUARD_MOUNTS_MAX);
+	g = calloc(1, sizeof(*g));
+	if (!g)
+		return err_nomem(e);
+	g->sock = -1;
+	g->pid = -1;
+	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (g->shared == MAP_FAILED) {
+		g->shared = NULL;
+		r = err_sys(e, "cannot start the freeze guard");
+		goto fail;
+	}
+	dl_iterate_phdr(guard_collect_segment, &segments);
+	r = guard_open_mounts(g, mounts, n, e);
+	if (r == 0)
+		r = guard_spawn(g, &segments, e);
+	if (r < 0)
+		goto fail;
+	if (guard_receive(g, &hello) < 0)
+		hello.code = -EPIPE;
+	if (hello.code < 0) {
+		errno = -hello.code;
+		r = err_sys(e, "cannot lock the freeze guard into memory (it needs root or CAP_IPC_LOCK)");
+		goto fail;
+	}
+	*ret = g;
+	return 0;
+fail:
+	track_guard_free(g);
+	return r;
+}
+
+static int guard_explain(const struct track_guard *g, const struct guard_reply *r, double limit, struct err *e)
+{
+	const char *name = r->at >= 0 && (size_t)r->at < g->n ? g->names[r->at] : "?";
+
+	switch (r->code) {
+	case -EBUSY:
+		return err_set(e, r->code, "cannot freeze '%s': somebody else holds it frozen (thaw it with 'fsfreeze -u %s')",
+			       name, name);
+	case -ETIMEDOUT:
+		return err_set(e, r->code,
+			       "freezing took longer than the limit of %.1f s (at '%s') and was undone; try again when fewer "
+			       "writes are going on",
+			       limit, name);
+	case -EALREADY:
+		return err_set(e, r->code, "a freeze is already on or still being undone");
+	case -EPIPE:
+	case -EIO:
+		return err_set(e, r->code, "the freeze guard ended unexpectedly; everything was thawed");
+	default:
+		errno = -r->code;
+		return err_sys(e, "cannot freeze '%s'", name);
+	}
+}
+
+/* Guard and freezer may both have been killed: then it is on us. */
+static void guard_take_over(struct track_guard *g)
+{
+	atomic_store(&g->shared->stop, 1);
+	guard_thaw_doubtful(g->shared, g->fds, g->n);
+	atomic_store(&g->shared->state, GUARD_IDLE);
+}
+
+static char *guard_unfrozen(const struct track_guard *g)
+{
+	struct str s = {0};
+
+	str_add(&s, "");
+	for (size_t i = 0; i < g->n; i++)
+		if (atomic_load(&g->shared->mounts[i]) == GUARD_UNSUPPORTED)
+			str_addf(&s, "%s%s", s.len ? "," : "", g->names[i]);
+	if (!str_ok(&s)) {
+		str_release(&s);
+		return NULL;
+	}
+	return str_take(&s);
+}
+
+int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_unfrozen, struct err *e)
+{
+	struct guard_request q = {.op = GUARD_FREEZE, .limit = limit_seconds};
+	struct guard_reply r = {.code = -EPIPE};
+	char *unfrozen;
+
+	if (!(limit_seconds > 0) || limit_seconds > GUARD_LIMIT_MAX)
+		return err_set(e, -EINVAL, "a freeze limit of %g s is not between 0 and %g s", limit_seconds,
+			       GUARD_LIMIT_MAX);
+	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
+		guard_take_over(g);
+		r.code = -EPIPE;
+	}
+	if (r.code < 0)
+		return guard_explain(g, &r, limit_seconds, e);
+	unfrozen = guard_unfrozen(g);
+	if (!unfrozen) {
+		track_guard_thaw(g, NULL, NULL, NULL);
+		return err_nomem(e);
+	}
+	*ret_unfrozen = unfrozen;
+	return 0;
+}
+
+int track_guard_thaw(struct track_guard *g, double *ret_seconds, bool *ret_intact, struct err *e)
+{
+	struct guard_request q = {.op = GUARD_THAW};
+	struct guard_reply r = {0};
+
+	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
+		guard_take_over(g);
+		r = (struct guard_reply){.seconds = atomic_load(&g->shared->began) ? guard_now() - g->shared->since : 0};
+	}
+	if (r.code < 0)
+		return guard_explain(g, &r, 0, e);
+	if (ret_seconds)
+		*ret_seconds = r.seconds;
+	if (ret_intact)
+		*ret_intact = r.intact;
+	return 0;
+}
+
+bool track_guard_holds(struct track_guard *g)
+{
+	struct pollfd p = {.fd = g->sock};
+
+	if (poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR)))
+		return false; /* guard gone: its freezer has thawed */
+	return atomic_load(&g->shared->state) == GUARD_HOLDING && !atomic_load(&g->shared->lost);
+}
+
+void track_guard_free(struct track_guard *g)
+{
+	if (!g)
+		return;
+	if (g->sock >= 0)
+		close(g->sock); /* the guard takes this as our end: thaws and exits */
+	if (g->pid > 0)
+		while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
+			;
+	for (size_t i = 0; i < g->n; i++) {
+		if (g->shared)
+			guard_thaw_one(g->shared, g->fds, i);
+		close(g->fds[i]);
+		free(g->names[i]);
+	}
+	free(g->names);
+	free(g->fds);
+	if (g->shared)
+		munmap(g->shared, sizeof(*g->shared));
+	free(g);
+}

@@ -1,0 +1,240 @@
+/* Which mounted filesystems lie on which disks: mountinfo on one side, /sys/dev/block on the other. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "track/track_int.h"
+
+#define MOUNTS_DEPTH 12 /* LVM on md on partitions is 3 */
+
+/* Reads "8:1" from <dir>/<name>/<file>. */
+static int mounts_read_dev(const char *dir, const char *name, const char *file, dev_t *ret)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s/%s", dir, name, file), *text = NULL;
+	unsigned major, minor;
+
+	if (!path || io_read_file(path, 64, &text, NULL, NULL) < 0 || sscanf(text, "%u:%u", &major, &minor) != 2)
+		return -EINVAL;
+	*ret = makedev(major, minor);
+	return 0;
+}
+
+static bool mounts_on(const char *sys, dev_t dev, const dev_t *disks, size_t n, int depth);
+
+static bool mounts_slaves_on(const char *sys, const char *dir, const dev_t *disks, size_t n, int depth)
+{
+	char slaves[300];
+	bool found = false;
+	dev_t dev;
+	DIR *d;
+
+	snprintf(slaves, sizeof(slaves), "%s/slaves", dir);
+	d = opendir(slaves);
+	if (!d)
+		return false;
+	for (struct dirent *de; !found && (de = readdir(d));) {
+		if (de->d_name[0] == '.')
+			continue;
+		found = mounts_read_dev(slaves, de->d_name, "dev", &dev) == 0 && mounts_on(sys, dev, disks, n, depth + 1);
+	}
+	closedir(d);
+	return found;
+}
+
+static bool mounts_on(const char *sys, dev_t dev, const dev_t *disks, size_t n, int depth)
+{
+	char dir[256], path[300];
+	dev_t parent;
+
+	for (size_t i = 0; i < n; i++)
+		if (disks[i] == dev)
+			return true;
+	if (depth >= MOUNTS_DEPTH)
+		return false;
+	snprintf(dir, sizeof(dir), "%s/dev/block/%u:%u", sys, major(dev), minor(dev));
+	snprintf(path, sizeof(path), "%s/partition", dir);
+	if (access(path, F_OK) == 0 && mounts_read_dev(dir, "..", "dev", &parent) == 0 &&
+	    mounts_on(sys, parent, disks, n, depth + 1))
+		return true;
+	return mounts_slaves_on(sys, dir, disks, n, depth);
+}
+
+bool mounts_dev_on(const char *sys, dev_t dev, const dev_t *disks, size_t n)
+{
+	return mounts_on(sys, dev, disks, n, 0);
+}
+
+static bool mounts_source_dev(const char *source, dev_t *ret)
+{
+	struct stat st;
+
+	if (source[0] != '/' || stat(source, &st) < 0 || !S_ISBLK(st.st_mode))
+		return false;
+	*ret = st.st_rdev;
+	return true;
+}
+
+/* Does btrfs directory `dir` (/sys/fs/btrfs/UUID/devices) list `dev`, and one of its devices lie on the disks? */
+static bool mounts_btrfs_dir_on(const char *dir, dev_t dev, const dev_t *disks, size_t n)
+{
+	bool ours = false, on = false;
+	dev_t one;
+	DIR *d = opendir(dir);
+
+	if (!d)
+		return false;
+	for (struct dirent *de; (de = readdir(d));) {
+		if (de->d_name[0] == '.')
+			continue;
+		if (mounts_read_dev(dir, de->d_name, "dev", &one) < 0)
+			continue;
+		ours = ours || one == dev;
+		on = on || mounts_dev_on("/sys", one, disks, n);
+	}
+	closedir(d);
+	return ours && on;
+}
+
+/* A btrfs may span devices of which mountinfo names one. */
+static bool mounts_btrfs_on(dev_t dev, const dev_t *disks, size_t n)
+{
+	DIR *d = opendir("/sys/fs/btrfs");
+	char path[320];
+	bool found = false;
+
+	if (!d)
+		return false;
+	for (struct dirent *de; !found && (de = readdir(d));) {
+		if (de->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/sys/fs/btrfs/%s/devices", de->d_name);
+		found = mounts_btrfs_dir_on(path, dev, disks, n);
+	}
+	closedir(d);
+	return found;
+}
+
+static bool mounts_is_on(const struct track_mount *m, const dev_t *disks, size_t n)
+{
+	dev_t dev = m->dev;
+
+	/* btrfs, and others that use an anonymous device number, name their device as the source. */
+	if (major(dev) == 0 && !mounts_source_dev(m->source, &dev))
+		return false;
+	return mounts_dev_on("/sys", dev, disks, n) ||
+	       (strcmp(m->type, "btrfs") == 0 && mounts_btrfs_on(dev, disks, n));
+}
+
+/* Does the path lead to this very mount, or has another one been mounted over it? */
+static bool mounts_reachable(const struct track_mount *m)
+{
+	_cleanup_close_ int fd = open(m->point, O_PATH | O_CLOEXEC);
+	_cleanup_free_ char *text = NULL;
+	char path[64];
+	const char *id;
+
+	if (fd < 0)
+		return false;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	if (io_read_file(path, 4096, &text, NULL, NULL) < 0 || !(id = strstr(text, "mnt_id:")))
+		return false;
+	return strtoul(id + strlen("mnt_id:"), NULL, 10) == m->id;
+}
+
+/* A point by which the filesystem of mount `first` can be reached: itself or a later mount of the same filesystem. */
+static const char *mounts_point(const struct track_mount *list, size_t n, size_t first)
+{
+	for (size_t i = first; i < n; i++)
+		if (list[i].dev == list[first].dev && mounts_reachable(&list[i]))
+			return list[i].point;
+	return NULL;
+}
+
+static bool mounts_seen_before(const struct track_mount *list, size_t i)
+{
+	for (size_t k = 0; k < i; k++)
+		if (list[k].dev == list[i].dev)
+			return true;
+	return false;
+}
+
+static int mounts_devices(const char *const *devices, size_t n, dev_t **ret, struct err *e)
+{
+	dev_t *devs = calloc(n + 1, sizeof(*devs));
+
+	if (!devs)
+		return err_nomem(e);
+	for (size_t i = 0; i < n; i++) {
+		struct stat st;
+
+		if (stat(devices[i], &st) < 0 || !S_ISBLK(st.st_mode)) {
+			free(devs);
+			return err_set(e, -ENOTBLK, "'%s' is not a block device", devices[i]);
+		}
+		devs[i] = st.st_rdev;
+	}
+	*ret = devs;
+	return 0;
+}
+
+/* Mounts come in the order they were made: what lies on top of another filesystem is later, so it is frozen first. */
+static int mounts_pick(const struct track_mount *list, size_t n, const dev_t *disks, size_t ndisks, char **out,
+		       size_t *ret_n, struct err *e)
+{
+	for (size_t i = n; i-- > 0;) {
+		const char *point;
+
+		if (!list[i].writable || mounts_seen_before(list, i) || !mounts_is_on(&list[i], disks, ndisks))
+			continue;
+		point = mounts_point(list, n, i);
+		if (!point)
+			return err_set(e, -ENOENT, "the filesystem mounted at '%s' can't be reached there, another mount hides it; "
+					"unmount the upper one", list[i].point);
+		out[*ret_n] = strdup(point);
+		if (!out[(*ret_n)++])
+			return err_nomem(e);
+	}
+	return 0;
+}
+
+int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e)
+{
+	_cleanup_free_ dev_t *disks = NULL;
+	struct track_mount *list = NULL;
+	char **out = NULL;
+	size_t nlist = 0, nout = 0;
+	int r = mounts_devices(devices, n, &disks, e);
+
+	if (r < 0)
+		return r;
+	r = track_mountinfo_read(&list, &nlist, e);
+	if (r < 0)
+		return r;
+	out = calloc(nlist + 1, sizeof(*out));
+	r = out ? mounts_pick(list, nlist, disks, n, out, &nout, e) : err_nomem(e);
+	track_mountinfo_free(list, nlist);
+	if (r < 0) {
+		track_mounts_free(out, nout);
+		return r;
+	}
+	*ret = out;
+	*ret_n = nout;
+	return 0;
+}
+
+void track_mounts_free(char **mounts, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(mounts[i]);
+	free(mounts);
+}
