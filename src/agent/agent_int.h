@@ -1,0 +1,150 @@
+/* Private to the agent: its commands, where it keeps things, and the parts the commands share. */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/opt.h"
+#include "stream/stream.h"
+
+struct err;
+
+/* ---- command line (main.c) ---- */
+#define AGENT_CONFIG_DIR  "/etc/replant"
+#define AGENT_RUNTIME_DIR "/run/replant"
+#define AGENT_PROGRAM	  "/usr/local/sbin/replant-agent"
+#define AGENT_UNIT	  "replant-agent.service"
+#define AGENT_UNIT_PATH	  "/etc/systemd/system/" AGENT_UNIT
+
+struct agent_options {
+	const char *config_dir, *runtime_dir;
+	bool json, verbose, log_json;
+	const char *center; /* check, enroll */
+	const char *code;   /* enroll */
+	bool no_service;
+	bool purge; /* uninstall */
+	/* send */
+	const char *to, *run, *psk_file, *on_read_error;
+	struct opt_list disks;
+	uint64_t connections, compress, rate;
+	bool checksum, no_freeze;
+};
+
+/* The commands; exit codes 0, 1 failed, 2 usage, 75 temporary. */
+int agent_check(void *options, int argc, char **argv);
+int agent_discover(void *options, int argc, char **argv);
+int agent_enroll(void *options, int argc, char **argv);
+int agent_run(void *options, int argc, char **argv);
+int agent_status(void *options, int argc, char **argv);
+int agent_uninstall(void *options, int argc, char **argv);
+int agent_send(void *options, int argc, char **argv);
+
+/* ---- what a server has (discover.c and its parts): new references, never NULL but when out of memory ---- */
+struct agent_disk {
+	char name[64];	/* "sda" */
+	char path[80];	/* "/dev/sda" */
+	uint64_t size;	/* bytes */
+	uint32_t logical, physical;
+	bool rotational, removable, read_only;
+	char model[128], serial[128];
+};
+/* The disks that a migration takes: no loop, ram, zram, floppy, optical, device-mapper or md devices. *ret is freed by the caller. */
+int disklist_read(struct agent_disk **ret, size_t *ret_n, struct err *e);
+/* One disk by its path; any block device, or a file that holds an image. */
+int disklist_one(const char *path, struct agent_disk *ret, struct err *e);
+/* The partitions the kernel has of a disk, by number and kernel name ("sda1"). */
+struct disklist_part {
+	unsigned number;
+	char name[80];
+};
+int disklist_parts(const struct agent_disk *d, struct disklist_part *out, size_t max, size_t *ret_n);
+/* Fills `inventory` with disks, volumes and filesystems; what can't be read becomes a warning. */
+int contents_add(json_t *inventory, json_t *warnings, const struct agent_disk *disks, size_t n);
+int sysinfo_add(json_t *inventory); /* os, kernel, cpu, memory, boot ... */
+int netinfo_add(json_t *inventory);
+/* paths: only these disks; n 0: all of the server's. */
+int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct err *e);
+
+/* /etc/os-release as an object of id, name, version_id, version_codename, pretty_name. */
+json_t *sysinfo_os_parse(const char *text);
+/* First line of a small file without its newline; "" when it can't be read. */
+const char *sysinfo_line(const char *path, char *buf, size_t size);
+
+/* ---- the center (conf.c, http.c) ---- */
+struct conf_code {
+	char id[24];	 /* "0123456789abcdef" */
+	char secret[65];
+	uint8_t ca[32];	 /* SHA-256 of the DER of the center's CA */
+};
+/* "<id>.<secret>.<fingerprint in hex>" */
+int conf_code_parse(const char *s, struct conf_code *ret, struct err *e);
+
+struct conf_url {
+	char host[256]; /* name or address, without brackets */
+	uint16_t port;
+	bool numeric;
+};
+/* "https://host[:port][/]"; the scheme may be left out. Default port 8443. */
+int conf_url_parse(const char *s, struct conf_url *ret, struct err *e);
+
+#define CONF_CA_MAX 65536
+struct conf {
+	char center[300]; /* normalised URL */
+	struct conf_url url;
+	char source[48];
+	char secret[130];
+	char *ca_pem;
+};
+int conf_load(const char *dir, struct conf *ret, struct err *e);
+int conf_store(const char *dir, const struct conf *c, struct err *e);
+void conf_release(struct conf *c);
+
+struct http;
+/* Exactly one of ca_pem and fingerprint (32 bytes) is given: whom to trust. Nothing is connected yet. */
+int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fingerprint, struct http **ret, struct err *e);
+void http_free(struct http *h); /* NULL is fine */
+/*
+ * Sends `body` (NULL: a GET) and waits for the answer, a JSON object of at most 4 MiB, *ret NULL when it is empty. 0 with any HTTP
+ * status; errors: -ECONNREFUSED ..., -ETIMEDOUT, -EKEYREJECTED when the center can't prove who it is, -EPROTO.
+ */
+int http_call(struct http *h, const char *path, const char *bearer, const json_t *body, int *ret_status, json_t **ret,
+	      struct err *e);
+/* The CA that was found by its fingerprint, as PEM; NULL before the first call went well. The caller frees. */
+char *http_ca_pem(struct http *h);
+/* Turns a name into a numeric address by DNS, /etc/hosts included. out holds 64. */
+int http_resolve(const char *host, char out[64], struct err *e);
+/* Turns an answer with status >= 400 into an error: -EACCES 401 and 403, -ENOENT, -EBUSY 429 and 503 ... */
+int http_refusal(int status, const json_t *answer, struct err *e);
+
+/* ---- the task the center gives (task.c) ---- */
+#define TASK_DISKS_MAX 64
+struct task {
+	char run[48], job[48];
+	char host[256]; /* "" : the center's */
+	uint16_t port;
+	uint8_t psk[STREAM_PSK_SIZE];
+	unsigned connections, compression;
+	uint64_t rate_mbit;
+	bool checksum, zero_unreadable;
+	char disks[TASK_DISKS_MAX][80]; /* paths; none: all */
+	size_t ndisks;
+};
+struct task_reply {
+	double interval; /* seconds, 1..3600 */
+	bool has_task;
+	struct task task;
+};
+int task_reply_parse(const json_t *o, struct task_reply *ret, struct err *e);
+const char *task_phase(enum stream_phase phase);
+json_t *task_progress(const struct stream_progress *p);
+json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n);
+/* {code, message, temporary} */
+json_t *task_error(const struct err *e);
+
+/* ---- installing (service.c) ---- */
+int service_install(struct err *e);
+bool service_systemd(void); /* is systemd running here? */
+/* Stops, disables and removes unit and program; a line per thing done on stdout. */
+int service_remove(struct err *e);

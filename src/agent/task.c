@@ -1,0 +1,213 @@
+/* The center's answer to a sync, and what we tell it about a task. The answer is outside text: every field is bounded. */
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "agent/agent_int.h"
+#include "base/err.h"
+#include "base/id.h"
+#include "base/jsn.h"
+#include "base/str.h"
+#include "base/util.h"
+
+#define TASK_INTERVAL_MIN 1.0
+#define TASK_INTERVAL_MAX 3600.0
+#define TASK_NOTES_MAX	  200
+
+static int task_identifier(const json_t *o, const char *key, const char *noun, char out[48], struct err *e)
+{
+	const char *s = NULL;
+	int r = jsn_get_str(o, key, true, 47, &s, e);
+
+	if (r < 0)
+		return r;
+	if (!id_is(noun, s))
+		return err_set(e, -EINVAL, "'%s' is not the identifier of a %s", s, noun);
+	strcpy(out, s);
+	return 0;
+}
+
+/* A path below /dev; "sda" means "/dev/sda". */
+static int task_disk(const json_t *v, char out[80], struct err *e)
+{
+	const char *s = json_string_value(v);
+	size_t n = json_string_length(v);
+
+	if (!s || !n || n > 60 || strlen(s) != n || strstr(s, ".."))
+		return err_set(e, -EINVAL, "'disks' must be a list of device names");
+	for (const char *p = s; *p; p++)
+		if (!isalnum((unsigned char)*p) && !strchr("/-_.:+", *p))
+			return err_set(e, -EINVAL, "'disks' must be a list of device names");
+	if (*s == '/' && !str_starts(s, "/dev/"))
+		return err_set(e, -EINVAL, "'%s' in 'disks' is not below /dev", s);
+	snprintf(out, 80, "%s%s", *s == '/' ? "" : "/dev/", s);
+	return 0;
+}
+
+static int task_disks(const json_t *o, struct task *t, struct err *e)
+{
+	const json_t *list = json_object_get(o, "disks");
+
+	if (!list || json_is_null(list))
+		return 0;
+	if (!json_is_array(list) || !json_array_size(list) || json_array_size(list) > TASK_DISKS_MAX)
+		return err_set(e, -EINVAL, "'disks' must be null or a list of 1 to %d device names", TASK_DISKS_MAX);
+	for (size_t i = 0; i < json_array_size(list); i++) {
+		int r = task_disk(json_array_get(list, i), t->disks[i], e);
+
+		if (r < 0)
+			return r;
+		t->ndisks = i + 1;
+	}
+	return 0;
+}
+
+static int task_parameters(const json_t *p, struct task *t, struct err *e)
+{
+	uint64_t connections = 4, compression = 1, rate = 0;
+	const char *on_error = "fail";
+	bool checksum = false;
+
+	if (p && !json_is_null(p) && !json_is_object(p))
+		return err_set(e, -EINVAL, "'parameters' must be an object");
+	if (jsn_get_u64(p, "connections", false, 1, STREAM_CONNECTIONS_MAX, &connections, e) < 0 ||
+	    jsn_get_u64(p, "compression", false, 0, 10, &compression, e) < 0 ||
+	    jsn_get_u64(p, "rate_mbit", false, 0, 1000000, &rate, e) < 0 ||
+	    jsn_get_bool(p, "checksum", false, &checksum, e) < 0 ||
+	    jsn_get_str(p, "on_read_error", false, 16, &on_error, e) < 0)
+		return -EINVAL;
+	if (strcmp(on_error, "fail") != 0 && strcmp(on_error, "zero") != 0)
+		return err_set(e, -EINVAL, "'on_read_error' must be 'fail' or 'zero', not '%s'", on_error);
+	t->connections = (unsigned)connections;
+	t->compression = (unsigned)compression;
+	t->rate_mbit = rate;
+	t->checksum = checksum;
+	t->zero_unreadable = strcmp(on_error, "zero") == 0;
+	return 0;
+}
+
+static int task_host(const json_t *o, struct task *t, struct err *e)
+{
+	const char *host = "";
+	int r = jsn_get_str(o, "host", false, sizeof(t->host) - 1, &host, e);
+
+	if (r < 0)
+		return r;
+	for (const char *p = host; *p; p++)
+		if (!isalnum((unsigned char)*p) && !strchr("-._:", *p))
+			return err_set(e, -EINVAL, "'host' is neither a name nor an address");
+	strcpy(t->host, host);
+	return 0;
+}
+
+static int task_parse(const json_t *o, struct task *t, struct err *e)
+{
+	const char *action = NULL, *psk = NULL;
+	uint64_t port = 0;
+
+	if (!json_is_object(o))
+		return err_set(e, -EINVAL, "'task' must be an object");
+	if (jsn_get_str(o, "action", true, 32, &action, e) < 0)
+		return -EINVAL;
+	if (strcmp(action, "send") != 0)
+		return err_set(e, -ENOTSUP, "the center wants '%s', which this agent does not know: update the agent", action);
+	if (task_identifier(o, "run", "run", t->run, e) < 0 || task_identifier(o, "job", "job", t->job, e) < 0 ||
+	    jsn_get_u64(o, "port", true, 1, 65535, &port, e) < 0 || jsn_get_str(o, "psk", true, 64, &psk, e) < 0 ||
+	    task_host(o, t, e) < 0 || task_disks(o, t, e) < 0)
+		return -EINVAL;
+	if (str_unhex(psk, t->psk, sizeof(t->psk)) < 0)
+		return err_set(e, -EINVAL, "'psk' must be %zu hex digits", 2 * sizeof(t->psk));
+	t->port = (uint16_t)port;
+	return task_parameters(json_object_get(o, "parameters"), t, e);
+}
+
+int task_reply_parse(const json_t *o, struct task_reply *ret, struct err *e)
+{
+	const json_t *interval = json_object_get(o, "interval_seconds"), *task = json_object_get(o, "task");
+	struct task_reply reply = {.interval = 10};
+	int r;
+
+	if (!json_is_object(o))
+		return err_set(e, -EINVAL, "the center's answer is not a JSON object");
+	if (interval) {
+		if (!json_is_number(interval) || !isfinite(json_number_value(interval)))
+			return err_set(e, -EINVAL, "'interval_seconds' must be a number");
+		reply.interval = MIN(MAX(json_number_value(interval), TASK_INTERVAL_MIN), TASK_INTERVAL_MAX);
+	}
+	if (task && !json_is_null(task)) {
+		r = task_parse(task, &reply.task, e);
+		if (r < 0)
+			return r;
+		reply.has_task = true;
+	}
+	*ret = reply;
+	return 0;
+}
+
+/* ---- what we tell ---- */
+
+const char *task_phase(enum stream_phase phase)
+{
+	static const char *const names[] = {
+		[STREAM_CONNECTING] = "connecting", [STREAM_FULL] = "full",	    [STREAM_COMPARE] = "compare",
+		[STREAM_FREEZING] = "freezing",	    [STREAM_FROZEN] = "frozen",	    [STREAM_FINISHING] = "finishing",
+		[STREAM_DONE] = "done",
+	};
+
+	return (size_t)phase < ARRAY_SIZE(names) && names[phase] ? names[phase] : "unknown";
+}
+
+/* JSON has no infinity; negative means unknown. */
+static json_t *task_number(double v)
+{
+	return isfinite(v) && v >= 0 ? json_real(v) : json_null();
+}
+
+json_t *task_progress(const struct stream_progress *p)
+{
+	double percent = p->bytes_total ? 100.0 * (double)p->bytes_done / (double)p->bytes_total : 0;
+
+	return json_pack("{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "phase", task_phase(p->phase), "round",
+			 (json_int_t)p->round, "percent", task_number(MIN(percent, 100.0)), "bytes_total",
+			 (json_int_t)p->bytes_total, "bytes_done", (json_int_t)p->bytes_done, "bytes_read",
+			 (json_int_t)p->bytes_read, "bytes_sent", (json_int_t)p->bytes_sent, "bytes_changed",
+			 (json_int_t)p->bytes_changed, "speed", task_number(p->speed), "seconds_left",
+			 task_number(p->seconds_left), "expected_freeze_seconds", task_number(p->expected_freeze), "freeze_ms",
+			 task_number(p->freeze_seconds < 0 ? -1 : p->freeze_seconds * 1000));
+}
+
+json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n)
+{
+	json_t *notes = json_array(), *zeroed = json_array(), *names = json_array();
+
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(names, json_string(disks[i]));
+	for (size_t i = 0; i < MIN(r->nnotes, (size_t)TASK_NOTES_MAX); i++)
+		json_array_append_new(notes, json_string(r->notes[i]));
+	for (size_t i = 0; i < MIN(r->nzeroed, (size_t)TASK_NOTES_MAX); i++)
+		json_array_append_new(zeroed, json_pack("{s:I, s:I, s:I}", "disk", (json_int_t)r->zeroed[i].disk, "offset",
+							(json_int_t)r->zeroed[i].offset, "length",
+							(json_int_t)r->zeroed[i].length));
+	return json_pack("{s:o, s:o, s:o, s:o}", "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed, "disks",
+			 names);
+}
+
+json_t *task_error(const struct err *e)
+{
+	static const struct { int code; const char *name; bool temporary; } codes[] = {
+		{-ENOSPC, "no_space", true},	       {-ECANCELED, "cancelled", false},
+		{-EIO, "read_error", false},	       {-ECONNREFUSED, "connection_failed", true},
+		{-ECONNRESET, "connection_failed", true}, {-EPIPE, "connection_failed", true},
+		{-ETIMEDOUT, "timed_out", true},       {-EHOSTUNREACH, "connection_failed", true},
+		{-ENETUNREACH, "connection_failed", true}, {-ENETDOWN, "connection_failed", true},
+		{-EBUSY, "busy", true},		       {-EAGAIN, "busy", true},
+		{-ENOMEM, "no_memory", true},	       {-EPERM, "not_permitted", false},
+		{-EACCES, "not_permitted", false}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
+		if (codes[i].code == e->code)
+			return json_pack("{s:s, s:s, s:b}", "code", codes[i].name, "message", e->msg, "temporary",
+					 codes[i].temporary);
+	return json_pack("{s:s, s:s, s:b}", "code", "send_failed", "message", e->msg, "temporary", false);
+}
