@@ -1,6 +1,6 @@
 /*
- * What is done to the bytes of blocks: digests, compression, finding zeros. One table of digest algorithms, one table of
- * compression levels.
+ * What is done to the bytes of blocks: digests, compression, finding zeros. One table of digest algorithms, one table
+ * of compression levels.
  */
 #pragma once
 
@@ -11,7 +11,7 @@
 struct err;
 
 #define CODEC_DIGEST_MAX 32u /* bytes of the longest digest */
-#define CODEC_LEVEL_MAX	 10u
+#define CODEC_LEVEL_MAX  10u
 
 /* The ids are part of the protocol and of the manifest's header. */
 enum codec_digest_id { CODEC_XXH3_128 = 1, CODEC_SHA256 = 2 };
@@ -19,7 +19,7 @@ enum codec_digest_id { CODEC_XXH3_128 = 1, CODEC_SHA256 = 2 };
 struct codec_digest {
 	enum codec_digest_id id;
 	const char *name; /* "xxh3-128", "sha-256" */
-	size_t size;	  /* bytes */
+	size_t size;      /* bytes */
 	void (*compute)(const void *p, size_t n, uint8_t *out);
 };
 
@@ -40,10 +40,14 @@ void codec_sum_start(struct codec_sum *s);
 void codec_sum_add(struct codec_sum *s, const void *p, size_t n);
 void codec_sum_finish(struct codec_sum *s, uint8_t out[32]);
 void codec_sum_free(struct codec_sum *s); /* NULL is fine */
+static inline void codec_sum_freep(struct codec_sum **s)
+{
+	codec_sum_free(*s);
+}
 
 /*
- * A packer belongs to one thread. It remembers whether what it was given lately could be packed at all; while it couldn't,
- * only some inputs are tried.
+ * A packer belongs to one thread. It remembers whether what it was given lately could be packed at all; while it
+ * couldn't, only some inputs are tried.
  */
 struct codec_packer;
 /* level 0 (never packs) .. CODEC_LEVEL_MAX; inputs of at most max bytes. */

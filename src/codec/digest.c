@@ -21,8 +21,8 @@ static void digest_sha256(const void *p, size_t n, uint8_t *out)
 }
 
 static const struct codec_digest digests[] = {
-	{CODEC_XXH3_128, "xxh3-128", 16, digest_xxh3_128},
-	{CODEC_SHA256, "sha-256", 32, digest_sha256},
+    {CODEC_XXH3_128, "xxh3-128", 16, digest_xxh3_128},
+    {CODEC_SHA256, "sha-256", 32, digest_sha256},
 };
 
 const struct codec_digest *codec_digest(unsigned id)
@@ -46,7 +46,8 @@ uint64_t codec_check64(const void *p, size_t n, uint64_t seed)
 	return XXH3_64bits_withSeed(p, n, seed);
 }
 
-/* When the first 16 bytes are zero and every byte equals the one 16 before it, all are: memcmp does that at memory speed. */
+/* When the first 16 bytes are zero and every byte equals the one 16 before it, all are: memcmp does that at memory
+ * speed. */
 bool codec_is_zero(const void *p, size_t n)
 {
 	static const uint8_t zero[16];

@@ -55,7 +55,8 @@ size_t codec_pack(struct codec_packer *c, const void *p, size_t n, const void **
 		c->skip--;
 		return 0;
 	}
-	/* Less than a sixteenth saved isn't worth unpacking at the other end; the small output also makes zstd give up early. */
+	/* Less than a sixteenth saved isn't worth unpacking at the other end; the small output also makes zstd give up
+	 * early. */
 	r = ZSTD_compress2(c->ctx, c->out, n - n / 16, p, n);
 	if (ZSTD_isError(r)) {
 		c->backoff = c->backoff ? MIN(c->backoff * 2, PACK_SKIP_MAX) : 1;
@@ -100,8 +101,7 @@ int codec_unpack(struct codec_unpacker *c, const void *p, size_t n, void *out, s
 	size_t r;
 
 	/* The size is in the frame's header, and nothing follows the frame: no second frame, no skippable ones. */
-	if (want == 0 || ZSTD_getFrameContentSize(p, n) != want ||
-	    ZSTD_findFrameCompressedSize(p, n) != n)
+	if (want == 0 || ZSTD_getFrameContentSize(p, n) != want || ZSTD_findFrameCompressedSize(p, n) != n)
 		return err_set(e, -EBADMSG, "packed data is not one zstd frame of %zu bytes", want);
 	r = ZSTD_decompressDCtx(c->ctx, out, want, p, n);
 	if (ZSTD_isError(r) || r != want)

@@ -66,15 +66,21 @@ struct stream_send_params {
 	bool checksum;		    /* SHA-256 instead of XXH3-128 */
 	bool zero_unreadable;	    /* else an unreadable source block fails the job */
 	uint64_t frozen_memory;	    /* bytes of differing blocks held while frozen; 0: default */
+	double reconnect_seconds;   /* how long a lost receiver is tried again; 0: 60 */
+	double stall_seconds;	    /* without an answer until a connection counts as lost; 0: 60 */
 };
 
+/*
+ * freeze and thaw are called in the thread that called stream_send(); the others in a thread of its own, one at a time.
+ */
 struct stream_send_ops {
 	void *arg;
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);
 	void (*progress)(void *arg, const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */
-	bool (*cancelled)(void *arg);
+	bool (*cancelled)(void *arg); /* asked every 0.1 s */
+	uint64_t (*rate_mbit)(void *arg); /* the limit as it is now, asked every 0.5 s; NULL: that of the parameters */
 };
 
 struct stream_result {
@@ -85,7 +91,11 @@ struct stream_result {
 	size_t nzeroed;
 };
 
-/* 0 when the receiver has committed. -ECANCELED, -ENOSPC (destination full), -EIO ... with the sentence. */
+/*
+ * 0 when the receiver has committed. -ECANCELED; -ENOSPC: the destination is full; -EIO: the source can't be read; -EACCES:
+ * the receiver refuses run or key; -EALREADY: another sender took the run over; stream_is_temporary() of the rest. A later
+ * call goes on where this one ended.
+ */
 int stream_send(const struct stream_send_params *p, struct disk *const *disks, size_t n,
 		const struct stream_send_ops *ops, struct stream_result *ret, struct err *e);
 void stream_result_release(struct stream_result *r);
@@ -98,6 +108,7 @@ struct stream_receive_params {
 	uint16_t port;		  /* 0: any */
 	const char *user;	  /* becomes that user after the directory and port are open; NULL: stays */
 	uint64_t min_free;	  /* bytes to leave free on the filesystem of dir */
+	bool once;		  /* ends (-ECONNABORTED) when the sender leaves without a commit, else waits for it */
 };
 /* Called with each event as a JSON object (borrowed): listening, connected, progress, committed, error. */
 typedef void (*stream_event_fn)(void *arg, const char *json);
@@ -105,3 +116,11 @@ typedef void (*stream_event_fn)(void *arg, const char *json);
 int stream_receive(const struct stream_receive_params *p, stream_event_fn event, void *arg, struct err *e);
 /* Reads the replica again and checks every entry of its manifests. */
 int stream_verify(const char *dir, uint64_t *ret_blocks, struct err *e);
+
+/* ---- both ---- */
+/* Is this one of the errors after which the same call may well succeed later? */
+bool stream_is_temporary(int code);
+/* A key of 64 hex digits from a file, or from standard input (-). */
+int stream_key_read(const char *path, uint8_t psk[STREAM_PSK_SIZE], struct err *e);
+/* HOST:PORT or [HOST]:PORT. */
+int stream_address_parse(const char *text, char *host, size_t size, uint16_t *ret_port, struct err *e);

@@ -91,8 +91,8 @@ int wire_get_used_ok(const struct wire_frame *f, uint64_t *ret_needed, uint64_t 
 	return 0;
 }
 
-int wire_get_digests(const struct wire_frame *f, const struct wire_ask *asked, size_t bytes, const uint8_t **ret_digests,
-		     struct err *e)
+int wire_get_digests(const struct wire_frame *f, const struct wire_ask *asked, size_t bytes,
+		     const uint8_t **ret_digests, struct err *e)
 {
 	if (get_le16(f->payload) != asked->disk || get_le16(f->payload + 2) ||
 	    get_le32(f->payload + 4) != asked->window)

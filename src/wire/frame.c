@@ -12,7 +12,7 @@
 
 #define TO_SERVER (1u << 0)
 #define TO_CLIENT (1u << 1)
-#define TO_BOTH	  (TO_SERVER | TO_CLIENT)
+#define TO_BOTH   (TO_SERVER | TO_CLIENT)
 
 /* The longest payloads: digests of a window, and a chunk of blocks with their digests. */
 #define FRAME_DIGESTS_MAX (8u + WIRE_WINDOW * 32u)
@@ -23,31 +23,31 @@ static const struct {
 	uint32_t min, max;
 	unsigned to;
 } frame_types[WIRE_TYPES] = {
-	[WIRE_HELLO] = {"HELLO", 24, 24, TO_SERVER},
-	[WIRE_WELCOME] = {"WELCOME", 8, 8, TO_CLIENT},
-	[WIRE_OPEN] = {"OPEN", 8 + 16, 8 + 16 * WIRE_DISKS_MAX, TO_SERVER},
-	[WIRE_OPENED] = {"OPENED", 8, 8, TO_CLIENT},
-	[WIRE_USED] = {"USED", 16, 16 + WIRE_USED_BYTES, TO_SERVER},
-	[WIRE_USED_OK] = {"USED_OK", 16, 16, TO_CLIENT},
-	[WIRE_ASK] = {"ASK", 8, 8, TO_SERVER},
-	[WIRE_DIGESTS] = {"DIGESTS", 8, FRAME_DIGESTS_MAX, TO_CLIENT},
-	[WIRE_BLOCKS] = {"BLOCKS", WIRE_BLOCKS_HEAD, FRAME_BLOCKS_MAX, TO_SERVER},
-	[WIRE_FLUSH] = {"FLUSH", 8, 8, TO_SERVER},
-	[WIRE_FLUSHED] = {"FLUSHED", 8, 8, TO_CLIENT},
-	[WIRE_SYNC] = {"SYNC", 0, 0, TO_SERVER},
-	[WIRE_SYNCED] = {"SYNCED", 0, 0, TO_CLIENT},
-	[WIRE_COMMIT] = {"COMMIT", 40, 40 * WIRE_DISKS_MAX, TO_SERVER},
-	[WIRE_COMMITTED] = {"COMMITTED", 0, 0, TO_CLIENT},
-	[WIRE_PING] = {"PING", 8, 8, TO_SERVER},
-	[WIRE_PONG] = {"PONG", 8, 8, TO_CLIENT},
-	[WIRE_WAIT] = {"WAIT", 0, 0, TO_CLIENT},
-	[WIRE_ERROR] = {"ERROR", 4, 4 + WIRE_MESSAGE_MAX, TO_BOTH},
-	[WIRE_BYE] = {"BYE", 0, 0, TO_SERVER},
+    [WIRE_HELLO] = {"HELLO", 24, 24, TO_SERVER},
+    [WIRE_WELCOME] = {"WELCOME", 8, 8, TO_CLIENT},
+    [WIRE_OPEN] = {"OPEN", 8 + 16, 8 + 16 * WIRE_DISKS_MAX, TO_SERVER},
+    [WIRE_OPENED] = {"OPENED", 8, 8, TO_CLIENT},
+    [WIRE_USED] = {"USED", 16, 16 + WIRE_USED_BYTES, TO_SERVER},
+    [WIRE_USED_OK] = {"USED_OK", 16, 16, TO_CLIENT},
+    [WIRE_ASK] = {"ASK", 8, 8, TO_SERVER},
+    [WIRE_DIGESTS] = {"DIGESTS", 8, FRAME_DIGESTS_MAX, TO_CLIENT},
+    [WIRE_BLOCKS] = {"BLOCKS", WIRE_BLOCKS_HEAD, FRAME_BLOCKS_MAX, TO_SERVER},
+    [WIRE_FLUSH] = {"FLUSH", 8, 8, TO_SERVER},
+    [WIRE_FLUSHED] = {"FLUSHED", 8, 8, TO_CLIENT},
+    [WIRE_SYNC] = {"SYNC", 0, 0, TO_SERVER},
+    [WIRE_SYNCED] = {"SYNCED", 0, 0, TO_CLIENT},
+    [WIRE_COMMIT] = {"COMMIT", 40, 40 * WIRE_DISKS_MAX, TO_SERVER},
+    [WIRE_COMMITTED] = {"COMMITTED", 0, 0, TO_CLIENT},
+    [WIRE_PING] = {"PING", 8, 8, TO_SERVER},
+    [WIRE_PONG] = {"PONG", 8, 8, TO_CLIENT},
+    [WIRE_WAIT] = {"WAIT", 0, 0, TO_CLIENT},
+    [WIRE_ERROR] = {"ERROR", 4, 4 + WIRE_MESSAGE_MAX, TO_BOTH},
+    [WIRE_BYE] = {"BYE", 0, 0, TO_SERVER},
 };
 
 /*
- * The checksum covers the first 24 bytes of the header and the payload: XXH3-64 of the payload, seeded with the XXH3-64 of
- * those 24 bytes.
+ * The checksum covers the first 24 bytes of the header and the payload: XXH3-64 of the payload, seeded with the XXH3-64
+ * of those 24 bytes.
  */
 static uint64_t frame_check(const uint8_t *header, const struct iovec *iov, size_t n)
 {
@@ -162,7 +162,8 @@ int wire_recv(struct wire_link *l, double wait, struct wire_frame *ret, struct e
 	if (l->broken)
 		return err_set(e, -EBADMSG, "the connection has already failed");
 	r = frame_recv(l, wait, ret, e);
-	/* After a time-out before the first byte the link is still whole, otherwise we don't know where a frame begins. */
+	/* After a time-out before the first byte the link is still whole, otherwise we don't know where a frame begins.
+	 */
 	if (r < 0 && r != -ETIMEDOUT)
 		l->broken = true;
 	return r;
@@ -174,16 +175,16 @@ static const struct {
 	int code;
 	bool temporary;
 } frame_codes[WIRE_CODES] = {
-	[WIRE_E_PROTOCOL] = {"protocol", EPROTO, false},
-	[WIRE_E_VERSION] = {"version", EPROTONOSUPPORT, false},
-	[WIRE_E_NO_SESSION] = {"no_session", ESTALE, true},
-	[WIRE_E_BUSY] = {"busy", EBUSY, true},
-	[WIRE_E_DISKS] = {"disks", EFBIG, false},
-	[WIRE_E_NO_SPACE] = {"no_space", ENOSPC, true},
-	[WIRE_E_IO] = {"io", EREMOTEIO, false},
-	[WIRE_E_MISMATCH] = {"mismatch", EILSEQ, false},
-	[WIRE_E_TAKEN_OVER] = {"taken_over", EALREADY, false},
-	[WIRE_E_INTERNAL] = {"internal", ENOTRECOVERABLE, false},
+    [WIRE_E_PROTOCOL] = {"protocol", EPROTO, false},
+    [WIRE_E_VERSION] = {"version", EPROTONOSUPPORT, false},
+    [WIRE_E_NO_SESSION] = {"no_session", ESTALE, true},
+    [WIRE_E_BUSY] = {"busy", EBUSY, true},
+    [WIRE_E_DISKS] = {"disks", EFBIG, false},
+    [WIRE_E_NO_SPACE] = {"no_space", ENOSPC, true},
+    [WIRE_E_IO] = {"io", EREMOTEIO, false},
+    [WIRE_E_MISMATCH] = {"mismatch", EILSEQ, false},
+    [WIRE_E_TAKEN_OVER] = {"taken_over", EALREADY, false},
+    [WIRE_E_INTERNAL] = {"internal", ENOTRECOVERABLE, false},
 };
 
 const char *wire_code_name(unsigned code)

@@ -54,11 +54,27 @@ void wire_shutdown(struct wire_link *l, bool reading_only)
 	shutdown(l->fd, reading_only ? SHUT_RD : SHUT_RDWR);
 }
 
+void wire_linger(struct wire_link *l, double seconds)
+{
+	double deadline = id_now_mono() + seconds;
+	uint8_t buf[16384];
+
+	shutdown(l->fd, SHUT_WR);
+	for (;;) {
+		ssize_t r = link_raw_recv(l, buf, sizeof(buf));
+
+		if (r == 0 || (r < 0 && r != -EAGAIN) || id_now_mono() > deadline)
+			return;
+		if (r < 0 && link_wait(l, POLLIN, deadline, NULL) < 0)
+			return;
+	}
+}
+
 bool wire_is_network(int code)
 {
-	static const int codes[] = {EPIPE,	  ECONNRESET,	 ECONNREFUSED, ECONNABORTED, ETIMEDOUT, EHOSTUNREACH,
-				    ENETUNREACH, ENETDOWN,	 EHOSTDOWN,    EBADMSG,	     ESTALE,	EBUSY,
-				    ENETRESET,	 EADDRNOTAVAIL, EPROTO};
+	static const int codes[] = {EPIPE,        ECONNRESET,  ECONNREFUSED, ECONNABORTED,  ETIMEDOUT,
+				    EHOSTUNREACH, ENETUNREACH, ENETDOWN,     EHOSTDOWN,     EBADMSG,
+				    ESTALE,       EBUSY,       ENETRESET,    EADDRNOTAVAIL, EPROTO};
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
 		if (code == -codes[i])

@@ -1,6 +1,7 @@
 /*
- * Each taker reserves the next n bytes of the line and waits until time has paid for them. `paid` grows with time at the
- * current rate, so a new rate counts from the moment it is set; it never runs ahead of `taken` by more than a burst.
+ * Each taker reserves the next n bytes of the line and waits until time has paid for them. `paid` grows with time at
+ * the current rate, so a new rate counts from the moment it is set; it never runs ahead of `taken` by more than a
+ * burst.
  */
 #include <pthread.h>
 #include <time.h>
@@ -10,15 +11,15 @@
 #include "base/util.h"
 #include "wire/wire.h"
 
-#define RATE_BURST  0.01 /* seconds at the rate, and at least one slice */
-#define RATE_SLICE  16384.0
-#define RATE_NAP    0.05 /* longest sleep: a new rate and a stop are seen within it */
+#define RATE_BURST 0.01 /* seconds at the rate, and at least one slice */
+#define RATE_SLICE 16384.0
+#define RATE_NAP   0.05 /* longest sleep: a new rate and a stop are seen within it */
 
 struct wire_rate {
 	pthread_mutex_t lock;
 	_Atomic uint64_t mbit;
 	double taken, paid; /* bytes since the limit was set */
-	double when;	    /* monotonic time of `paid` */
+	double when;        /* monotonic time of `paid` */
 };
 
 int wire_rate_new(uint64_t mbit, struct wire_rate **ret, struct err *e)

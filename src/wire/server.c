@@ -42,8 +42,8 @@ int wire_get_open(const struct wire_frame *f, struct wire_open *ret, struct err 
 
 		d->size = get_le64(p + 8 + 16 * i);
 		d->sector = get_le32(p + 16 + 16 * i);
-		if (get_le32(p + 20 + 16 * i) || d->sector < 512 || d->sector > WIRE_BLOCK || (d->sector & (d->sector - 1)) ||
-		    d->size == 0 || d->size % 512)
+		if (get_le32(p + 20 + 16 * i) || d->sector < 512 || d->sector > WIRE_BLOCK ||
+		    (d->sector & (d->sector - 1)) || d->size == 0 || d->size % 512)
 			return server_malformed("OPEN", e);
 		if (d->size > WIRE_BLOCKS_MAX * WIRE_BLOCK)
 			return err_set(e, -EFBIG, "disk %zu is larger than this receiver can take", i);

@@ -12,7 +12,7 @@
 #include "base/util.h"
 #include "wire/wire_int.h"
 
-#define TLS_SUITES	"TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
+#define TLS_SUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
 /* AES-GCM is safe for 2^24.5 full records (RFC 8446 5.5), 380 GiB: new keys come long before. */
 #define TLS_REKEY_AFTER (UINT64_C(64) << 30)
 
@@ -270,7 +270,8 @@ static int tls_handshake(struct wire_link *l, double deadline, struct err *e)
 		r = tls_result(l, k, "handshake failed", e);
 		if (r == 0)
 			return err_set(e, -ECONNRESET, "the peer closed the connection during the handshake");
-		/* Not the network but the peer, or whoever sits between: the key is wrong, the run is, or it isn't a receiver. */
+		/* Not the network but the peer, or whoever sits between: the key is wrong, the run is, or it isn't a
+		 * receiver. */
 		if (r == -EBADMSG && e)
 			e->code = -EACCES;
 		if (r != -EAGAIN)
@@ -291,7 +292,8 @@ int tls_start(struct wire_link *l, const struct wire_auth *a, double deadline, s
 		r = tls_handshake(l, deadline, e);
 	if (r < 0)
 		return r;
-	/* Without certificates OpenSSL would take a handshake without the key only from a server that has one: insist. */
+	/* Without certificates OpenSSL would take a handshake without the key only from a server that has one: insist.
+	 */
 	if (!SSL_session_reused(l->ssl) || SSL_version(l->ssl) != TLS1_3_VERSION || SSL_get0_peer_certificate(l->ssl))
 		return err_set(e, -EACCES, "the peer did not prove that it holds the run's key");
 	/* The key isn't looked at again, and the caller may forget it. */

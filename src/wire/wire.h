@@ -14,18 +14,18 @@
 struct err;
 
 /* ---- limits and numbers of the protocol ---- */
-#define WIRE_VERSION	     1u
-#define WIRE_MAGIC	     0x314c5052u /* "RPL1" */
-#define WIRE_HEADER	     32u	 /* bytes of a frame's header */
-#define WIRE_BLOCK	     65536u
-#define WIRE_WINDOW	     256u /* blocks of a window */
-#define WIRE_CHUNK	     16u  /* blocks of a chunk: the most one BLOCKS frame carries */
-#define WIRE_DISKS_MAX	     64u
-#define WIRE_BLOCKS_MAX	     (UINT64_C(1) << 30) /* of all disks of a run: 64 TiB */
-#define WIRE_USED_BYTES	     65536u		  /* of the used map in one frame */
+#define WIRE_VERSION         1u
+#define WIRE_MAGIC           0x314c5052u /* "RPL1" */
+#define WIRE_HEADER          32u         /* bytes of a frame's header */
+#define WIRE_BLOCK           65536u
+#define WIRE_WINDOW          256u /* blocks of a window */
+#define WIRE_CHUNK           16u  /* blocks of a chunk: the most one BLOCKS frame carries */
+#define WIRE_DISKS_MAX       64u
+#define WIRE_BLOCKS_MAX      (UINT64_C(1) << 30) /* of all disks of a run: 64 TiB */
+#define WIRE_USED_BYTES      65536u              /* of the used map in one frame */
 #define WIRE_MESSAGE_MAX     1024u
-#define WIRE_PSK_SIZE	     32u
-#define WIRE_RUN_MAX	     48u /* with its NUL */
+#define WIRE_PSK_SIZE        32u
+#define WIRE_RUN_MAX         48u /* with its NUL */
 #define WIRE_SESSION_SIZE    16u
 #define WIRE_CONNECTIONS_MAX 16u
 
@@ -62,9 +62,9 @@ enum wire_code {
 	WIRE_E_VERSION,
 	WIRE_E_NO_SESSION, /* data connection without its control connection: come back after OPEN */
 	WIRE_E_BUSY,
-	WIRE_E_DISKS,	 /* disks that can't be taken (too many, too large) */
+	WIRE_E_DISKS,    /* disks that can't be taken (too many, too large) */
 	WIRE_E_NO_SPACE, /* the destination is full */
-	WIRE_E_IO,	 /* the destination can't be read or written */
+	WIRE_E_IO,       /* the destination can't be read or written */
 	WIRE_E_MISMATCH, /* statements differ */
 	WIRE_E_TAKEN_OVER,
 	WIRE_E_INTERNAL,
@@ -79,7 +79,7 @@ unsigned wire_code_of(int errno_code);
 /* ---- rate limiter: one for all links of a sender ---- */
 struct wire_rate;
 int wire_rate_new(uint64_t mbit, struct wire_rate **ret, struct err *e); /* 0: no limit */
-void wire_rate_set(struct wire_rate *r, uint64_t mbit);			 /* at any time, from any thread */
+void wire_rate_set(struct wire_rate *r, uint64_t mbit);                  /* at any time, from any thread */
 /* Waits until n more bytes may go; false when *stop became true meanwhile. Waiters are served in order. */
 bool wire_rate_take(struct wire_rate *r, uint64_t n, const atomic_bool *stop);
 bool wire_rate_is_limited(struct wire_rate *r);
@@ -95,9 +95,9 @@ struct wire_auth {
 
 /* What a link reports to and obeys; all members may be NULL or 0. Borrowed by the link. */
 struct wire_env {
-	const atomic_bool *stop;    /* true: everything on the link ends with -ECANCELED within 0.2 s */
-	struct wire_rate *rate;	    /* for what we send */
-	_Atomic uint64_t *sent;	    /* bytes on the wire, TLS and all */
+	const atomic_bool *stop; /* true: everything on the link ends with -ECANCELED within 0.2 s */
+	struct wire_rate *rate;  /* for what we send */
+	_Atomic uint64_t *sent;  /* bytes on the wire, TLS and all */
 	_Atomic uint64_t *received;
 	double stall; /* seconds without a byte, where one is due, until the link counts as broken; 0: 60 */
 };
@@ -121,6 +121,11 @@ int wire_accept(int fd, const struct wire_auth *a, const struct wire_env *env, d
 int wire_plain(int fd, bool server, const struct wire_env *env, struct wire_link **ret, struct err *e);
 /* Ends what another thread does on the link, now (`reading_only`: it may still write). */
 void wire_shutdown(struct wire_link *l, bool reading_only);
+/*
+ * After the last frame: closes our direction and reads on for at most `seconds`, so that what we said last isn't lost
+ * to a reset because of what the peer was still sending.
+ */
+void wire_linger(struct wire_link *l, double seconds);
 /* Is there something to read at once? */
 bool wire_readable(struct wire_link *l);
 void wire_close(struct wire_link *l); /* NULL is fine */
@@ -135,8 +140,8 @@ bool wire_is_network(int code);
 /* One frame from up to 4 pieces. */
 int wire_send(struct wire_link *l, enum wire_type type, const struct iovec *iov, size_t n, struct err *e);
 /*
- * The next frame. wait: seconds until it must begin; <= 0: for ever. -EPIPE: closed between frames. -ETIMEDOUT: nothing in
- * time. -EBADMSG: not a frame that may come now; the link is of no use any more.
+ * The next frame. wait: seconds until it must begin; <= 0: for ever. -EPIPE: closed between frames. -ETIMEDOUT: nothing
+ * in time. -EBADMSG: not a frame that may come now; the link is of no use any more.
  */
 int wire_recv(struct wire_link *l, double wait, struct wire_frame *ret, struct err *e);
 
@@ -172,7 +177,7 @@ struct wire_ask {
 #define WIRE_BLOCKS_HEAD 16u
 struct wire_blocks {
 	uint16_t disk;
-	uint64_t first; /* block, a multiple of WIRE_CHUNK */
+	uint64_t first;      /* block, a multiple of WIRE_CHUNK */
 	uint16_t data, zero; /* bit i: block first + i has data / is all zero */
 	uint8_t encoding;
 	const uint8_t *digests; /* one for each bit of data */
@@ -203,8 +208,8 @@ int wire_get_welcome(const struct wire_frame *f, uint16_t *ret_version, struct e
 int wire_get_opened(const struct wire_frame *f, uint64_t *ret_free, struct err *e);
 int wire_get_used_ok(const struct wire_frame *f, uint64_t *ret_needed, uint64_t *ret_free, struct err *e);
 /* *ret_digests: NULL when the receiver knows none of the window's, else nblocks * digest_size bytes. */
-int wire_get_digests(const struct wire_frame *f, const struct wire_ask *asked, size_t bytes, const uint8_t **ret_digests,
-		     struct err *e);
+int wire_get_digests(const struct wire_frame *f, const struct wire_ask *asked, size_t bytes,
+		     const uint8_t **ret_digests, struct err *e);
 
 /* Server half: requests it reads, answers it writes. */
 int wire_get_hello(const struct wire_frame *f, struct wire_hello *ret, struct err *e);

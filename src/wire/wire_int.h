@@ -8,9 +8,9 @@
 #include "wire/wire.h"
 
 #define WIRE_OUT_BUFFER 131072u /* records gathered for one send(2) */
-#define WIRE_SLICE	16384u	/* what is written at once when the rate is limited */
-#define WIRE_STALL	60.0
-#define WIRE_POLL	0.2 /* how often a waiting link looks whether it shall stop */
+#define WIRE_SLICE      16384u  /* what is written at once when the rate is limited */
+#define WIRE_STALL      60.0
+#define WIRE_POLL       0.2 /* how often a waiting link looks whether it shall stop */
 
 /* Neither function blocks. > 0: bytes; 0: the peer closed; -EAGAIN: l->want (POLLIN/POLLOUT) is to be waited for. */
 struct wire_transport {

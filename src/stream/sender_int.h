@@ -1,0 +1,154 @@
+/* Inside the sender: one struct for a run of stream_send(), one per worker. */
+#pragma once
+
+#include "disk/disk.h"
+#include "stream/stream_int.h"
+
+#define SENDER_RETRIES   3u     /* of a read that failed */
+#define SENDER_BAD_MAX   65536u /* unreadable ranges listed */
+#define SENDER_DIAL      10.0   /* seconds for a connection */
+#define SENDER_CHUNK     (WIRE_CHUNK * (size_t)STREAM_BLOCK)
+#define SENDER_UNFLUSHED 16u /* held chunks sent between two flushes */
+
+struct sender;
+
+struct window {
+	uint32_t disk;
+	uint32_t index;   /* of the window on the disk */
+	uint64_t counted; /* bytes of it that are in the pass's `done` */
+};
+
+enum pass_kind {
+	PASS_LIVE,   /* what differs is sent */
+	PASS_FROZEN, /* what differs is held, beyond the arena it is sent */
+	PASS_HELD,   /* what is held is sent */
+	PASS_QUIT,
+};
+
+/* A chunk that differed while frozen. */
+struct held {
+	struct wire_blocks head; /* digests and packed are set when it is sent */
+	uint32_t bytes;
+	uint8_t *data; /* in the arena */
+	uint8_t digests[WIRE_CHUNK * CODEC_DIGEST_MAX];
+};
+
+struct worker {
+	struct sender *s;
+	pthread_t thread;
+	bool started;
+	uint8_t index;
+	struct wire_link *link; /* set under s->lock, so that others may shut it down */
+	double last_good;       /* monotonic time of the receiver's last answer */
+	struct codec_packer *packer;
+	struct codec_sum *sum;
+	uint8_t *buf;     /* a chunk, aligned for direct reading */
+	uint8_t *digests; /* of the window in work, as the receiver has them */
+	/* windows to be done again after the connection was lost */
+	struct window redo[4];
+	unsigned nredo;
+	/* held chunks that were sent but not flushed, or are to be sent again */
+	size_t unflushed[SENDER_UNFLUSHED], resend[SENDER_UNFLUSHED];
+	unsigned nunflushed, nresend;
+};
+
+struct sender {
+	const struct stream_send_params *p;
+	const struct stream_send_ops *ops;
+	struct disk *const *disks;
+	size_t ndisks;
+	const struct codec_digest *digest;
+	uint8_t zero_full[CODEC_DIGEST_MAX];
+	uint8_t session[WIRE_SESSION_SIZE];
+	double reconnect, stall;
+	struct wire_auth auth;
+	struct wire_env env;
+	struct wire_rate *rate;
+	atomic_bool stop; /* cancelled or failed: all links end */
+	_Atomic uint64_t sent, received;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	/* the first failure; (lock) */
+	bool failed;
+	struct err error;
+
+	/* the control connection: the thread of stream_send() alone */
+	struct wire_link *control;
+	atomic_bool established;     /* the receiver has let us in once: refusals from now on are the network's */
+	atomic_bool control_suspect; /* a worker was told that there is no session */
+	double last_good, last_ping;
+	bool pinging;
+	struct stream_used used; /* as of the pass */
+	bool have_used;
+
+	/* the pass; (lock) */
+	enum pass_kind kind;
+	unsigned generation; /* grows with each pass */
+	unsigned busy;       /* workers in it */
+	uint32_t next_disk, next_window;
+	size_t next_held;
+	atomic_bool abort; /* a frozen pass that can't be finished in time */
+	_Atomic uint64_t done, read, changed_now, changed_all;
+	uint64_t total;
+	double pass_began;
+	uint8_t *sums[WIRE_DISKS_MAX]; /* statement digests of windows; each window belongs to the worker that has it */
+	struct worker workers[WIRE_CONNECTIONS_MAX];
+
+	/* what is held */
+	uint8_t *arena;
+	size_t arena_size;
+	struct held *held;
+	size_t held_max;
+	_Atomic size_t arena_used, nheld;
+
+	/* unreadable ranges and notes; (lock) */
+	struct stream_bad *bad;
+	size_t nbad;
+	char **notes;
+	size_t nnotes;
+
+	/* telling the caller */
+	pthread_t ticker;
+	bool ticker_started;
+	pthread_mutex_t tell_lock;       /* a callback is running, or none may */
+	bool quiet;                      /* (tell_lock) frozen: no callbacks */
+	bool tell_now;                   /* (lock) */
+	bool quit;                       /* (lock) */
+	struct stream_progress progress; /* (lock) phase, round, the seconds */
+};
+
+/* ---- sender.c ---- */
+/* The first failure wins; everything ends. Returns code. */
+int sender_fail(struct sender *s, int code, const struct err *e);
+int sender_note(struct sender *s, const char *text, struct err *e);
+void sender_phase(struct sender *s, enum stream_phase phase);
+/* While quiet no callback runs. */
+void sender_quiet(struct sender *s, bool quiet);
+/* Sleeps; false when everything is to end. */
+bool sender_sleep(struct sender *s, double seconds);
+double sender_backoff(unsigned attempt);
+
+/* ---- dial.c: connections and the control conversation ---- */
+int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire_link **ret, struct err *e);
+/* The error an ERROR frame tells of. */
+int dial_error(const struct wire_frame *f, struct err *e);
+/* Connected, disks open, map told; connects again while there is time. */
+int control_ready(struct sender *s, struct err *e);
+/* Tells s->used. */
+int control_used_map(struct sender *s, struct err *e);
+int control_finish(struct sender *s, struct err *e);
+/* Called often while workers work: pings, and repairs the connection. */
+int control_tick(struct sender *s, struct err *e);
+
+/* ---- source.c ---- */
+/* Reads blocks [first, first + n) of a disk. Unreadable sectors fail or are zeroed and listed. */
+int source_read(struct sender *s, size_t disk, uint64_t first, size_t n, uint8_t *buf, struct err *e);
+
+/* ---- pass.c ---- */
+void *worker_main(void *arg);
+/* Runs one pass over s->used with all workers. deadline: monotonic, for a frozen one. */
+int pass_run(struct sender *s, enum pass_kind kind, double deadline, struct err *e);
+
+/* ---- rounds.c ---- */
+int rounds_run(struct sender *s, struct err *e);
