@@ -1,0 +1,231 @@
+/* replant-agent send: disks to a receiver, without a center. */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "agent/agent_int.h"
+#include "base/err.h"
+#include "base/jsn.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "disk/disk.h"
+#include "stream/stream.h"
+#include "track/track.h"
+
+#define EXIT_TEMPORARY 75
+
+struct send {
+	const struct agent_options *o;
+	struct disk *disks[TASK_DISKS_MAX], *lower[TASK_DISKS_MAX];
+	size_t n;
+	char **mounts;
+	size_t nmounts;
+	struct track_guard *guard;
+	char *unfrozen;
+};
+
+static atomic_bool send_interrupted;
+
+static void send_signal(int sig)
+{
+	send_interrupted = true;
+}
+
+static void send_line(json_t *j)
+{
+	_cleanup_free_ char *text = j ? jsn_text(j) : NULL;
+
+	json_decref(j);
+	if (text)
+		printf("%s\n", text);
+	fflush(stdout);
+}
+
+static json_t *send_event(const char *event, json_t *j)
+{
+	json_object_set_new(j, "event", json_string(event));
+	return j;
+}
+
+/* ---- what the stream asks of us ---- */
+static void send_progress(void *arg, const struct stream_progress *p)
+{
+	struct send *s = arg;
+	char done[32], total[32], sent[32];
+
+	if (s->o->json) {
+		send_line(send_event("progress", task_progress(p)));
+		return;
+	}
+	fprintf(stderr, "%s, round %u: %s of %s, %s sent\n", task_phase(p->phase), p->round,
+		str_bytes(p->bytes_done, done, sizeof(done)), str_bytes(p->bytes_total, total, sizeof(total)),
+		str_bytes(p->bytes_sent, sent, sizeof(sent)));
+}
+
+static bool send_cancelled(void *arg)
+{
+	return send_interrupted;
+}
+
+static int send_freeze(void *arg, double limit, struct err *e)
+{
+	struct send *s = arg;
+	int r;
+
+	r = track_guard_start((const char *const *)s->mounts, s->nmounts, &s->guard, e);
+	if (r < 0)
+		return r;
+	free(take_ptr(&s->unfrozen));
+	r = track_guard_freeze(s->guard, limit, &s->unfrozen, e);
+	if (r < 0) {
+		track_guard_free(s->guard);
+		s->guard = NULL;
+	}
+	return r;
+}
+
+static int send_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
+{
+	struct send *s = arg;
+	int r = track_guard_thaw(s->guard, ret_seconds, ret_intact, e);
+
+	track_guard_free(s->guard);
+	s->guard = NULL;
+	return r;
+}
+
+/* ---- disks ---- */
+/* For drills: REPLANT_FAULT=OFFSET:LENGTH:TIMES makes reads of the first disk fail there. */
+static int send_fault(struct send *s, struct err *e)
+{
+	const char *text = getenv("REPLANT_FAULT");
+	uint64_t off, len;
+	unsigned times;
+
+	if (!text)
+		return 0;
+	if (sscanf(text, "%" SCNu64 ":%" SCNu64 ":%u", &off, &len, &times) != 3)
+		return err_set(e, -EINVAL, "REPLANT_FAULT '%s' is not OFFSET:LENGTH:TIMES", text);
+	s->lower[0] = s->disks[0];
+	return disk_fault_new(s->lower[0], off, len, times, &s->disks[0], e);
+}
+
+static int send_open(struct send *s, struct err *e)
+{
+	int r;
+
+	if (s->o->disks.n > TASK_DISKS_MAX)
+		return err_set(e, -EINVAL, "at most %d disks can be sent at once", TASK_DISKS_MAX);
+	for (size_t i = 0; i < s->o->disks.n; i++) {
+		r = disk_open(s->o->disks.v[i], DISK_DIRECT, &s->disks[i], e);
+		if (r < 0)
+			return r;
+		s->n = i + 1;
+	}
+	r = send_fault(s, e);
+	if (r < 0 || s->o->no_freeze)
+		return r;
+	return track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
+}
+
+static void send_close(struct send *s)
+{
+	track_guard_free(s->guard);
+	track_mounts_free(s->mounts, s->nmounts);
+	free(s->unfrozen);
+	for (size_t i = 0; i < s->n; i++) {
+		disk_close(s->disks[i]);
+		disk_close(s->lower[i]);
+	}
+}
+
+/* ---- the command ---- */
+static int send_params(const struct agent_options *o, struct stream_send_params *p, char host[64], struct err *e)
+{
+	char name[256];
+	int r;
+
+	if (strlen(o->run) >= sizeof(p->link.run))
+		return err_set(e, -EINVAL, "'%s' is not the id of a run", o->run);
+	if (strcmp(o->on_read_error, "fail") != 0 && strcmp(o->on_read_error, "zero") != 0)
+		return err_set(e, -EINVAL, "--on-read-error '%s' is neither 'fail' nor 'zero'", o->on_read_error);
+	snprintf(p->link.run, sizeof(p->link.run), "%s", o->run);
+	p->connections = (unsigned)o->connections;
+	p->compression = (unsigned)o->compress;
+	p->rate_mbit = o->rate;
+	p->checksum = o->checksum;
+	p->zero_unreadable = strcmp(o->on_read_error, "zero") == 0;
+	p->host = host;
+	r = stream_address_parse(o->to, name, sizeof(name), &p->port, e);
+	if (r == 0)
+		r = http_resolve(name, host, e);
+	return r < 0 ? r : stream_key_read(o->psk_file, p->link.psk, e);
+}
+
+static void send_report(struct send *s, struct stream_result *res)
+{
+	char sent[32];
+
+	if (s->o->json) {
+		json_t *j = task_result(res, s->o->disks.v, s->n);
+
+		if (s->unfrozen && *s->unfrozen)
+			json_object_set_new(j, "unfrozen", json_string(s->unfrozen));
+		send_line(send_event("done", j));
+		return;
+	}
+	for (size_t i = 0; i < res->nnotes; i++)
+		fprintf(stderr, "note: %s\n", res->notes[i]);
+	for (size_t i = 0; i < res->nzeroed; i++)
+		fprintf(stderr, "unreadable: '%s', %" PRIu64 " bytes at byte %" PRIu64 " became zeros\n",
+			s->disks[res->zeroed[i].disk]->name, res->zeroed[i].length, res->zeroed[i].offset);
+	if (s->unfrozen && *s->unfrozen)
+		fprintf(stderr, "note: not frozen: %s\n", s->unfrozen);
+	printf("committed: %s sent\n", str_bytes(res->totals.bytes_sent, sent, sizeof(sent)));
+}
+
+static int send_run(struct send *s, struct err *e)
+{
+	struct stream_send_ops ops = {.arg = s, .progress = send_progress, .cancelled = send_cancelled};
+	struct stream_send_params p = {0};
+	struct stream_result res;
+	char host[64];
+	int r = send_params(s->o, &p, host, e);
+
+	if (r == 0)
+		r = send_open(s, e);
+	if (r == 0 && s->nmounts) {
+		ops.freeze = send_freeze;
+		ops.thaw = send_thaw;
+	}
+	if (r == 0)
+		r = stream_send(&p, s->disks, s->n, &ops, &res, e);
+	explicit_bzero(p.link.psk, sizeof(p.link.psk));
+	if (r < 0)
+		return r;
+	send_report(s, &res);
+	stream_result_release(&res);
+	return 0;
+}
+
+int agent_send(void *options, int argc, char **argv)
+{
+	struct send s = {.o = options};
+	struct sigaction sa = {.sa_handler = send_signal};
+	struct err e = {0};
+	int r;
+
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+	r = send_run(&s, &e);
+	send_close(&s);
+	if (r == 0)
+		return 0;
+	if (s.o->json)
+		send_line(send_event("error", task_error(&e)));
+	fprintf(stderr, "replant-agent: %s\n", e.msg);
+	return stream_is_temporary(r) ? EXIT_TEMPORARY : 1;
+}
