@@ -1,0 +1,12 @@
+import sys
+import pathlib
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import streamrig  # noqa: E402
+
+
+@pytest.fixture
+def rig(tmp_path):
+    return streamrig.Rig(tmp_path)
