@@ -89,15 +89,19 @@ struct conf_url {
 /* "https://host[:port][/]"; the scheme may be left out. Default port 8443. */
 int conf_url_parse(const char *s, struct conf_url *ret, struct err *e);
 
-#define CONF_CA_MAX 65536
+#define CONF_CA_MAX    65536
+#define CONF_DISKS_MAX 64
 struct conf {
 	char center[300]; /* normalised URL */
 	struct conf_url url;
 	char source[48];
 	char secret[130];
 	char *ca_pem;
+	char *disks[CONF_DISKS_MAX]; /* paths; none: all of this server */
+	size_t ndisks;
 };
 int conf_load(const char *dir, struct conf *ret, struct err *e);
+int conf_add_disk(struct conf *c, const char *path, struct err *e);
 int conf_store(const char *dir, const struct conf *c, struct err *e);
 void conf_release(struct conf *c);
 

@@ -96,6 +96,32 @@ int conf_url_parse(const char *s, struct conf_url *ret, struct err *e)
 	return 0;
 }
 
+int conf_add_disk(struct conf *c, const char *path, struct err *e)
+{
+	if (c->ndisks == CONF_DISKS_MAX)
+		return err_set(e, -E2BIG, "more than %d disks", CONF_DISKS_MAX);
+	if (*path != '/')
+		return err_set(e, -EINVAL, "'%s' is not the path of a disk (like '/dev/sda')", path);
+	c->disks[c->ndisks] = strdup(path);
+	if (!c->disks[c->ndisks])
+		return err_nomem(e);
+	c->ndisks++;
+	return 0;
+}
+
+static int conf_disks(const json_t *o, struct conf *c, struct err *e)
+{
+	const json_t *list = json_object_get(o, "disks"), *v;
+	size_t i;
+
+	json_array_foreach(list, i, v)
+		if (!json_is_string(v))
+			return err_set(e, -EINVAL, "'disks' must be a list of paths");
+		else if (conf_add_disk(c, json_string_value(v), e) < 0)
+			return -EINVAL;
+	return 0;
+}
+
 static int conf_from_json(const json_t *o, struct conf *c, struct err *e)
 {
 	const char *center = NULL, *source = NULL, *secret = NULL;
@@ -109,6 +135,8 @@ static int conf_from_json(const json_t *o, struct conf *c, struct err *e)
 	strcpy(c->center, center);
 	strcpy(c->source, source);
 	strcpy(c->secret, secret);
+	if (conf_disks(o, c, e) < 0)
+		return -EINVAL;
 	return conf_url_parse(center, &c->url, e);
 }
 
@@ -131,10 +159,13 @@ int conf_load(const char *dir, struct conf *ret, struct err *e)
 	if (r == 0)
 		r = conf_from_json(o, &c, e);
 	if (r < 0)
-		return err_prefix(e, "'%s'", path);
-	r = io_read_file(ca, CONF_CA_MAX, &c.ca_pem, NULL, e);
-	if (r < 0)
+		err_prefix(e, "'%s'", path);
+	if (r == 0)
+		r = io_read_file(ca, CONF_CA_MAX, &c.ca_pem, NULL, e);
+	if (r < 0) {
+		conf_release(&c);
 		return r;
+	}
 	*ret = c;
 	return 0;
 }
@@ -143,8 +174,14 @@ int conf_store(const char *dir, const struct conf *c, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/agent.json", dir), *ca = str_printf("%s/ca.pem", dir), *text = NULL;
 	_cleanup_json_ json_t *o = json_pack("{s:s, s:s, s:s}", "center", c->center, "source", c->source, "secret", c->secret);
+	json_t *disks = json_array();
 	int r;
 
+	for (size_t i = 0; i < c->ndisks; i++)
+		json_array_append_new(disks, json_string(c->disks[i]));
+	if (c->ndisks)
+		json_object_set(o, "disks", disks);
+	json_decref(disks);
 	text = o ? json_dumps(o, JSON_INDENT(2)) : NULL;
 	if (!path || !ca || !text)
 		return err_nomem(e);
@@ -158,5 +195,7 @@ int conf_store(const char *dir, const struct conf *c, struct err *e)
 void conf_release(struct conf *c)
 {
 	free(c->ca_pem);
+	for (size_t i = 0; i < c->ndisks; i++)
+		free(c->disks[i]);
 	*c = (struct conf){0};
 }

@@ -264,12 +264,12 @@ static const char *contents_probe(struct contents *c, const struct layout_volume
 
 	if (!view || fs_probe(view, &info, NULL) < 0)
 		return "unreadable";
-	understood = strcmp(info.type, "unknown") != 0;
-	type = understood ? info.type : contents_magic(view);
+	understood = info.readable;
+	type = strcmp(info.type, "unknown") != 0 ? info.type : contents_magic(view);
 	if (strcmp(type, "unknown") == 0)
 		return type;
 	mounts = known ? contents_mounts(c, dev, &vfs_size, &used, &mounted) : json_array();
-	if (understood && !mounted && fs_used(view, contents_count, &sum, NULL) == 0) {
+	if (understood && !mounted && fs_used(view, 0, contents_count, &sum, NULL, NULL) == 0) {
 		counted = true;
 		used = MIN(sum.bytes, size);
 	}

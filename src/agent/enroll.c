@@ -104,7 +104,7 @@ static bool enroll_same_ca(const char *pem, const struct conf_code *code)
 }
 
 /* Does the center still know us by what an earlier enrolment left? Then there is nothing to enrol. */
-static bool enroll_still_known(const char *dir, const char *center, const struct conf_code *code, struct conf *ret)
+static bool enroll_still_known(const char *dir, const struct conf_code *code, struct conf *ret)
 {
 	_cleanup_json_ json_t *request = NULL, *answer = NULL;
 	_cleanup_(conf_release) struct conf c = {0};
@@ -112,7 +112,7 @@ static bool enroll_still_known(const char *dir, const char *center, const struct
 	int status = 0;
 	char boot[64];
 
-	if (conf_load(dir, &c, NULL) < 0 || strcmp(c.center, center) != 0 || !enroll_same_ca(c.ca_pem, code) ||
+	if (conf_load(dir, &c, NULL) < 0 || strcmp(c.center, ret->center) != 0 || !enroll_same_ca(c.ca_pem, code) ||
 	    http_new(&c.url, c.ca_pem, NULL, &h, NULL) < 0)
 		return false;
 	request = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id",
@@ -122,9 +122,24 @@ static bool enroll_still_known(const char *dir, const char *center, const struct
 	http_free(h);
 	if (status != 200)
 		return false;
-	*ret = c;
-	c.ca_pem = NULL;
+	strcpy(ret->source, c.source);
+	strcpy(ret->secret, c.secret);
+	ret->ca_pem = take_ptr(&c.ca_pem);
 	return true;
+}
+
+/* --disk given: only these; not given: what an earlier enrolment had asked for. */
+static int enroll_disks(const struct agent_options *o, struct conf *c, struct err *e)
+{
+	_cleanup_(conf_release) struct conf old = {0};
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < o->disks.n; i++)
+		r = conf_add_disk(c, o->disks.v[i], e);
+	if (!o->disks.n && conf_load(o->config_dir, &old, NULL) == 0)
+		for (size_t i = 0; r == 0 && i < old.ndisks; i++)
+			r = conf_add_disk(c, old.disks[i], e);
+	return r;
 }
 
 static void enroll_center_name(const struct conf_url *u, char out[300])
@@ -170,13 +185,19 @@ static int enroll(const struct agent_options *o, struct err *e)
 	if (r < 0)
 		return r;
 	enroll_center_name(&c.url, c.center);
-	if (enroll_still_known(o->config_dir, c.center, &code, &c)) {
+	r = enroll_disks(o, &c, e);
+	if (r == 0)
+		r = discover_inventory((const char *const *)c.disks, c.ndisks, &inventory, e);
+	if (r < 0)
+		return r;
+	if (enroll_still_known(o->config_dir, &code, &c)) {
+		r = conf_store(o->config_dir, &c, e);
+		if (r < 0)
+			return r;
 		printf("already enrolled at %s as %s\n", c.center, c.source);
 		return enroll_install(o, e);
 	}
-	r = discover_inventory(NULL, 0, &inventory, e);
-	if (r == 0)
-		r = enroll_post(&code, inventory, &c, e);
+	r = enroll_post(&code, inventory, &c, e);
 	OPENSSL_cleanse(&code, sizeof(code));
 	if (r == 0)
 		r = conf_store(o->config_dir, &c, e);

@@ -1,0 +1,65 @@
+/* Takes everything away that enrolment brought. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/agent_int.h"
+#include "base/err.h"
+#include "base/io.h"
+#include "base/str.h"
+#include "base/util.h"
+
+static int uninstall_file(const char *dir, const char *name, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", dir, name);
+
+	if (!path)
+		return err_nomem(e);
+	if (unlink(path) < 0)
+		return errno == ENOENT || errno == ENOTDIR ? 0 : err_sys(e, "cannot remove '%s'", path);
+	printf("removed %s\n", path);
+	return 0;
+}
+
+/* Only when nothing of somebody else is in it. */
+static void uninstall_dir(const char *dir)
+{
+	if (rmdir(dir) == 0)
+		printf("removed %s\n", dir);
+}
+
+static int uninstall(const struct agent_options *o, struct err *e)
+{
+	bool here = strcmp(o->config_dir, AGENT_CONFIG_DIR) == 0;
+	int r;
+
+	if (geteuid() != 0)
+		return err_set(e, -EPERM, "uninstalling needs root");
+	/* With another configuration there is no service of it. */
+	r = here ? service_remove(e) : 0;
+	if (r == 0)
+		r = uninstall_file(o->config_dir, "agent.json", e);
+	if (r == 0)
+		r = uninstall_file(o->config_dir, "ca.pem", e);
+	if (r == 0)
+		r = uninstall_file(o->runtime_dir, "agent.json", e);
+	if (r == 0)
+		r = uninstall_file(o->runtime_dir, "agent.lock", e);
+	if (r < 0)
+		return r;
+	uninstall_dir(o->config_dir);
+	uninstall_dir(o->runtime_dir);
+	printf("the center still lists this server; delete the source there\n");
+	return 0;
+}
+
+int agent_uninstall(void *options, int argc, char **argv)
+{
+	struct err e = {0};
+
+	if (uninstall(options, &e) == 0)
+		return 0;
+	fprintf(stderr, "replant-agent: %s\n", e.msg);
+	return 1;
+}
