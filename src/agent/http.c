@@ -31,6 +31,12 @@
 #define HTTP_IDLE_SECONDS  15 /* without a byte */
 #define HTTP_TOTAL_SECONDS 30 /* a whole call */
 #define HTTP_HEADERS_MAX   65536
+#define HTTP_ADDRESSES_MAX 8
+
+struct http_addresses {
+	char text[HTTP_ADDRESSES_MAX][64];
+	size_t n;
+};
 
 struct http {
 	struct conf_url url;
@@ -42,16 +48,15 @@ struct http {
 	bool not_listed;  /* no certificate of the chain has the fingerprint */
 
 	struct event_base *base;
-	struct evdns_base *dns;
+	char address[64]; /* the one of the host's that is tried */
 	struct evhttp_connection *con;
 	struct bufferevent *bev; /* owned by con */
 	bool closed;		 /* the center closed con */
-	bool used;		 /* con has carried a call before */
 
 	/* of the call under way */
 	bool done, failed, late;
 	enum evhttp_request_error why;
-	int sock_errno, dns_error;
+	int sock_errno;
 	unsigned long ssl_error;
 	int status;
 	char *body;
@@ -161,7 +166,6 @@ static void http_drop(struct http *h)
 		evhttp_connection_free(h->con);
 	h->con = NULL;
 	h->bev = NULL;
-	h->used = false;
 }
 
 static void http_on_close(struct evhttp_connection *con, void *arg)
@@ -198,14 +202,13 @@ static int http_connect(struct http *h, struct err *e)
 		return err_nomem(e);
 	}
 	bufferevent_openssl_set_allow_dirty_shutdown(h->bev, 1); /* HTTP says where a body ends */
-	h->con = evhttp_connection_base_bufferevent_new(h->base, h->dns, h->bev, h->url.host, h->url.port);
+	h->con = evhttp_connection_base_bufferevent_new(h->base, NULL, h->bev, h->address, h->url.port);
 	if (!h->con) {
 		bufferevent_free(h->bev);
 		h->bev = NULL;
 		return err_nomem(e);
 	}
 	h->closed = false;
-	h->used = false;
 	evhttp_connection_set_closecb(h->con, http_on_close, h);
 	evhttp_connection_set_timeout(h->con, HTTP_IDLE_SECONDS);
 	evhttp_connection_set_max_body_size(h->con, JSN_MAX_SIZE);
@@ -229,14 +232,10 @@ int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fing
 		memcpy(h->fingerprint, fingerprint, sizeof(h->fingerprint));
 	h->ctx = SSL_CTX_new(TLS_client_method());
 	h->base = event_base_new();
-	if (h->base)
-		/* Without a nameserver this fails; an address needs none. */
-		h->dns = evdns_base_new(h->base, EVDNS_BASE_DISABLE_WHEN_INACTIVE);
-	if (!h->ctx || !h->dns || SSL_CTX_set_min_proto_version(h->ctx, TLS1_2_VERSION) != 1) {
+	if (!h->ctx || !h->base || SSL_CTX_set_min_proto_version(h->ctx, TLS1_2_VERSION) != 1) {
 		http_free(h);
 		return err_nomem(e);
 	}
-	evdns_base_resolv_conf_parse(h->dns, DNS_OPTIONS_ALL, "/etc/resolv.conf");
 	SSL_CTX_set_verify(h->ctx, SSL_VERIFY_PEER, NULL);
 	SSL_CTX_set_cert_verify_callback(h->ctx, http_verify, h);
 	*ret = h;
@@ -248,14 +247,92 @@ void http_free(struct http *h)
 	if (!h)
 		return;
 	http_drop(h);
-	if (h->dns)
-		evdns_base_free(h->dns, 0);
 	if (h->base)
 		event_base_free(h->base);
 	SSL_CTX_free(h->ctx);
 	X509_free(h->ca);
 	free(h->body);
 	free(h);
+}
+
+/* ---- names ---- */
+
+struct http_lookup {
+	struct event_base *base;
+	struct http_addresses *out;
+	int error;
+	bool done;
+};
+
+static void http_on_lookup(int error, struct evutil_addrinfo *ai, void *arg)
+{
+	struct http_lookup *l = arg;
+
+	l->done = true;
+	l->error = error;
+	for (struct evutil_addrinfo *a = ai; a && !error && l->out->n < HTTP_ADDRESSES_MAX; a = a->ai_next) {
+		const void *raw = a->ai_family == AF_INET6 ? (void *)&((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_addr
+							   : (void *)&((struct sockaddr_in *)(void *)a->ai_addr)->sin_addr;
+
+		if (evutil_inet_ntop(a->ai_family, raw, l->out->text[l->out->n], sizeof(l->out->text[0])))
+			l->out->n++;
+	}
+	if (ai)
+		evutil_freeaddrinfo(ai);
+	event_base_loopbreak(l->base);
+}
+
+static const char *http_lookup_error(const struct http_lookup *l)
+{
+	if (!l->done || l->error == EVUTIL_EAI_AGAIN)
+		return "no name server answers";
+	if (l->error == EVUTIL_EAI_NONAME || l->error == EVUTIL_EAI_NODATA || l->error == EVUTIL_EAI_ADDRFAMILY || !l->error)
+		return "no such name";
+	return evutil_gai_strerror(l->error);
+}
+
+static int http_lookup_name(struct event_base *base, const char *host, struct http_addresses *out, struct err *e)
+{
+	const struct evutil_addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_protocol = IPPROTO_TCP};
+	const struct timeval total = {.tv_sec = HTTP_TOTAL_SECONDS};
+	struct http_lookup l = {.base = base, .out = out};
+	struct evdns_base *dns = evdns_base_new(base, EVDNS_BASE_DISABLE_WHEN_INACTIVE);
+
+	if (!dns)
+		return err_nomem(e);
+	evdns_base_resolv_conf_parse(dns, DNS_OPTIONS_ALL, "/etc/resolv.conf");
+	evdns_getaddrinfo(dns, host, NULL, &hints, http_on_lookup, &l);
+	if (!l.done) {
+		event_base_loopexit(base, &total);
+		event_base_dispatch(base);
+	}
+	evdns_base_free(dns, 1); /* a pending lookup is called back with an error */
+	if (!l.done || l.error || !out->n)
+		return err_set(e, -EHOSTUNREACH, "cannot find the address of '%s': %s (check the name, /etc/hosts and /etc/resolv.conf)",
+			       host, http_lookup_error(&l));
+	return 0;
+}
+
+static int http_addresses(const char *host, struct http_addresses *ret, struct err *e)
+{
+	struct event_base *base = event_base_new();
+	int r;
+
+	if (!base)
+		return err_nomem(e);
+	r = http_lookup_name(base, host, ret, e);
+	event_base_free(base);
+	return r;
+}
+
+int http_resolve(const char *host, char out[64], struct err *e)
+{
+	struct http_addresses a = {0};
+	int r = http_addresses(host, &a, e);
+
+	if (r == 0)
+		memcpy(out, a.text[0], sizeof(a.text[0]));
+	return r;
 }
 
 /* ---- a call ---- */
@@ -275,8 +352,10 @@ static void http_note_transport(struct http *h)
 		return;
 	if (!h->sock_errno)
 		h->sock_errno = EVUTIL_SOCKET_ERROR();
-	h->dns_error = bufferevent_socket_get_dns_error(h->bev);
 	h->ssl_error = bufferevent_get_openssl_error(h->bev);
+	/* The stream mixes in its own marks for a failed connect(), which mean nothing to OpenSSL. */
+	if (!ERR_reason_error_string(h->ssl_error))
+		h->ssl_error = 0;
 }
 
 static void http_on_answer(struct evhttp_request *req, void *arg)
@@ -332,9 +411,10 @@ static void http_reset(struct http *h)
 	h->len = 0;
 	h->status = 0;
 	h->done = h->failed = h->late = h->not_listed = false;
-	h->sock_errno = h->dns_error = 0;
+	h->sock_errno = 0;
 	h->ssl_error = 0;
 	h->verify_error = X509_V_OK;
+	h->why = EVREQ_HTTP_EOF;
 	errno = 0;
 }
 
@@ -348,8 +428,8 @@ static int http_try(struct http *h, const char *path, const char *bearer, const 
 	http_reset(h);
 	if (h->con)
 		event_base_loop(h->base, EVLOOP_NONBLOCK); /* learns of a connection closed since */
-	if (h->closed)
-		http_drop(h);
+	if (h->con && h->closed)
+		return -EIO;
 	if (!h->con && http_connect(h, e) < 0)
 		return -ENOMEM;
 	req = evhttp_request_new(http_on_answer, h);
@@ -384,9 +464,6 @@ static int http_explain(struct http *h, struct err *e)
 	snprintf(where, sizeof(where), "%s port %u", h->url.host, h->url.port);
 	if (h->verify_error != X509_V_OK || h->not_listed)
 		return http_explain_trust(h, e);
-	if (h->dns_error)
-		return err_set(e, -EHOSTUNREACH, "cannot find the address of the center '%s': %s (check the name and /etc/resolv.conf)",
-			       h->url.host, evutil_gai_strerror(h->dns_error));
 	if (h->late || (h->failed && h->why == EVREQ_HTTP_TIMEOUT && !h->sock_errno))
 		return err_set(e, -ETIMEDOUT, "the center '%s' does not answer (is the port open in every firewall on the way?)", where);
 	if (h->why == EVREQ_HTTP_DATA_TOO_LONG)
@@ -395,6 +472,8 @@ static int http_explain(struct http *h, struct err *e)
 		return err_set(e, -EPROTO, "'%s' does not answer in HTTP", where);
 	if (h->ssl_error)
 		return err_set(e, -EPROTO, "no TLS connection with '%s': %s", where, ERR_reason_error_string(h->ssl_error));
+	if (h->sock_errno == ENOTCONN || h->sock_errno == ECONNREFUSED)
+		return err_set(e, -ECONNREFUSED, "cannot connect to the center '%s' (is it running? does a firewall refuse?)", where);
 	if (h->sock_errno && h->sock_errno != EAGAIN && h->sock_errno != EINPROGRESS) {
 		errno = h->sock_errno;
 		return err_sys(e, "cannot reach the center '%s'", where);
@@ -402,28 +481,48 @@ static int http_explain(struct http *h, struct err *e)
 	return err_set(e, -ECONNRESET, "the center '%s' can't be reached or closed the connection", where);
 }
 
+/* On a new connection, to one address of the center after the other until one takes it. */
+static int http_try_new(struct http *h, const char *path, const char *bearer, const char *body, struct err *e)
+{
+	struct http_addresses a = {0};
+	int r = 0;
+
+	if (h->url.numeric)
+		snprintf(a.text[a.n++], sizeof(a.text[0]), "%.63s", h->url.host);
+	else
+		r = http_addresses(h->url.host, &a, e);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < a.n; i++) {
+		http_drop(h);
+		memcpy(h->address, a.text[i], sizeof(h->address));
+		r = http_try(h, path, bearer, body, e);
+		if (r != -EIO || h->verify_error != X509_V_OK || h->ssl_error || (h->why != EVREQ_HTTP_EOF && h->why != EVREQ_HTTP_TIMEOUT))
+			break; /* this is the center, or claims to be */
+	}
+	return r == -EIO ? http_explain(h, e) : r;
+}
+
 int http_call(struct http *h, const char *path, const char *bearer, const json_t *body, int *ret_status, json_t **ret,
 	      struct err *e)
 {
 	_cleanup_free_ char *text = body ? jsn_text(body) : NULL;
 	json_t *answer = NULL;
-	bool again;
-	int r;
+	int r = -EIO;
 
 	if (body && !text)
 		return err_nomem(e);
-	again = h->con && h->used;
-	r = http_try(h, path, bearer, text, e);
-	if (r == -EIO && again && !h->late) {
-		http_drop(h); /* an old connection that had gone stale: once more on a new one */
+	if (h->con)
 		r = http_try(h, path, bearer, text, e);
-	}
+	/* A kept connection may have gone stale: once more on a new one. */
+	if (r == -EIO && !h->late)
+		r = http_try_new(h, path, bearer, text, e);
+	else if (r == -EIO)
+		r = http_explain(h, e);
 	if (r < 0) {
-		r = r == -EIO ? http_explain(h, e) : r;
 		http_drop(h);
 		return r;
 	}
-	h->used = true;
 	if (h->len) {
 		r = jsn_parse(h->body, h->len, JSN_MAX_SIZE, &answer, e);
 		if (r < 0 && h->status < 400)
@@ -451,66 +550,4 @@ int http_refusal(int status, const json_t *answer, struct err *e)
 	if (message)
 		return err_set(e, code, "the center refuses: %.500s", message);
 	return err_set(e, code, "the center refuses (HTTP status %d)", status);
-}
-
-/* ---- names ---- */
-
-struct http_lookup {
-	struct event_base *base;
-	char out[64];
-	int error;
-	bool done;
-};
-
-static void http_on_lookup(int error, struct evutil_addrinfo *ai, void *arg)
-{
-	struct http_lookup *l = arg;
-
-	l->done = true;
-	l->error = error;
-	if (!error && ai) {
-		const void *a = ai->ai_family == AF_INET6 ? (void *)&((struct sockaddr_in6 *)(void *)ai->ai_addr)->sin6_addr
-							  : (void *)&((struct sockaddr_in *)(void *)ai->ai_addr)->sin_addr;
-
-		if (!evutil_inet_ntop(ai->ai_family, a, l->out, sizeof(l->out)))
-			l->error = EVUTIL_EAI_FAIL;
-	}
-	if (ai)
-		evutil_freeaddrinfo(ai);
-	event_base_loopbreak(l->base);
-}
-
-static int http_lookup_name(struct event_base *base, const char *host, char out[64], struct err *e)
-{
-	const struct evutil_addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_protocol = IPPROTO_TCP};
-	const struct timeval total = {.tv_sec = HTTP_TOTAL_SECONDS};
-	struct http_lookup l = {.base = base};
-	struct evdns_base *dns = evdns_base_new(base, EVDNS_BASE_DISABLE_WHEN_INACTIVE);
-
-	if (!dns)
-		return err_nomem(e);
-	evdns_base_resolv_conf_parse(dns, DNS_OPTIONS_ALL, "/etc/resolv.conf");
-	evdns_getaddrinfo(dns, host, NULL, &hints, http_on_lookup, &l);
-	if (!l.done) {
-		event_base_loopexit(base, &total);
-		event_base_dispatch(base);
-	}
-	evdns_base_free(dns, 1); /* a pending lookup is called back with an error */
-	if (!l.done || l.error)
-		return err_set(e, -EHOSTUNREACH, "cannot find the address of '%s': %s", host,
-			       l.done ? evutil_gai_strerror(l.error) : "no answer from DNS");
-	memcpy(out, l.out, sizeof(l.out));
-	return 0;
-}
-
-int http_resolve(const char *host, char out[64], struct err *e)
-{
-	struct event_base *base = event_base_new();
-	int r;
-
-	if (!base)
-		return err_nomem(e);
-	r = http_lookup_name(base, host, out, e);
-	event_base_free(base);
-	return r;
 }
