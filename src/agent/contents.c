@@ -269,7 +269,7 @@ static const char *contents_probe(struct contents *c, const struct layout_volume
 	if (strcmp(type, "unknown") == 0)
 		return type;
 	mounts = known ? contents_mounts(c, dev, &vfs_size, &used, &mounted) : json_array();
-	if (understood && !mounted && fs_used(view, 0, contents_count, &sum, NULL, NULL) == 0) {
+	if (understood && !mounted && fs_used(view, FS_LIVE, contents_count, &sum, NULL, NULL) == 0) {
 		counted = true;
 		used = MIN(sum.bytes, size);
 	}

@@ -170,13 +170,16 @@ static int enroll(const struct agent_options *o, struct err *e)
 {
 	_cleanup_(conf_release) struct conf c = {0};
 	_cleanup_json_ json_t *inventory = NULL;
+	const char *center = o->center ? o->center : getenv("REPLANT_URL");
 	char text[ENROLL_CODE_MAX];
 	struct conf_code code;
 	int r;
 
 	if (geteuid() != 0)
 		return err_set(e, -EPERM, "enrolling needs root: the agent reads disks and freezes filesystems");
-	r = conf_url_parse(o->center, &c.url, e);
+	if (!center)
+		return err_set(e, -EINVAL, "which center? (use --center or REPLANT_URL)");
+	r = conf_url_parse(center, &c.url, e);
 	if (r == 0)
 		r = enroll_read_code(o->code, text, e);
 	if (r == 0)

@@ -18,7 +18,7 @@ static const struct opt discover_opts[] = {
 	{0},
 };
 static const struct opt enroll_opts[] = {
-	{"center", 'c', OPT_STRING, AT(center), "URL", "the center, https://NAME-OR-ADDRESS[:PORT]", 0, 0, true},
+	{"center", 'c', OPT_STRING, AT(center), "URL", "the center, https://NAME-OR-ADDRESS[:PORT] (REPLANT_URL)"},
 	{"code", 0, OPT_STRING, AT(code), "CODE", "activation code; - or absent: REPLANT_CODE or standard input"},
 	{"disk", 'd', OPT_LIST, AT(disks), "DEVICE", "migrate only this disk; may be given again (all disks)"},
 	{"no-service", 0, OPT_FLAG, AT(no_service), NULL, "don't install and start the service"},

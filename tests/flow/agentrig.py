@@ -1,0 +1,188 @@
+"""What the agent's tests share: loop disks, certificates, and a center that does what a test tells it to."""
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import ssl
+import subprocess
+import threading
+import time
+
+import streamrig
+
+AGENT = streamrig.AGENT
+SOURCE = "source-0123456789abcdef"
+SECRET = "0123456789abcdef.feedface"
+CODE_ID, CODE_SECRET = "00112233aabbccdd", "c0de" * 8
+
+
+def run(*argv, check=True, **kw):
+    kw.setdefault("timeout", 120)
+    return subprocess.run([str(a) for a in argv], check=check, capture_output=True, text=True, **kw)
+
+
+class Loops:
+    """Loop devices that go away, mounts first, when the test ends."""
+
+    def __init__(self, tmp):
+        self.tmp, self.devices, self.mounts = tmp, [], []
+
+    def attach(self, image, *options):
+        dev = run("losetup", "-f", "--show", *options, image).stdout.strip()
+        self.devices.append(dev)
+        return dev
+
+    def new(self, name, size, fstype=None):
+        image = self.tmp / name
+        with open(image, "wb") as f:
+            f.truncate(size)
+        if fstype:
+            run(f"mkfs.{fstype}", "-q", image)
+        return self.attach(image)
+
+    def mount(self, dev, name, *options):
+        point = self.tmp / name
+        point.mkdir()
+        run("mount", *options, dev, point)
+        self.mounts.append(point)
+        return point
+
+    def close(self):
+        for m in reversed(self.mounts):
+            subprocess.run(["umount", m], check=False)
+        for d in reversed(self.devices):
+            subprocess.run(["losetup", "-d", d], check=False)
+
+
+class Authority:
+    """A certificate authority made by the openssl program, and server certificates of it."""
+
+    def __init__(self, folder, name="center"):
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.key, self.cert = folder / "ca.key", folder / "ca.pem"
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", self.key,
+            "-out", self.cert, "-subj", f"/CN={name}", "-days", "30", "-addext", "basicConstraints=critical,CA:TRUE")
+
+    def fingerprint(self):
+        der = subprocess.run(["openssl", "x509", "-in", self.cert, "-outform", "DER"], check=True, capture_output=True).stdout
+        return hashlib.sha256(der).hexdigest()
+
+    def server(self, names="IP:127.0.0.1,DNS:localhost", days="30", chain=None):
+        """PEM of key, leaf and, after it, the CA (or another chain)."""
+        leaf = self.folder / f"leaf{len(list(self.folder.iterdir()))}"
+        leaf.mkdir()
+        run("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", leaf / "key", "-out",
+            leaf / "csr", "-subj", "/CN=server")
+        (leaf / "ext").write_text(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
+        run("openssl", "x509", "-req", "-in", leaf / "csr", "-CA", self.cert, "-CAkey", self.key, "-CAcreateserial", "-days", days,
+            "-extfile", leaf / "ext", "-out", leaf / "crt")
+        pem = leaf / "pem"
+        pem.write_text((leaf / "key").read_text() + (leaf / "crt").read_text() + (chain or self.cert).read_text())
+        return pem
+
+
+class Center:
+    """Speaks the agent's part of the API. `answers` maps a path to a function of the request that returns (status, body)."""
+
+    def __init__(self, pem, port=0):
+        self.requests, self.answers = [], {"/v1/agent/enroll": self.enroll, "/v1/agent/sync": self.sync}
+        self.task, self.known = None, True
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = {"path": self.path, "headers": self.headers, "body": json.loads(body or b"null"), "time": time.time()}
+                outer.requests.append(request)
+                status, answer = outer.answers.get(self.path, lambda r: (404, {}))(request)
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST
+
+            def log_message(self, *args):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+
+            def handle_error(self, request, address):
+                pass
+
+            def finish_request(self, request, address):
+                request.settimeout(30)
+                super().finish_request(outer.context.wrap_socket(request, server_side=True), address)
+
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(pem)
+        self.server = Server(("127.0.0.1", port), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def enroll(self, request):
+        b = request["body"]
+        if (b["code_id"], b["code_secret"]) != (CODE_ID, CODE_SECRET):
+            return 403, {"error": {"code": "code_refused", "message": "the activation code is wrong, used up, expired or revoked"}}
+        return 201, {"source": SOURCE, "secret": SECRET}
+
+    def sync(self, request):
+        if not self.known or request["headers"]["Authorization"] != f"Bearer {SECRET}":
+            return 401, {"error": {"code": "unknown", "message": "unknown"}}
+        return 200, {"interval_seconds": 1.0, "task": self.task}
+
+    def syncs(self):
+        return [r for r in list(self.requests) if r["path"] == "/v1/agent/sync"]
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def code(authority, secret=CODE_SECRET):
+    return f"{CODE_ID}.{secret}.{authority.fingerprint()}"
+
+
+def until(condition, seconds=20, what="it"):
+    end = time.time() + seconds * (2 if os.environ.get("REPLANT_TEST_PATIENCE") else 1)
+    while time.time() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+class Service:
+    """replant-agent run, with its own configuration."""
+
+    def __init__(self, tmp, name="service"):
+        self.tmp, self.config, self.runtime = tmp, tmp / "config", tmp / "runtime"
+        self.log = tmp / f"{name}.log"
+        self.proc = subprocess.Popen([str(AGENT), "run", "--config", str(self.config), "--runtime", str(self.runtime)],
+                                     stderr=open(self.log, "ab"), stdout=subprocess.DEVNULL)
+
+    def status(self):
+        return json.loads(run(AGENT, "status", "--json", "--runtime", self.runtime, check=False).stdout)
+
+    def stop(self):
+        if self.proc.poll() is None:
+            self.proc.terminate()
+            try:
+                self.proc.wait(30)
+            except subprocess.TimeoutExpired:
+                self.proc.kill()
+                self.proc.wait()
+        return self.proc.returncode
+
+
+def enroll(tmp, center, the_code, *options, check=True, host="127.0.0.1"):
+    return run(AGENT, "enroll", "--center", f"https://{host}:{center.port}", "--config", tmp / "config", "--runtime",
+               tmp / "runtime", "--no-service", *options, check=check, env={**os.environ, "REPLANT_CODE": the_code})

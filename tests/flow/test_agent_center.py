@@ -1,0 +1,357 @@
+"""Enrolment and the service against a center that is told how to behave, and against the real receiver."""
+import json
+import os
+import pathlib
+import signal
+import stat
+import time
+
+import pytest
+
+import agentrig
+import streamrig
+from agentrig import CODE_SECRET, SECRET, SOURCE, Authority, Center, Service, code, enroll, run, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("pki") / "ca")
+
+
+@pytest.fixture
+def center(ca):
+    c = Center(ca.server())
+    yield c
+    c.close()
+
+
+@pytest.fixture
+def loops(tmp_path):
+    l = agentrig.Loops(tmp_path)
+    yield l
+    l.close()
+
+
+# ---- enrolment ----
+
+def test_enroll(tmp_path, center, ca):
+    done = enroll(tmp_path, center, code(ca))
+    assert SOURCE in done.stdout and SECRET not in done.stdout + done.stderr and CODE_SECRET not in done.stdout
+    stored = tmp_path / "config/agent.json"
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+    assert json.loads(stored.read_text())["secret"] == SECRET
+    assert (tmp_path / "config/ca.pem").read_text() == ca.cert.read_text()
+    (request,) = center.requests
+    assert request["body"]["hostname"] == os.uname().nodename and request["body"]["inventory"]["disks"] is not None
+
+
+def test_enroll_again_asks_only_whether_it_is_known(tmp_path, center, ca):
+    enroll(tmp_path, center, code(ca))
+    assert "already" in enroll(tmp_path, center, code(ca, "used-up-meanwhile")).stdout
+    assert [r["path"] for r in center.requests] == ["/v1/agent/enroll", "/v1/agent/sync"]
+    center.known = False  # the source was deleted there
+    assert "already" not in enroll(tmp_path, center, code(ca)).stdout
+
+
+@pytest.mark.parametrize("way", ["option", "stdin", "dash"])
+def test_ways_to_give_the_code(tmp_path, center, ca, way):
+    argv = {"option": ["--code", code(ca)], "stdin": [], "dash": ["--code", "-"]}[way]
+    run(agentrig.AGENT, "enroll", "--config", tmp_path / "config", "--no-service", *argv, input=code(ca) + "\n",
+        env={**os.environ, "REPLANT_URL": f"https://localhost:{center.port}"})
+    assert (tmp_path / "config/agent.json").exists()
+
+
+def refused(tmp_path, center, the_code, *words, status=1, host="127.0.0.1"):
+    done = enroll(tmp_path, center, the_code, check=False, host=host)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("replant-agent: ") and done.stderr.count("\n") == 1
+    for w in words:
+        assert w in done.stderr
+    assert CODE_SECRET not in done.stderr
+    assert not (tmp_path / "config/agent.json").exists()
+
+
+def test_wrong_code(tmp_path, center, ca):
+    refused(tmp_path, center, code(ca, "wrong"), "wrong, used up, expired or revoked")
+
+
+@pytest.mark.parametrize("bad", ["", "x", "a.b.c", "a.b." + "0" * 63])
+def test_no_code_at_all(tmp_path, center, bad):
+    refused(tmp_path, center, bad, "activation code")
+    assert not center.requests
+
+
+def test_wrong_fingerprint(tmp_path, center, ca):
+    wrong = code(ca)[:-4] + "0000"
+    refused(tmp_path, center, wrong, "fingerprint")
+    assert not center.requests  # the code's secret was not shown to a stranger
+
+
+def test_stranger(tmp_path, ca, tmp_path_factory):
+    other = Center(Authority(tmp_path_factory.mktemp("pki") / "other").server())
+    refused(tmp_path, other, code(ca), "fingerprint")
+    assert not other.requests
+    other.close()
+
+
+def test_forged_chain(tmp_path, ca, tmp_path_factory):
+    """The real CA's certificate is public: a forger shows it after a leaf of their own."""
+    forger = Authority(tmp_path_factory.mktemp("pki") / "forger")
+    other = Center(forger.server(chain=ca.cert))
+    refused(tmp_path, other, code(ca), "can't prove")
+    assert not other.requests
+    other.close()
+
+
+def test_forged_chain_same_name(tmp_path, ca, tmp_path_factory):
+    """As above, with an issuer that has the very name of the real CA."""
+    forger = Authority(tmp_path_factory.mktemp("pki") / "forger", name="center")
+    other = Center(forger.server(chain=ca.cert))
+    refused(tmp_path, other, code(ca), "can't prove")
+    assert not other.requests
+    other.close()
+
+
+def test_other_name(tmp_path, ca):
+    other = Center(ca.server(names="DNS:elsewhere.example,IP:127.0.0.9"))
+    refused(tmp_path, other, code(ca), "does not name '127.0.0.1'", "--address")
+    refused(tmp_path, other, code(ca), "does not name 'localhost'", host="localhost")
+    other.close()
+
+
+def test_expired(tmp_path, ca):
+    # A day in the past, seen from a clock two days on.
+    other = Center(ca.server(days="1"))
+    done = run("faketime", "+3d", agentrig.AGENT, "--version", check=False) if os.path.exists("/usr/bin/faketime") else None
+    leaf = Center(ca.server(days="-1")) if done is None else other
+    refused(tmp_path, leaf, code(ca), "clock")
+    other.close()
+
+
+def test_nobody_there(tmp_path, center, ca):
+    center.close()
+    refused(tmp_path, center, code(ca), "cannot connect", status=75)
+
+
+def test_no_such_name(tmp_path, center, ca):
+    refused(tmp_path, center, code(ca), "no-such-name.invalid", status=75, host="no-such-name.invalid")
+
+
+def test_huge_answer(tmp_path, center, ca):
+    center.answers["/v1/agent/enroll"] = lambda r: (200, b'{"x":"' + b"a" * (5 * MIB) + b'"}')
+    refused(tmp_path, center, code(ca), "larger than")
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense", b"[]", b'{"source":"../x","secret":"y"}', b'{"source":5,"secret":"y"}',
+                                    b'{"source":"source-0123456789abcdef"}', b'{"source":"source-0123456789abcdef","secret":"a b"}',
+                                    b'{"source":"source-0123456789abcdef","secret":"' + b"a" * 5000 + b'"}'])
+def test_strange_answers(tmp_path, center, ca, answer):
+    center.answers["/v1/agent/enroll"] = lambda r: (201, answer)
+    refused(tmp_path, center, code(ca))
+
+
+@pytest.mark.parametrize("status,exit_", [(500, 75), (503, 75), (429, 75), (409, 1), (400, 1)])
+def test_refusals(tmp_path, center, ca, status, exit_):
+    center.answers["/v1/agent/enroll"] = lambda r: (status, {"error": {"code": "x", "message": "these are\nour reasons"}})
+    refused(tmp_path, center, code(ca), "our reasons", status=exit_)
+
+
+# ---- the service ----
+
+def task(port, run_id=streamrig.RUN, disks=None, **parameters):
+    return {"job": "job-0123456789abcdef", "run": run_id, "action": "send", "host": "127.0.0.1", "port": port, "psk": KEY,
+            "disks": disks, "parameters": {"connections": 2, "compression": 1, **parameters}}
+
+
+KEY = "5a" * 32
+
+
+class Bench:
+    def __init__(self, tmp, center, ca, loops):
+        self.tmp, self.center, self.loops = tmp, center, loops
+        self.key = tmp / "key"
+        self.key.write_text(KEY)
+        self.disk = loops.new("disk", 256 * MIB, "ext4")
+        self.point = loops.mount(self.disk, "mnt")
+        (self.point / "noise").write_bytes(os.urandom(60 * MIB))
+        enroll(tmp, center, code(ca), "--disk", self.disk)
+        self.service = Service(tmp)
+
+    def last_task(self):
+        syncs = self.center.syncs()
+        return syncs[-1]["body"].get("task") if syncs else None
+
+    def close(self):
+        self.service.stop()
+
+
+@pytest.fixture
+def bench(tmp_path, center, ca, loops):
+    b = Bench(tmp_path, center, ca, loops)
+    yield b
+    b.close()
+
+
+def test_syncs(bench):
+    until(lambda: len(bench.center.syncs()) >= 3)
+    first, second = bench.center.syncs()[:2]
+    assert first["body"]["boot_id"] == pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert [d["path"] for d in first["body"]["inventory"]["disks"]] == [bench.disk]
+    assert "inventory" not in second["body"] and "task" not in second["body"]
+    s = bench.service.status()
+    assert s["running"] and s["connected"] and s["source"] == SOURCE and s["task"] is None
+    assert SECRET not in json.dumps(s)
+    again = run(agentrig.AGENT, "run", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime", check=False)
+    assert again.returncode == 1 and "already" in again.stderr
+    assert bench.service.stop() == 0
+    assert not bench.service.status()["running"]
+
+
+def test_sends(bench):
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port)
+    done = until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 60)
+    assert done["run"] == streamrig.RUN and done["progress"]["phase"] == "done"
+    assert 0 < done["progress"]["freeze_ms"] < 10000
+    assert done["result"]["disks"] == [bench.disk]
+    # Said until the center takes the task away, then no more.
+    n = len(bench.center.syncs())
+    until(lambda: len(bench.center.syncs()) > n + 1)
+    assert bench.last_task()["state"] == "done"
+    bench.center.task = None
+    until(lambda: bench.last_task() is None)
+    log = bench.service.log.read_text()
+    assert "freezing" in log and "thawed" in log
+    assert KEY not in log and SECRET not in log
+    # Nobody holds it frozen, and the replica is a filesystem in order, with the file.
+    (bench.point / "after").write_text("x")
+    replica = bench.tmp / "replica/disk0.raw"
+    assert run("e2fsck", "-fn", replica, check=False).returncode == 0
+    run("debugfs", "-R", f"dump noise {bench.tmp}/noise", replica)
+    assert streamrig.same(bench.tmp / "noise", bench.point / "noise")
+
+
+def test_failure_is_told(bench):
+    bench.center.task = task(1)
+    failed = until(lambda: (t := bench.last_task()) and t["state"] == "failed" and t, 90)
+    assert failed["error"]["message"] and failed["error"]["code"] and failed["error"]["temporary"] is True
+    # Another run is another try.
+    bench.center.task = task(1, run_id="run-00000000000000aa")
+    until(lambda: (t := bench.last_task()) and t["run"] == "run-00000000000000aa")
+
+
+def test_no_such_disk(bench):
+    bench.center.task = task(1, disks=["/dev/nothing"])
+    failed = until(lambda: (t := bench.last_task()) and t["state"] == "failed" and t, 30)
+    assert "/dev/nothing" in failed["error"]["message"] and failed["error"]["temporary"] is False
+
+
+def test_task_taken_away(bench):
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port, rate_mbit=8)
+    until(lambda: (t := bench.last_task()) and t["progress"]["bytes_sent"] > 0)
+    bench.center.task = None
+    until(lambda: "no longer wanted" in bench.service.log.read_text())
+    until(lambda: bench.last_task() is None)
+    # And the next one begins without a restart.
+    r.kill()
+    r2 = streamrig.Receiver(bench.tmp / "replica2", bench.key, run="run-00000000000000bb")
+    bench.center.task = task(r2.port, run_id="run-00000000000000bb")
+    until(lambda: (t := bench.last_task()) and t["run"] == "run-00000000000000bb" and t["state"] == "done", 60)
+
+
+def test_center_restarts(bench, ca):
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port, rate_mbit=100)
+    until(lambda: (t := bench.last_task()) and t["state"] == "sending")
+    port, old = bench.center.port, bench.center
+    old.close()
+    old.answers["/v1/agent/sync"] = lambda request: (500, {})  # connections that are still open
+    until(lambda: bench.service.status()["error"] if not bench.service.status()["connected"] else None, 30)
+    bench.center = Center(ca.server(), port)
+    bench.center.task = old.task
+    until(lambda: (t := bench.last_task()) and t["state"] == "done", 60)
+    bench.center.close()
+
+
+def test_restart_of_the_agent_goes_on(bench):
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port, rate_mbit=160)
+    until(lambda: (t := bench.last_task()) and t["progress"]["bytes_sent"] > 10 * MIB, 30)
+    bench.service.proc.send_signal(signal.SIGKILL)
+    bench.service.proc.wait()
+    bench.service = Service(bench.tmp, "second")
+    done = until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 60)
+    assert done["progress"]["bytes_sent"] < 58 * MIB  # what was there already was not sent again
+
+
+def test_strange_tasks(bench):
+    for bad in ["x", [], {"action": "format"}, {**task(1), "psk": "00"}, {**task(1), "disks": ["/etc/shadow"]},
+                {**task(1), "run": "../../x"}]:
+        n = len(bench.center.syncs())
+        bench.center.task = bad
+        until(lambda: len(bench.center.syncs()) > n + 1, 40)
+        assert bench.last_task() is None
+        bench.center.task = None
+    assert bench.service.proc.poll() is None
+
+
+def test_forgotten_source(bench):
+    until(lambda: bench.center.syncs())
+    bench.center.known = False
+    until(lambda: "enrol it again" in bench.service.log.read_text(), 30)
+    bench.center.known = True
+    until(lambda: bench.service.status()["connected"], 40)
+
+
+def test_forger_takes_the_address(bench, ca, tmp_path_factory):
+    until(lambda: bench.center.syncs())
+    port = bench.center.port
+    bench.center.close()
+    bench.center.answers["/v1/agent/sync"] = lambda request: (500, {})
+    forger = Center(Authority(tmp_path_factory.mktemp("pki") / "forger").server(chain=ca.cert), port)
+    until(lambda: "can't prove" in bench.service.log.read_text(), 40)
+    assert not forger.requests  # and so no secret was shown
+    forger.close()
+
+
+def test_quiet_while_frozen(bench):
+    """From FIFREEZE to FITHAW no thread of the agent opens a file, writes, or talks with the center."""
+    import shutil
+    import subprocess
+    if not shutil.which("strace"):
+        pytest.skip("no strace")
+    trace = bench.tmp / "trace"
+    bench.service.stop()
+    bench.service = Service.__new__(Service)
+    s = bench.service
+    s.tmp, s.config, s.runtime, s.log = bench.tmp, bench.tmp / "config", bench.tmp / "runtime", bench.tmp / "traced.log"
+    tracer = subprocess.Popen(["strace", "-f", "-ttt", "-y", "-e", "trace=ioctl,openat,write,sendto,sendmsg,rename,connect,fsync",
+                               "-o", str(trace), str(agentrig.AGENT), "run", "--config", str(s.config), "--runtime", str(s.runtime)],
+                              stderr=open(s.log, "ab"))
+    s.proc = tracer
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port)
+    until(lambda: (t := bench.last_task()) and t["state"] == "done", 90)
+    agent = int(run("pgrep", "-P", str(tracer.pid)).stdout.split()[0])
+    os.kill(agent, signal.SIGTERM)
+    tracer.wait(30)
+    lines = [line.split(None, 2) for line in trace.read_text().splitlines()]
+    times = {name: float(t) for _, t, rest in lines for name in ("FIFREEZE", "FITHAW") if name in rest and str(bench.point) in rest}
+    assert times["FIFREEZE"] < times["FITHAW"]
+    inside = [rest for _, t, rest in lines if times["FIFREEZE"] < float(t) < times["FITHAW"]]
+    bad = [x for x in inside if x.startswith(("openat", "rename", "connect", "fsync")) or
+           (x.startswith("write") and "eventfd" not in x and "TCP" not in x and "socket" not in x)]
+    center = f":{bench.center.port}"
+    assert not bad, bad
+    assert not [x for x in inside if center in x]
+
+
+def test_uninstall(bench):
+    bench.service.stop()
+    done = run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")
+    assert "agent.json" in done.stdout and not (bench.tmp / "config").exists() and not (bench.tmp / "runtime").exists()
+    run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")  # nothing left is fine

@@ -1,0 +1,209 @@
+/* What the agent reads from outside: codes, addresses, os-release, the center's answers. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent/agent_int.h"
+#include "base/err.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/str.h"
+#include "base/util.h"
+
+#define FINGERPRINT "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+
+static void test_code(void **state)
+{
+	static const char *const bad[] = {"", ".", "..", "a.b", "a.b.c", "a.b." FINGERPRINT "00", ".b." FINGERPRINT, "a.." FINGERPRINT,
+					  "a b.c." FINGERPRINT, "a.b.c." FINGERPRINT, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.b." FINGERPRINT,
+					  "a\n.b." FINGERPRINT};
+	struct conf_code c = {0};
+	struct err e = {0};
+
+	assert_int_equal(conf_code_parse("0123456789abcdef.s3cret." FINGERPRINT, &c, &e), 0);
+	assert_string_equal(c.id, "0123456789abcdef");
+	assert_string_equal(c.secret, "s3cret");
+	assert_int_equal(c.ca[31], 0x1f);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(conf_code_parse(bad[i], &c, &e), -EINVAL);
+	assert_null(strstr(e.msg, FINGERPRINT)); /* a code has no business in a log */
+}
+
+static void test_url(void **state)
+{
+	static const char *const bad[] = {"", "http://a", "https://", "https://a:0", "https://a:70000", "https://a:x", "https://a/b",
+					  "https://[::1", "https://a b", "https://a\r\nX: y", "https://a@b", "ftp://a"};
+	struct conf_url u = {0};
+
+	assert_int_equal(conf_url_parse("https://center.example", &u, NULL), 0);
+	assert_string_equal(u.host, "center.example");
+	assert_int_equal(u.port, 8443);
+	assert_false(u.numeric);
+	assert_int_equal(conf_url_parse("10.1.2.3:443", &u, NULL), 0);
+	assert_int_equal(u.port, 443);
+	assert_true(u.numeric);
+	assert_int_equal(conf_url_parse("https://[fd00::1]:9/", &u, NULL), 0);
+	assert_string_equal(u.host, "fd00::1");
+	assert_int_equal(u.port, 9);
+	assert_true(u.numeric);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(conf_url_parse(bad[i], &u, NULL), -EINVAL);
+	assert_string_equal(u.host, "fd00::1");
+}
+
+static const char *os(const json_t *o, const char *key)
+{
+	return json_string_value(json_object_get(o, key));
+}
+
+static void test_os_release(void **state)
+{
+	_cleanup_json_ json_t *o = sysinfo_os_parse("PRETTY_NAME=\"Debian \\\"x\\\" 12\"\nNAME='A B'\n#ID=no\nVERSION_ID=12 # tail\n"
+						    "ID=debian\nVARIANT_ID=server\nID_LIKE=");
+
+	assert_string_equal(os(o, "pretty_name"), "Debian \"x\" 12");
+	assert_string_equal(os(o, "name"), "A B");
+	assert_string_equal(os(o, "version_id"), "12");
+	assert_string_equal(os(o, "id"), "debian");
+	assert_string_equal(os(o, "id_like"), "");
+	assert_null(json_object_get(o, "codename"));
+}
+
+static int reply(const char *text, struct task_reply *ret, struct err *e)
+{
+	_cleanup_json_ json_t *o = json_loads(text, 0, NULL);
+
+	assert_non_null(o);
+	return task_reply_parse(o, ret, e);
+}
+
+#define TASK(rest)                                                                                                             \
+	"{\"interval_seconds\": 2.5, \"task\": {\"job\": \"job-0123456789abcdef\", \"run\": \"run-0123456789abcdef\", "        \
+	"\"action\": \"send\", \"port\": 7000, \"psk\": \"" FINGERPRINT "\"" rest "}}"
+
+static void test_reply(void **state)
+{
+	static const char *const bad[] = {
+		"[]",
+		"{\"interval_seconds\": \"x\"}",
+		"{\"task\": 1}",
+		"{\"task\": {}}",
+		"{\"task\": {\"action\": \"format\"}}",
+		TASK(", \"disks\": []"),
+		TASK(", \"disks\": \"sda\""),
+		TASK(", \"disks\": [\"/etc/shadow\"]"),
+		TASK(", \"disks\": [\"/dev/../etc/shadow\"]"),
+		TASK(", \"disks\": [\"../x\"]"),
+		TASK(", \"disks\": [1]"),
+		TASK(", \"disks\": [\"sda b\"]"),
+		TASK(", \"host\": \"a b\""),
+		TASK(", \"host\": 5"),
+		TASK(", \"parameters\": []"),
+		TASK(", \"parameters\": {\"connections\": 17}"),
+		TASK(", \"parameters\": {\"connections\": 0}"),
+		TASK(", \"parameters\": {\"compression\": 11}"),
+		TASK(", \"parameters\": {\"on_read_error\": \"ignore\"}"),
+		TASK(", \"parameters\": {\"rate_mbit\": -1}"),
+		TASK(", \"parameters\": {\"checksum\": 1}"),
+	};
+	struct task_reply r = {0};
+	struct err e = {0};
+
+	assert_int_equal(reply("{\"interval_seconds\": 10, \"task\": null}", &r, &e), 0);
+	assert_false(r.has_task);
+	assert_int_equal(reply("{\"interval_seconds\": -5}", &r, &e), 0);
+	assert_true(r.interval == 1.0);
+	assert_int_equal(reply("{\"interval_seconds\": 1e300}", &r, &e), 0);
+	assert_true(r.interval == 3600.0);
+	assert_int_equal(reply(TASK(", \"host\": null, \"disks\": null"), &r, &e), 0);
+	assert_true(r.has_task);
+	assert_string_equal(r.task.host, "");
+	assert_int_equal(r.task.port, 7000);
+	assert_int_equal(r.task.psk[31], 0x1f);
+	assert_int_equal(r.task.connections, 4);
+	assert_int_equal(r.task.ndisks, 0);
+	assert_int_equal(reply(TASK(", \"disks\": [\"sda\", \"/dev/mapper/x-y\"], \"parameters\": {\"connections\": 2, "
+				    "\"on_read_error\": \"zero\", \"checksum\": true, \"test_boot\": true}"),
+			       &r, &e), 0);
+	assert_string_equal(r.task.disks[0], "/dev/sda");
+	assert_string_equal(r.task.disks[1], "/dev/mapper/x-y");
+	assert_true(r.task.zero_unreadable && r.task.checksum);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		if (reply(bad[i], &r, &e) == 0)
+			fail_msg("taken: %s", bad[i]);
+}
+
+static void test_progress(void **state)
+{
+	const struct stream_progress p = {.phase = STREAM_COMPARE, .round = 2, .bytes_total = 200, .bytes_done = 50, .speed = 1.5,
+					  .seconds_left = -1, .expected_freeze = INFINITY, .freeze_seconds = 0.25};
+	_cleanup_json_ json_t *o = task_progress(&p);
+
+	assert_non_null(o);
+	assert_string_equal(os(o, "phase"), "compare");
+	assert_true(json_number_value(json_object_get(o, "percent")) == 25.0);
+	assert_true(json_is_null(json_object_get(o, "seconds_left")));
+	assert_true(json_is_null(json_object_get(o, "expected_freeze_seconds")));
+	assert_true(json_number_value(json_object_get(o, "freeze_ms")) == 250.0);
+}
+
+static void test_refusal(void **state)
+{
+	_cleanup_json_ json_t *o = json_pack("{s:{s:s, s:s}}", "error", "code", "x", "message", "the code has expired");
+	struct err e = {0};
+
+	assert_int_equal(http_refusal(403, o, &e), -EACCES);
+	assert_non_null(strstr(e.msg, "the code has expired"));
+	assert_int_equal(http_refusal(503, NULL, &e), -EBUSY);
+	assert_int_equal(http_refusal(500, NULL, &e), -EREMOTEIO);
+}
+
+static void test_conf(void **state)
+{
+	char dir[] = "/tmp/replant-conf-XXXXXX", ca[] = "PEM";
+	_cleanup_free_ char *path = NULL;
+	struct conf c = {.center = "https://a:1", .source = "source-0123456789abcdef", .secret = "s", .ca_pem = ca}, back = {0};
+	struct err e = {0};
+	struct stat st;
+
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(conf_load(dir, &back, &e), -ENOENT);
+	assert_non_null(strstr(e.msg, "enroll"));
+	assert_int_equal(conf_add_disk(&c, "sda", &e), -EINVAL);
+	assert_int_equal(conf_add_disk(&c, "/dev/sda", &e), 0);
+	assert_int_equal(conf_store(dir, &c, &e), 0);
+	path = str_printf("%s/agent.json", dir);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 07777, 0600);
+	assert_int_equal(conf_load(dir, &back, &e), 0);
+	assert_string_equal(back.source, c.source);
+	assert_string_equal(back.url.host, "a");
+	assert_string_equal(back.ca_pem, "PEM");
+	assert_int_equal(back.ndisks, 1);
+	assert_string_equal(back.disks[0], "/dev/sda");
+	conf_release(&back);
+	assert_int_equal(io_write_file_atomic(path, "{", 1, 0600, NULL), 0);
+	assert_int_equal(conf_load(dir, &back, &e), -EINVAL);
+	free(c.disks[0]);
+	io_remove_tree(dir, NULL);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_code),	 cmocka_unit_test(test_url),	 cmocka_unit_test(test_os_release),
+		cmocka_unit_test(test_reply),	 cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
+		cmocka_unit_test(test_conf),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
