@@ -1,0 +1,258 @@
+#include "model/model.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/util.h"
+
+const char *const model_source_states[] = {"available", "in_use", "unavailable", "deleting", NULL};
+const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_error", "finished",
+					"waiting", "expired", "deleting", NULL};
+const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
+const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
+const char *const model_roles[] = {"viewer", "operator", "admin", NULL};
+const char *const model_export_states[] = {"running", "finished", "in_error", NULL};
+const char *const model_export_formats[] = {"qcow2", "raw", "vmdk", "vhdx", NULL};
+const char *const model_read_errors[] = {"fail", "zero", NULL};
+
+#define ROW(kind, field)                                                                                     \
+	{                                                                                                    \
+#field, MODEL_##kind, offsetof(struct model_this, field), NULL, false                        \
+	}
+#define HIDDEN(kind, field)                                                                                  \
+	{                                                                                                    \
+#field, MODEL_##kind, offsetof(struct model_this, field), NULL, true                         \
+	}
+#define WORDS(field, list)                                                                                   \
+	{                                                                                                    \
+#field, MODEL_WORD, offsetof(struct model_this, field), list, false                          \
+	}
+#define END                                                                                                  \
+	{                                                                                                    \
+		0                                                                                            \
+	}
+
+#define model_this model_source
+static const struct model_field source_fields[] = {
+    ROW(TEXT, id),
+    ROW(TEXT, name),
+    ROW(TEXT, description),
+    WORDS(state, model_source_states),
+    ROW(TEXT, hostname),
+    HIDDEN(TEXT, machine_id),
+    ROW(TEXT, agent_version),
+    HIDDEN(TEXT, boot_id),
+    HIDDEN(TEXT, secret_hash),
+    HIDDEN(BOOL, deleting),
+    ROW(REAL, created),
+    ROW(REAL, last_seen),
+    ROW(JSON, inventory),
+    END,
+};
+#undef model_this
+#define model_this model_job
+static const struct model_field job_fields[] = {
+    ROW(TEXT, id),
+    ROW(TEXT, name),
+    ROW(TEXT, description),
+    ROW(TEXT, source),
+    ROW(TEXT, region),
+    ROW(TEXT, image_name),
+    WORDS(state, model_job_states),
+    WORDS(stage, model_job_stages),
+    HIDDEN(TEXT, step_name),
+    HIDDEN(TEXT, step_text),
+    ROW(JSON, parameters),
+    ROW(JSON, progress),
+    ROW(JSON, stages),
+    ROW(JSON, error),
+    ROW(TEXT, image),
+    HIDDEN(TEXT, image_pending),
+    ROW(TEXT, run),
+    ROW(REAL, created),
+    ROW(REAL, started),
+    ROW(REAL, finished),
+    ROW(REAL, updated),
+    ROW(REAL, expires),
+    END,
+};
+#undef model_this
+#define model_this model_run
+static const struct model_field run_fields[] = {
+    ROW(TEXT, id),
+    ROW(TEXT, job),
+    WORDS(state, model_run_states),
+    ROW(REAL, started),
+    ROW(REAL, ended),
+    ROW(JSON, result),
+    ROW(JSON, error),
+    END,
+};
+#undef model_this
+#define model_this model_image
+static const struct model_field image_fields[] = {
+    ROW(TEXT, id),        ROW(TEXT, name),   ROW(TEXT, description),   ROW(TEXT, job),
+    ROW(TEXT, source),    ROW(TEXT, region), ROW(REAL, created),       ROW(JSON, manifest),
+    HIDDEN(JSON, report), ROW(JSON, boot),   HIDDEN(TEXT, screenshot), END,
+};
+#undef model_this
+#define model_this model_code
+static const struct model_field code_fields[] = {
+    ROW(TEXT, id),      ROW(TEXT, name),           ROW(UINT, uses),
+    ROW(UINT, used),    ROW(REAL, created),        ROW(REAL, expires),
+    ROW(BOOL, revoked), HIDDEN(TEXT, secret_hash), END,
+};
+#undef model_this
+#define model_this model_token
+static const struct model_field token_fields[] = {
+    ROW(TEXT, id),      ROW(TEXT, name),           WORDS(role, model_roles),
+    ROW(REAL, created), HIDDEN(TEXT, secret_hash), END,
+};
+#undef model_this
+#define model_this model_region
+static const struct model_field region_fields[] = {
+    ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, provider), ROW(REAL, created), HIDDEN(JSON, settings), END,
+};
+#undef model_this
+#define model_this model_export
+static const struct model_field export_fields[] = {
+    ROW(TEXT, id),
+    ROW(TEXT, image),
+    ROW(UINT, disk),
+    WORDS(format, model_export_formats),
+    WORDS(state, model_export_states),
+    ROW(REAL, percent),
+    ROW(UINT, size),
+    ROW(REAL, created),
+    ROW(JSON, error),
+    END,
+};
+#undef model_this
+
+const struct model_noun model_sources = {"source", "sources", sizeof(struct model_source), source_fields};
+const struct model_noun model_jobs = {"job", "jobs", sizeof(struct model_job), job_fields};
+const struct model_noun model_runs = {"run", "runs", sizeof(struct model_run), run_fields};
+const struct model_noun model_images = {"image", "images", sizeof(struct model_image), image_fields};
+const struct model_noun model_codes = {"code", "codes", sizeof(struct model_code), code_fields};
+const struct model_noun model_tokens = {"token", "tokens", sizeof(struct model_token), token_fields};
+const struct model_noun model_regions = {"region", "regions", sizeof(struct model_region), region_fields};
+const struct model_noun model_exports = {"export", "exports", sizeof(struct model_export), export_fields};
+const struct model_noun *const model_nouns[] = {&model_sources, &model_jobs,    &model_runs,
+						&model_images,  &model_codes,   &model_tokens,
+						&model_regions, &model_exports, NULL};
+
+void model_release(const struct model_noun *n, void *obj)
+{
+	for (const struct model_field *f = n->fields; f->name; f++) {
+		void *p = (char *)obj + f->offset;
+
+		if (f->kind == MODEL_TEXT || f->kind == MODEL_LINE)
+			free(*(char **)p);
+		else if (f->kind == MODEL_JSON)
+			json_decref(*(json_t **)p);
+	}
+	memset(obj, 0, n->size);
+}
+
+int model_set(char **field, const char *value)
+{
+	char *copy = value ? strdup(value) : NULL;
+
+	if (value && !copy)
+		return -ENOMEM;
+	free(*field);
+	*field = copy;
+	return 0;
+}
+
+void model_take_json(json_t **field, json_t *value)
+{
+	json_decref(*field);
+	*field = value;
+}
+
+int model_word(const char *const *words, const char *s)
+{
+	for (int i = 0; words[i]; i++)
+		if (strcmp(words[i], s) == 0)
+			return i;
+	return -1;
+}
+
+static json_t *field_json(const struct model_field *f, const void *obj)
+{
+	const void *p = (const char *)obj + f->offset;
+	const char *s;
+
+	switch (f->kind) {
+	case MODEL_TEXT:
+	case MODEL_LINE:
+		s = *(char *const *)p;
+		return s ? json_string(s) : json_null();
+	case MODEL_UINT:
+		return json_integer((json_int_t) * (const uint64_t *)p);
+	case MODEL_REAL: /* the only real that is 0 but there is a percentage */
+		return *(const double *)p == 0 && strcmp(f->name, "percent") != 0
+			   ? json_null()
+			   : json_real(*(const double *)p);
+	case MODEL_BOOL:
+		return json_boolean(*(const bool *)p);
+	case MODEL_WORD:
+		s = f->words[*(const int *)p];
+		return *s ? json_string(s) : json_null();
+	case MODEL_JSON:
+		return *(json_t *const *)p ? json_incref(*(json_t *const *)p) : json_null();
+	}
+	never("field kind");
+}
+
+static const char *code_state(const struct model_code *c, double now)
+{
+	if (c->revoked)
+		return "revoked";
+	if (now >= c->expires)
+		return "expired";
+	return c->used >= c->uses ? "used_up" : "active";
+}
+
+/* What isn't a column: made from others. */
+static int add_derived(const struct model_noun *n, const void *obj, json_t *o, double now)
+{
+	if (n == &model_jobs) {
+		const struct model_job *j = obj;
+
+		return json_object_set_new(
+		    o, "step",
+		    j->step_name ? json_pack("{s:s, s:s?}", "name", j->step_name, "text", j->step_text)
+				 : json_null());
+	}
+	if (n == &model_codes)
+		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
+	if (n == &model_sources) {
+		const struct model_source *s = obj;
+		json_t *os = json_object_get(s->inventory, "os");
+
+		return json_object_set_new(o, "os", os ? json_incref(os) : json_null());
+	}
+	return 0;
+}
+
+json_t *model_json(const struct model_noun *n, const void *obj, bool brief, double now)
+{
+	json_t *o = json_object();
+
+	for (const struct model_field *f = n->fields; o && f->name; f++) {
+		if (f->hidden ||
+		    (brief && (strcmp(f->name, "inventory") == 0 || strcmp(f->name, "manifest") == 0)))
+			continue;
+		if (json_object_set_new(o, f->name, field_json(f, obj)) < 0) {
+			json_decref(o);
+			return NULL;
+		}
+	}
+	if (o && add_derived(n, obj, o, now) < 0) {
+		json_decref(o);
+		return NULL;
+	}
+	return o;
+}

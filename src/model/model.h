@@ -1,0 +1,250 @@
+/*
+ * The nouns of the control plane as plain structs, and what turns them into JSON, rows and back. Each noun is
+ * one table of fields: the store makes its columns from it, the API its JSON, so they can't drift apart.
+ * Requests are read by tables, too; the parameters of a job are one of these.
+ *
+ * Strings and JSON in a struct belong to it; model_release() frees them and leaves it empty. NULL is "not
+ * there".
+ */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct err;
+
+#define MODEL_NAME_MAX        128u
+#define MODEL_DESCRIPTION_MAX 512u
+#define MODEL_INVENTORY_MAX   (4u << 20) /* bytes of JSON */
+#define MODEL_JSON_DEPTH      32u
+#define MODEL_JOB_DAYS        30u /* an unfinished job that isn't running expires so long after it was made */
+
+/* ---- words ---- */
+enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE, SOURCE_DELETING };
+enum model_job_state {
+	JOB_READY,
+	JOB_RUNNING,
+	JOB_STOPPED,
+	JOB_IN_ERROR,
+	JOB_FINISHED,
+	JOB_WAITING,
+	JOB_EXPIRED,
+	JOB_DELETING,
+	JOB_STATES, /* how many */
+};
+enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING, JOB_STAGES };
+enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
+enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN };
+enum model_export_state { EXPORT_RUNNING, EXPORT_FINISHED, EXPORT_IN_ERROR };
+
+extern const char *const model_source_states[];
+extern const char *const model_job_states[];
+extern const char *const model_job_stages[]; /* JOB_NO_STAGE is "" and null in JSON */
+extern const char *const model_run_states[];
+extern const char *const model_roles[];
+extern const char *const model_export_states[];
+extern const char *const model_export_formats[];
+extern const char *const model_read_errors[];
+
+/* ---- nouns ---- */
+struct model_source {
+	char *id, *name, *description, *hostname, *machine_id, *agent_version, *boot_id, *secret_hash;
+	int state; /* enum model_source_state as last announced */
+	bool deleting;
+	double created, last_seen;
+	json_t *inventory;
+};
+
+struct model_job {
+	char *id, *name, *description, *source, *region, *image_name;
+	int state, stage;
+	char *step_name, *step_text;
+	json_t *parameters, *progress, *stages, *error;
+	char *image, *image_pending; /* the id the image will have is fixed before it's made, so that a crash
+					makes no second */
+	char *run;
+	double created, started, finished, updated, expires;
+};
+
+struct model_run {
+	char *id, *job;
+	int state;
+	double started, ended;
+	json_t *result, *error;
+};
+
+struct model_image {
+	char *id, *name, *description, *job, *source, *region, *screenshot;
+	double created;
+	json_t *manifest, *report, *boot;
+};
+
+struct model_code {
+	char *id, *name, *secret_hash;
+	uint64_t uses, used;
+	double created, expires;
+	bool revoked;
+};
+
+struct model_token {
+	char *id, *name, *secret_hash;
+	int role;
+	double created;
+};
+
+struct model_region {
+	char *id, *name, *provider;
+	double created;
+	json_t *settings;
+};
+
+struct model_export {
+	char *id, *image;
+	uint64_t disk, size;
+	int format, state;
+	double percent, created;
+	json_t *error;
+};
+
+/* ---- tables ---- */
+enum model_kind {
+	MODEL_TEXT, /* char *, or const char * in a request; min..max bytes */
+	MODEL_LINE, /* the same without control characters */
+	MODEL_UINT, /* uint64_t, min..max */
+	MODEL_REAL, /* double */
+	MODEL_BOOL, /* bool */
+	MODEL_WORD, /* int, an index into words */
+	MODEL_JSON, /* json_t *, in a request borrowed; an object */
+};
+
+struct model_field {
+	const char *name;
+	enum model_kind kind;
+	size_t offset;
+	const char *const *words;
+	bool hidden; /* not in the API's JSON */
+};
+
+struct model_noun {
+	const char *name;  /* "job": of ids, and events' "job.updated" */
+	const char *table; /* "jobs" */
+	size_t size;
+	const struct model_field *fields; /* "id" first; ends with a NULL name */
+};
+
+extern const struct model_noun model_sources, model_jobs, model_runs, model_images, model_codes, model_tokens,
+    model_regions, model_exports;
+extern const struct model_noun *const model_nouns[]; /* all, NULL-terminated */
+
+/* Frees what `obj` (a struct of that noun) owns. */
+void model_release(const struct model_noun *n, void *obj);
+/* Replaces a string; NULL empties. -ENOMEM. */
+int model_set(char **field, const char *value);
+/* Replaces JSON, taking the reference. */
+void model_take_json(json_t **field, json_t *value);
+/* The API's view: all fields that aren't hidden, nulls for what isn't there, and what is derived (step, state
+ * of a code, os). `brief` leaves out what can be big (inventory, manifest). New reference, NULL when out of
+ * memory. */
+json_t *model_json(const struct model_noun *n, const void *obj, bool brief, double now);
+/* Index of `s` in words (NULL-terminated), or -1. */
+int model_word(const char *const *words, const char *s);
+
+#define MODEL_CLEANUP(noun)                                                                                  \
+	static inline void model_##noun##_release(struct model_##noun *o)                                    \
+	{                                                                                                    \
+		model_release(&model_##noun##s, o);                                                          \
+	}
+MODEL_CLEANUP(source)
+MODEL_CLEANUP(job)
+MODEL_CLEANUP(run)
+MODEL_CLEANUP(image)
+MODEL_CLEANUP(code)
+MODEL_CLEANUP(token)
+MODEL_CLEANUP(region)
+MODEL_CLEANUP(export)
+#undef MODEL_CLEANUP
+
+/* ---- requests ---- */
+/* One member of a request's JSON object and where it goes in the request's struct. */
+struct model_input {
+	const char *name;
+	enum model_kind kind;
+	size_t offset;
+	bool required;
+	uint64_t min,
+	    max;      /* value, or length in bytes; a MODEL_JSON text's size limit is checked by the body's */
+	uint64_t def; /* default of numbers, bools and words */
+	const char *const *words;
+	const char *help; /* one line, for the documents */
+};
+
+/*
+ * Reads a JSON object into the struct at `out`: defaults first (strings and JSON NULL), then what is there.
+ * Unknown members, wrong types and ranges are refused: -EINVAL or -ERANGE, and *ret_field names the member
+ * (borrowed from the table or the body). With `keep` the struct's own values are the defaults (PATCH).
+ * Strings and JSON are borrowed from `body`. *ret_given (may be NULL): bit i set when row i was there.
+ */
+int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, uint64_t *ret_given,
+	       const char **ret_field, struct err *e);
+/* JSON nested deeper than MODEL_JSON_DEPTH, or with strings holding NUL, is refused. */
+int model_check_json(const json_t *j, struct err *e);
+
+/* The parameters of a job: the one table of their names, ranges and defaults. */
+struct model_parameters {
+	uint64_t connections, compression, rate_mbit;
+	bool checksum, test_boot;
+	int on_read_error;
+};
+extern const struct model_input model_parameters[];
+/* Those that may change while the job is sending. */
+bool model_parameter_is_live(const char *name);
+json_t *model_parameters_json(const struct model_parameters *p);
+
+struct model_job_request {
+	const char *source, *region, *name, *description, *image_name;
+	json_t *parameters;
+};
+struct model_code_request {
+	const char *name;
+	uint64_t uses, valid_days;
+};
+struct model_token_request {
+	const char *name;
+	int role;
+};
+struct model_rename_request {
+	const char *name, *description;
+};
+struct model_export_request {
+	int format;
+	uint64_t disk;
+};
+struct model_enroll_request {
+	const char *code_id, *code_secret, *hostname, *machine_id, *agent_version;
+	json_t *inventory;
+};
+struct model_sync_request {
+	const char *agent_version, *boot_id;
+	json_t *inventory, *task;
+};
+enum model_task_state { TASK_SENDING, TASK_DONE, TASK_FAILED };
+struct model_task_request {
+	const char *run;
+	int state;
+	json_t *progress, *error, *result;
+};
+struct model_error_request {
+	const char *code, *message;
+	bool temporary;
+};
+extern const struct model_input model_job_request[], model_job_patch[], model_code_request[],
+    model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[],
+    model_sync_request[], model_task_request[], model_error_request[];
+
+/* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
+json_t *model_progress(const json_t *report);
+/* Bytes in use on the source's disks by its inventory: "used" of each disk, its size where that is missing.
+ */
+uint64_t model_inventory_used(const json_t *inventory);

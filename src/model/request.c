@@ -1,0 +1,351 @@
+#include "model/model.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/jsn.h"
+#include "base/util.h"
+
+#define TEXT(type, field, req, lo, hi, text)                                                                 \
+	{                                                                                                    \
+#field, MODEL_TEXT, offsetof(struct type, field), req, lo, hi, 0, NULL, text                 \
+	}
+#define LINE(type, field, req, lo, hi, text)                                                                 \
+	{                                                                                                    \
+#field, MODEL_LINE, offsetof(struct type, field), req, lo, hi, 0, NULL, text                 \
+	}
+#define UINT(type, field, lo, hi, d, text)                                                                   \
+	{                                                                                                    \
+#field, MODEL_UINT, offsetof(struct type, field), false, lo, hi, d, NULL, text               \
+	}
+#define BOOL(type, field, d, text)                                                                           \
+	{                                                                                                    \
+#field, MODEL_BOOL, offsetof(struct type, field), false, 0, 1, d, NULL, text                 \
+	}
+#define WORD(type, field, req, d, list, text)                                                                \
+	{                                                                                                    \
+#field, MODEL_WORD, offsetof(struct type, field), req, 0, 0, d, list, text                   \
+	}
+#define JSON(type, field, req, text)                                                                         \
+	{                                                                                                    \
+#field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                   \
+	}
+
+const struct model_input model_parameters[] = {
+    UINT(model_parameters, connections, 1, 16, 4, "parallel connections of the data plane"),
+    UINT(model_parameters, compression, 0, 10, 1, "0 none, 1 fastest .. 10 smallest"),
+    UINT(model_parameters, rate_mbit, 0, 100000, 0, "limit on the wire in Mbit/s, 0 none"),
+    BOOL(model_parameters, checksum, 1, "digest every block with SHA-256 instead of XXH3-128"),
+    WORD(model_parameters, on_read_error, false, 0, model_read_errors,
+	 "unreadable source sectors fail the job, or become zeros and are listed"),
+    BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
+    {0},
+};
+
+bool model_parameter_is_live(const char *name)
+{
+	return strcmp(name, "rate_mbit") == 0 || strcmp(name, "compression") == 0;
+}
+
+const struct model_input model_job_request[] = {
+    LINE(model_job_request, source, true, 1, 47, "id of the source"),
+    LINE(model_job_request, region, false, 1, 47, "id of the region, 'local' when missing"),
+    LINE(model_job_request, name, false, 1, MODEL_NAME_MAX, "name of the job"),
+    TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    LINE(model_job_request, image_name, false, 1, MODEL_NAME_MAX, "name of the image to make"),
+    JSON(model_job_request, parameters, false, "how the data is sent"),
+    {0},
+};
+
+const struct model_input model_job_patch[] = {
+    LINE(model_job_request, name, false, 1, MODEL_NAME_MAX, "name of the job"),
+    TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    LINE(model_job_request, image_name, false, 1, MODEL_NAME_MAX, "name of the image to make"),
+    JSON(model_job_request, parameters, false, "how the data is sent"),
+    {0},
+};
+
+const struct model_input model_code_request[] = {
+    LINE(model_code_request, name, false, 1, MODEL_NAME_MAX, "what the code is for"),
+    UINT(model_code_request, uses, 1, 1000, 100, "how many sources may enrol with it"),
+    UINT(model_code_request, valid_days, 1, 90, 30, "days until it expires"),
+    {0},
+};
+
+const struct model_input model_token_request[] = {
+    LINE(model_token_request, name, true, 1, MODEL_NAME_MAX, "who uses the token"),
+    WORD(model_token_request, role, true, 0, model_roles, "what the token may do"),
+    {0},
+};
+
+const struct model_input model_rename_request[] = {
+    LINE(model_rename_request, name, false, 1, MODEL_NAME_MAX, "new name"),
+    TEXT(model_rename_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    {0},
+};
+
+const struct model_input model_export_request[] = {
+    WORD(model_export_request, format, true, 0, model_export_formats, "format of the file"),
+    UINT(model_export_request, disk, 0, 63, 0, "which disk of the image"),
+    {0},
+};
+
+const struct model_input model_enroll_request[] = {
+    LINE(model_enroll_request, code_id, true, 16, 21, "first part of the activation code"),
+    LINE(model_enroll_request, code_secret, true, 1, 64, "second part of the activation code"),
+    LINE(model_enroll_request, hostname, true, 1, 255, "the source's name"),
+    LINE(model_enroll_request, machine_id, true, 1, 64, "the same for the same machine"),
+    LINE(model_enroll_request, agent_version, true, 1, 64, "version of the agent"),
+    JSON(model_enroll_request, inventory, false, "what was discovered"),
+    {0},
+};
+
+const struct model_input model_sync_request[] = {
+    LINE(model_sync_request, agent_version, true, 1, 64, "version of the agent"),
+    LINE(model_sync_request, boot_id, true, 1, 64, "changes with every boot of the source"),
+    JSON(model_sync_request, inventory, false, "what was discovered, when it changed"),
+    JSON(model_sync_request, task, false, "how the task goes"),
+    {0},
+};
+
+static const char *const task_states[] = {"sending", "done", "failed", NULL};
+
+const struct model_input model_task_request[] = {
+    LINE(model_task_request, run, true, 20, 20, "id of the run"),
+    WORD(model_task_request, state, true, 0, task_states, "how it goes"),
+    JSON(model_task_request, progress, false, "figures"),
+    JSON(model_task_request, error, false, "why it failed"),
+    JSON(model_task_request, result, false, "totals when it is done"),
+    {0},
+};
+
+const struct model_input model_error_request[] = {
+    LINE(model_error_request, code, true, 1, 64, "for programs"),
+    TEXT(model_error_request, message, true, 0, 2048, "for people"),
+    BOOL(model_error_request, temporary, 0, "trying again may help"),
+    {0},
+};
+
+static void input_default(const struct model_input *in, void *p)
+{
+	switch (in->kind) {
+	case MODEL_TEXT:
+	case MODEL_LINE:
+		*(const char **)p = NULL;
+		return;
+	case MODEL_JSON:
+		*(json_t **)p = NULL;
+		return;
+	case MODEL_UINT:
+		*(uint64_t *)p = in->def;
+		return;
+	case MODEL_BOOL:
+		*(bool *)p = in->def != 0;
+		return;
+	case MODEL_WORD:
+		*(int *)p = (int)in->def;
+		return;
+	case MODEL_REAL:
+		break;
+	}
+	never("no request has such a field");
+}
+
+static int input_text(const struct model_input *in, const json_t *body, void *p, struct err *e)
+{
+	const char *s = NULL;
+	int r = jsn_get_str(body, in->name, true, in->max, &s, e);
+
+	if (r < 0)
+		return r;
+	if (strlen(s) < in->min)
+		return err_set(e, -EINVAL, "'%s' must have at least %llu characters", in->name,
+			       (unsigned long long)in->min);
+	for (const unsigned char *c = (const unsigned char *)s; *c; c++)
+		if ((*c < 0x20 || *c == 0x7f) && (in->kind == MODEL_LINE || (*c != '\n' && *c != '\t')))
+			return err_set(e, -EINVAL, "'%s' contains a control character", in->name);
+	*(const char **)p = s;
+	return 0;
+}
+
+static int input_word(const struct model_input *in, const json_t *body, void *p, struct err *e)
+{
+	const char *s = NULL;
+	char list[256] = "";
+	int r = jsn_get_str(body, in->name, true, 64, &s, e), i;
+
+	if (r < 0)
+		return r;
+	i = model_word(in->words, s);
+	if (i >= 0) {
+		*(int *)p = i;
+		return 0;
+	}
+	for (const char *const *w = in->words; *w; w++)
+		snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", w == in->words ? "" : ", ",
+			 *w);
+	return err_set(e, -EINVAL, "'%s' must be one of %s, not '%s'", in->name, list, s);
+}
+
+static int input_value(const struct model_input *in, const json_t *body, void *p, struct err *e)
+{
+	json_t *v = json_object_get(body, in->name);
+
+	switch (in->kind) {
+	case MODEL_TEXT:
+	case MODEL_LINE:
+		return input_text(in, body, p, e);
+	case MODEL_UINT:
+		return jsn_get_u64(body, in->name, true, in->min, in->max, p, e);
+	case MODEL_BOOL:
+		return jsn_get_bool(body, in->name, true, p, e);
+	case MODEL_WORD:
+		return input_word(in, body, p, e);
+	case MODEL_JSON:
+		if (!json_is_object(v))
+			return err_set(e, -EINVAL, "'%s' must be an object", in->name);
+		*(json_t **)p = v;
+		return model_check_json(v, e);
+	case MODEL_REAL:
+		break;
+	}
+	never("no request has such a field");
+}
+
+static const struct model_input *input_find(const struct model_input *table, const char *name)
+{
+	for (; table->name; table++)
+		if (strcmp(table->name, name) == 0)
+			return table;
+	return NULL;
+}
+
+int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, uint64_t *ret_given,
+	       const char **ret_field, struct err *e)
+{
+	uint64_t given = 0;
+	const char *key;
+	json_t *value;
+	int r;
+
+	*ret_field = NULL;
+	if (!json_is_object(body))
+		return err_set(e, -EINVAL, "the body must be a JSON object");
+	json_object_foreach((json_t *)body, key, value)
+	{
+		if (input_find(table, key))
+			continue;
+		*ret_field = key;
+		return err_set(e, -EINVAL, "'%.64s' is not known here", key);
+	}
+	for (const struct model_input *in = table; in->name; in++) {
+		void *p = (char *)out + in->offset;
+
+		if (!keep)
+			input_default(in, p);
+		*ret_field = in->name;
+		value = json_object_get(body, in->name);
+		if (!value || json_is_null(value)) {
+			if (in->required)
+				return err_set(e, -EINVAL, "'%s' is missing", in->name);
+			continue;
+		}
+		r = input_value(in, body, p, e);
+		if (r < 0)
+			return r;
+		given |= UINT64_C(1) << (in - table);
+	}
+	*ret_field = NULL;
+	if (ret_given)
+		*ret_given = given;
+	return 0;
+}
+
+static bool json_is_sane(const json_t *j, unsigned depth)
+{
+	const char *key;
+	size_t i;
+	json_t *v;
+
+	if (json_is_string(j))
+		return strlen(json_string_value(j)) == json_string_length(j);
+	if (depth == 0)
+		return !json_is_object(j) && !json_is_array(j);
+	if (json_is_object(j)) {
+		json_object_foreach((json_t *)j, key, v) if (!json_is_sane(v, depth - 1)) return false;
+	} else if (json_is_array(j)) {
+		json_array_foreach(j, i, v) if (!json_is_sane(v, depth - 1)) return false;
+	}
+	return true;
+}
+
+int model_check_json(const json_t *j, struct err *e)
+{
+	if (!json_is_sane(j, MODEL_JSON_DEPTH))
+		return err_set(e, -EINVAL,
+			       "JSON nested deeper than %u levels, or a string with a NUL character",
+			       MODEL_JSON_DEPTH);
+	return 0;
+}
+
+json_t *model_parameters_json(const struct model_parameters *p)
+{
+	json_t *o = json_object();
+
+	for (const struct model_input *in = model_parameters; o && in->name; in++) {
+		const void *v = (const char *)p + in->offset;
+		json_t *j = in->kind == MODEL_UINT   ? json_integer((json_int_t) * (const uint64_t *)v)
+			    : in->kind == MODEL_BOOL ? json_boolean(*(const bool *)v)
+						     : json_string(in->words[*(const int *)v]);
+
+		if (json_object_set_new(o, in->name, j) < 0) {
+			json_decref(o);
+			return NULL;
+		}
+	}
+	return o;
+}
+
+json_t *model_progress(const json_t *report)
+{
+	static const char *const numbers[] = {
+	    "percent",       "bytes_total", "bytes_done",   "bytes_read", "bytes_sent",
+	    "bytes_changed", "speed",       "seconds_left", "round",      "expected_freeze_seconds",
+	    "freeze_ms"};
+	const char *phase = json_string_value(json_object_get(report, "phase"));
+	double total = json_number_value(json_object_get(report, "bytes_total"));
+	double done = json_number_value(json_object_get(report, "bytes_done"));
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+		json_t *v = json_object_get(report, numbers[i]);
+
+		if (json_is_number(v) && json_number_value(v) >= 0)
+			json_object_set(o, numbers[i], v);
+	}
+	if (phase && strlen(phase) <= 32)
+		json_object_set_new(o, "phase", json_string(phase));
+	if (!json_object_get(o, "percent") && total > 0 && done >= 0)
+		json_object_set_new(o, "percent", json_real(done >= total ? 100.0 : 100.0 * done / total));
+	return o;
+}
+
+uint64_t model_inventory_used(const json_t *inventory)
+{
+	uint64_t sum = 0;
+	json_t *disk;
+	size_t i;
+
+	json_array_foreach(json_object_get(inventory, "disks"), i, disk)
+	{
+		json_t *v = json_object_get(disk, "used");
+
+		if (!json_is_integer(v))
+			v = json_object_get(disk, "size");
+		if (json_is_integer(v) && json_integer_value(v) > 0 &&
+		    util_add_overflows(sum, (uint64_t)json_integer_value(v), &sum))
+			return UINT64_MAX;
+	}
+	return sum;
+}
