@@ -1,0 +1,100 @@
+/*
+ * Where the control plane keeps its nouns: named queries behind one table of functions, so that another
+ * database can serve. Every call is complete when it returns: outside a transaction it's one of its own, and
+ * what was committed survives a crash of the program and of the machine. Safe for many threads. Errors:
+ * -ENOENT no such row, -EEXIST a rule of uniqueness, -EBUSY another row refers to it, -EIO and others with
+ * the database's words.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/model.h"
+
+struct err;
+struct store;
+
+#define STORE_EVENTS_KEPT 10000u /* older ones are dropped */
+#define STORE_SECRET_HEX  65u    /* a hash as text, with its NUL */
+
+struct store_filter {
+	const char *column; /* of the noun's fields; TEXT and WORD only */
+	const char *value;
+};
+
+struct store_query {
+	const struct store_filter *filters; /* all must hold */
+	size_t nfilters;
+	uint64_t limit, offset; /* limit 0: all */
+};
+
+/* Is told one row at a time, newest first; may take what the row owns. Non-zero ends the listing and is
+ * returned. */
+typedef int (*store_each_fn)(void *arg, void *row);
+typedef int (*store_event_fn)(void *arg, uint64_t id, const char *type, const char *data);
+
+struct store_ops {
+	/* A transaction of the calling thread; others wait. Doesn't nest. */
+	int (*begin)(struct store *s, struct err *e);
+	int (*commit)(struct store *s, struct err *e);
+	void (*rollback)(struct store *s);
+
+	/* *ret must be empty; on success model_release() is due. */
+	int (*get)(struct store *s, const struct model_noun *n, const char *id, void *ret, struct err *e);
+	/* Inserts the row, or replaces all columns of the one with its id. */
+	int (*put)(struct store *s, const struct model_noun *n, const void *row, struct err *e);
+	int (*remove)(struct store *s, const struct model_noun *n, const char *id, struct err *e);
+	/* *ret_total (may be NULL): rows that match without limit and offset. */
+	int (*list)(struct store *s, const struct model_noun *n, const struct store_query *q,
+		    store_each_fn each, void *arg, uint64_t *ret_total, struct err *e);
+
+	/* The job that keeps the source busy. */
+	int (*unfinished_job)(struct store *s, const char *source, struct model_job *ret, struct err *e);
+	int (*source_by_machine)(struct store *s, const char *machine_id, struct model_source *ret,
+				 struct err *e);
+	/* Counts one use if any is left, it isn't revoked and `now` is before its end; else -EACCES. */
+	int (*code_use)(struct store *s, const char *id, double now, struct err *e);
+
+	int (*event_add)(struct store *s, double now, const char *type, const char *data, uint64_t *ret_id,
+			 struct err *e);
+	/* Events after `since`, oldest first. */
+	int (*events)(struct store *s, uint64_t since, uint64_t limit, store_event_fn each, void *arg,
+		      struct err *e);
+	/* Ids of the oldest and newest kept event; both 0 when none is. */
+	int (*event_range)(struct store *s, uint64_t *ret_first, uint64_t *ret_last, struct err *e);
+
+	void (*close)(struct store *s);
+};
+
+struct store {
+	const struct store_ops *ops;
+};
+
+/* A file of ours (0600), made when missing and brought to this program's schema; refuses one of a later
+ * program. */
+int store_open_sqlite(const char *path, struct store **ret, struct err *e);
+
+/* NULL is fine. */
+static inline void store_close(struct store *s)
+{
+	if (s)
+		s->ops->close(s);
+}
+static inline void store_closep(struct store **s)
+{
+	store_close(*s);
+}
+
+/* Adds the event "<noun>.<verb>" with the row's brief JSON. */
+int store_announce(struct store *s, const struct model_noun *n, const char *verb, const void *row, double now,
+		   struct err *e);
+/* "<noun>.deleted" with the id alone. */
+int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now,
+			struct err *e);
+
+/* ---- secrets ---- 256 random bits as 64 hex digits; kept as the hex SHA-256 of that text. */
+void store_secret_new(char ret_secret[STORE_SECRET_HEX], char ret_hash[STORE_SECRET_HEX]);
+/* In time that doesn't depend on where they differ. */
+bool store_secret_matches(const char *secret, const char *hash);
