@@ -1,0 +1,207 @@
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "api/api_int.h"
+#include "base/util.h"
+
+static int fault_setv(struct api_fault *f, int status, const char *code, const char *field, const char *fmt,
+		      va_list ap)
+{
+	f->status = status;
+	snprintf(f->code, sizeof(f->code), "%s", code);
+	snprintf(f->field, sizeof(f->field), "%s", field ? field : "");
+	vsnprintf(f->message, sizeof(f->message), fmt, ap);
+	return -1;
+}
+
+int api_fault_set(struct api_fault *f, int status, const char *code, const char *field, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	fault_setv(f, status, code, field, fmt, ap);
+	va_end(ap);
+	return -1;
+}
+
+int api_fault_err(struct api_fault *f, const struct err *e)
+{
+	switch (e->code) {
+	case -ENOENT:
+		return api_fault_set(f, 404, "not_found", NULL, "%s", e->msg);
+	case -EEXIST:
+		return api_fault_set(f, 409, "exists", NULL, "%s", e->msg);
+	case -EBUSY:
+		return api_fault_set(f, 409, "in_use", NULL, "%s", e->msg);
+	case -ENOSPC:
+		return api_fault_set(f, 507, "no_space", NULL, "%s", e->msg);
+	default:
+		return api_fault_set(f, 500, "internal", NULL, "%s",
+				     *e->msg ? e->msg : "something went wrong");
+	}
+}
+
+int api_refuse(struct api_request *q, int status, const char *code, const char *field, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	fault_setv(&q->fault, status, code, field, fmt, ap);
+	va_end(ap);
+	return -1;
+}
+
+int api_fail(struct api_request *q, const struct err *e)
+{
+	return api_fault_err(&q->fault, e);
+}
+
+int api_answer(struct api_request *q, int status, json_t *json)
+{
+	if (!json)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	q->status = status;
+	q->json = json;
+	return 0;
+}
+
+int api_done(struct api_request *q)
+{
+	q->status = 204;
+	return 0;
+}
+
+int api_answer_row(struct api_request *q, int status, const struct model_noun *n, const void *row)
+{
+	return api_answer(q, status, model_json(n, row, false, id_now()));
+}
+
+int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name)
+{
+	_cleanup_close_ int own = fd;
+	_cleanup_free_ char *disposition = NULL;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+		return api_refuse(q, 404, "not_found", NULL, "the file is not there any more");
+	q->response = MHD_create_response_from_fd64((uint64_t)st.st_size, fd);
+	if (!q->response)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	take_fd(&own);
+	MHD_add_response_header(q->response, "Content-Type", type);
+	MHD_add_response_header(q->response, "X-Content-Type-Options", "nosniff");
+	if (file_name) {
+		disposition = str_printf("attachment; filename=\"%s\"", file_name);
+		if (disposition)
+			MHD_add_response_header(q->response, "Content-Disposition", disposition);
+	}
+	q->status = 200;
+	return 0;
+}
+
+int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out,
+	     uint64_t *ret_given)
+{
+	const char *field = NULL;
+	struct err e = {0};
+
+	if (model_read(table, body, keep, out, ret_given, &field, &e) == 0)
+		return 0;
+	return api_refuse(q, 400, "bad_field", field, "%s", e.msg);
+}
+
+const char *api_query(struct api_request *q, const char *name)
+{
+	return MHD_lookup_connection_value(q->conn, MHD_GET_ARGUMENT_KIND, name);
+}
+
+int api_row(struct api_request *q, const struct model_noun *n, void *row)
+{
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+
+	return s->ops->get(s, n, q->id, row, &e) < 0 ? api_fail(q, &e) : 0;
+}
+
+static int query_number(struct api_request *q, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+{
+	const char *s = api_query(q, name);
+
+	if (s && str_u64(s, min, max, ret) < 0)
+		return api_refuse(q, 400, "bad_parameter", name, "'%s' must be a number from %llu to %llu",
+				  name, (unsigned long long)min, (unsigned long long)max);
+	return 0;
+}
+
+/* The filters are the names behind "limit offset" in the route's list: columns of the noun. */
+static int query_filters(struct api_request *q, const struct model_noun *n, struct store_filter *filters,
+			 size_t *count)
+{
+	for (const struct model_field *f = n->fields; f->name; f++) {
+		const char *value = strstr(q->route->query, f->name) ? api_query(q, f->name) : NULL;
+
+		if (!value)
+			continue;
+		if (f->kind == MODEL_WORD && model_word(f->words, value) < 0)
+			return api_refuse(q, 400, "bad_parameter", f->name, "'%.64s' is no %s", value,
+					  f->name);
+		filters[(*count)++] = (struct store_filter){f->name, value};
+		must(*count <= 4);
+	}
+	return 0;
+}
+
+struct list {
+	struct api_request *q;
+	const struct model_noun *noun;
+	void (*hook)(struct api_request *q, void *row);
+	json_t *items;
+	double now;
+};
+
+static int list_row(void *arg, void *row)
+{
+	struct list *l = arg;
+
+	if (l->hook)
+		l->hook(l->q, row);
+	return json_array_append_new(l->items, model_json(l->noun, row, true, l->now)) < 0 ? -ENOMEM : 0;
+}
+
+int api_list(struct api_request *q, const struct model_noun *n,
+	     void (*hook)(struct api_request *q, void *row))
+{
+	struct store *s = q->api->s.store;
+	struct list l = {.q = q, .noun = n, .hook = hook, .now = id_now()};
+	struct store_filter filters[4];
+	struct store_query sq = {.filters = filters, .limit = API_PAGE};
+	_cleanup_json_ json_t *items = json_array();
+	struct err e = {0};
+	uint64_t total = 0;
+
+	l.items = items;
+	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
+	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0 ||
+	    query_filters(q, n, filters, &sq.nfilters) < 0)
+		return -1;
+	if (!items)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	if (s->ops->list(s, n, &sq, list_row, &l, &total, &e) < 0)
+		return api_fail(q, &e);
+	return api_answer(q, 200, json_pack("{s:O, s:I}", "items", items, "total", (json_int_t)total));
+}
+
+int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row)
+{
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	if (s->ops->put(s, n, row, &e) < 0 || (verb && store_announce(s, n, verb, row, id_now(), &e) < 0)) {
+		s->ops->rollback(s);
+		return api_fail(q, &e);
+	}
+	return s->ops->commit(s, &e) < 0 ? api_fail(q, &e) : 0;
+}

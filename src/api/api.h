@@ -1,0 +1,89 @@
+/*
+ * The HTTPS door of the center: routes, who may use them, JSON in and out, events as a stream. It keeps
+ * nothing itself: what is asked of the jobs goes to an engine behind a table of functions, the rest to the
+ * store. docs/openapi.json describes it and is served by it.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "job/job.h"
+#include "model/model.h"
+
+struct api;
+struct store;
+
+/* Why a request is refused: what the answer {"error":{...}} says. */
+struct api_fault {
+	int status;
+	char code[48];
+	char field[64]; /* "" when none is to blame */
+	char message[ERR_MSG_MAX];
+};
+/* Fills it; returns -1. `field` may be NULL. */
+int api_fault_set(struct api_fault *f, int status, const char *code, const char *field, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+/* From a negative errno: the store's and the provider's codes to their status. Returns -1. */
+int api_fault_err(struct api_fault *f, const struct err *e);
+
+/* The engine. Calls come from several threads; those that return int answer 0, or -1 with the fault. */
+struct api_engine {
+	void *arg;
+	int (*job_event)(void *arg, const char *job, enum job_event event, struct api_fault *f);
+	/* Lays what is only in memory (step, progress) over a row just read. */
+	void (*job_live)(void *arg, struct model_job *job);
+	/* Live parameters changed: tell the run. */
+	void (*job_parameters)(void *arg, const char *job, const json_t *parameters);
+	/* Steps and progress newer than *tick, as briefs of jobs; sets *tick. New array. */
+	json_t *(*job_ticks)(void *arg, uint64_t *tick);
+	/* Heartbeat. *ret_task: what the agent is to do, or JSON null (new reference). */
+	int (*source_sync)(void *arg, const char *source, const struct model_task_request *task,
+			   const struct model_error_request *error, json_t **ret_task, double *ret_interval,
+			   struct api_fault *f);
+	/* Brings a source's state up to date after its job changed. */
+	void (*source_refresh)(void *arg, const char *source);
+	bool (*source_online)(void *arg, const char *source);
+	void (*source_forget)(void *arg, const char *source);
+	int (*image_boot)(void *arg, const char *image, struct api_fault *f);
+	int (*image_remove)(void *arg, const char *image, struct api_fault *f);
+	int (*export_start)(void *arg, const char *export, struct api_fault *f);
+	int (*export_remove)(void *arg, const char *export, struct api_fault *f);
+	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
+	json_t *(*region_info)(void *arg, const char *region);
+};
+
+struct api_settings {
+	struct store *store;
+	struct api_engine engine;
+	const char *address; /* numeric */
+	uint16_t port;       /* 0: any */
+	const char *key_pem, *chain_pem;
+	const char *ca_fingerprint;   /* SHA-256 of the CA certificate's DER, hex */
+	const char *public_url;       /* NULL: from the request's Host */
+	const char *programs;         /* directory that has replant-agent */
+	const char *exports;          /* directory of the files */
+	unsigned failures_per_minute; /* wrong secrets of one address; 0: 10 */
+	unsigned request_seconds;     /* until a request must be complete; 0: 60 */
+	/* Who changed what, after the answer; may be NULL. */
+	void (*audit)(const char *who, const char *address, const char *method, const char *path, int status);
+};
+
+/* Strings are borrowed until api_stop(). */
+int api_start(const struct api_settings *s, struct api **ret, struct err *e);
+uint16_t api_port(const struct api *a);
+/* Something is new in the events or ticks: streams look. Any thread. */
+void api_wake(struct api *a);
+/* Ends the streams, lets running answers finish. NULL is fine. */
+void api_stop(struct api *a);
+
+/* The file of a finished export. */
+void api_export_path(const char *dir, const struct model_export *x, char *buf, size_t size);
+
+/* The route table for the test that holds it against the document: false behind the last. */
+bool api_route_at(size_t i, const char **ret_method, const char **ret_pattern, const char **ret_name,
+		  const char **ret_access);
+/* Which row serves it: its name, or NULL with *ret_path_known telling 405 from 404. id holds ID_MAX. */
+const char *api_route_find(const char *method, const char *path, char *id, bool *ret_path_known);

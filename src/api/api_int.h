@@ -1,0 +1,157 @@
+/* Inside of the API: a request on its way through server.c, the handlers, and what they share. */
+#pragma once
+
+#include <microhttpd.h>
+#include <pthread.h>
+
+#include "api/api.h"
+#include "base/id.h"
+#include "base/jsn.h"
+#include "base/str.h"
+#include "store/store.h"
+
+#define API_BODY_MAX       (1u << 20)
+#define API_BODY_MAX_AGENT (4u << 20)
+#define API_PAGE           100u /* rows of a list by default */
+#define API_PAGE_MAX       500u
+#define API_STREAMS_MAX    64u
+#define API_CONNECTIONS    1024u
+#define API_PER_ADDRESS    256u /* many sources may stand behind one address */
+#define API_IDLE_SECONDS   30u
+
+enum api_access { API_PUBLIC, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
+enum api_body { API_NO_BODY, API_JSON, API_JSON_BIG };
+
+struct api_request;
+typedef int (*api_handler_fn)(struct api_request *q);
+
+struct api_route {
+	const char *method, *pattern; /* "/v1/jobs/{id}/start" */
+	enum api_access access;
+	enum api_body body;
+	const char *noun;  /* of {id} */
+	const char *query; /* names of the parameters it takes, space separated; NULL: none */
+	const char *name;  /* operationId */
+	api_handler_fn handler;
+};
+extern const struct api_route api_routes[]; /* ends with a NULL method */
+
+/* NULL when none fits; then *ret_allow has the methods of the path, "" for an unknown path. */
+const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX],
+				  struct str *ret_allow);
+
+/* Wrong secrets per address (limit.c): a bucket that refills in a minute. */
+struct api_limit;
+struct api_limit *api_limit_new(unsigned per_minute);
+void api_limit_free(struct api_limit *l);
+bool api_limit_exceeded(struct api_limit *l, const char *address);
+void api_limit_count(struct api_limit *l, const char *address);
+
+struct api_stream;
+
+struct api {
+	struct api_settings s;
+	struct MHD_Daemon *daemon;
+	struct api_limit *limit;
+	uint16_t port;
+	pthread_mutex_t stream_lock; /* taken last: no other lock is taken while it is held */
+	struct api_stream *streams;
+	size_t nstreams;
+	uint64_t generation; /* of wakes */
+	bool stopping;
+};
+
+struct api_request {
+	struct api *api;
+	struct MHD_Connection *conn;
+	const struct api_route *route;
+	char id[ID_MAX];
+	char address[64];
+	char *path;
+	const char *method;
+	double started, received; /* monotonic: first byte of the body asked for; body complete */
+	struct str raw;
+	bool too_big;
+
+	/* for handlers */
+	char who[ID_MAX];           /* id of the token or source, "" */
+	struct model_source source; /* of an agent */
+	json_t *body;
+	struct api_fault fault;
+	/* the answer */
+	int status;
+	json_t *json;
+	struct MHD_Response *response; /* instead of json */
+};
+
+/* Answers; each returns what the handler returns. json is taken. */
+int api_answer(struct api_request *q, int status, json_t *json);
+int api_refuse(struct api_request *q, int status, const char *code, const char *field, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+int api_fail(struct api_request *q, const struct err *e);
+/* 204. */
+int api_done(struct api_request *q);
+int api_answer_row(struct api_request *q, int status, const struct model_noun *n, const void *row);
+int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name);
+/* Reads q->body by a table; refuses with the field. */
+int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out,
+	     uint64_t *ret_given);
+/* GET of one row by q->id into `row`. */
+int api_row(struct api_request *q, const struct model_noun *n, void *row);
+/* A page of a noun by the request's limit, offset and the filters of its route; hook may change a row before.
+ */
+int api_list(struct api_request *q, const struct model_noun *n,
+	     void (*hook)(struct api_request *q, void *row));
+/* begin .. put + announce .. commit in one: for changes of one row. */
+int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row);
+const char *api_query(struct api_request *q, const char *name);
+
+/* auth.c */
+int api_authenticate(struct api_request *q);
+bool api_token_split(const char *text, const char *noun, char id[ID_MAX], const char **ret_secret);
+/* Is the token still there? For streams that live long. */
+bool api_token_alive(struct api *a, const char *id);
+
+/* stream.c */
+int api_get_events(struct api_request *q);
+void api_streams_end(struct api *a);
+
+/* handlers, by noun */
+int api_get_version(struct api_request *q);
+int api_get_openapi(struct api_request *q);
+int api_get_agent(struct api_request *q);
+int api_post_code(struct api_request *q);
+int api_list_codes(struct api_request *q);
+int api_get_code(struct api_request *q);
+int api_revoke_code(struct api_request *q);
+int api_delete_code(struct api_request *q);
+int api_post_token(struct api_request *q);
+int api_list_tokens(struct api_request *q);
+int api_delete_token(struct api_request *q);
+int api_list_regions(struct api_request *q);
+int api_get_region(struct api_request *q);
+int api_list_sources(struct api_request *q);
+int api_get_source(struct api_request *q);
+int api_patch_source(struct api_request *q);
+int api_delete_source(struct api_request *q);
+int api_post_job(struct api_request *q);
+int api_list_jobs(struct api_request *q);
+int api_get_job(struct api_request *q);
+int api_patch_job(struct api_request *q);
+int api_delete_job(struct api_request *q);
+int api_start_job(struct api_request *q);
+int api_stop_job(struct api_request *q);
+int api_list_images(struct api_request *q);
+int api_get_image(struct api_request *q);
+int api_patch_image(struct api_request *q);
+int api_delete_image(struct api_request *q);
+int api_get_report(struct api_request *q);
+int api_get_screenshot(struct api_request *q);
+int api_boot_image(struct api_request *q);
+int api_post_export(struct api_request *q);
+int api_list_exports(struct api_request *q);
+int api_get_export(struct api_request *q);
+int api_delete_export(struct api_request *q);
+int api_get_export_data(struct api_request *q);
+int api_agent_enroll(struct api_request *q);
+int api_agent_sync(struct api_request *q);

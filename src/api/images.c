@@ -1,0 +1,170 @@
+/* Images, their reports and pictures, and files made of them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "api/api_int.h"
+#include "base/util.h"
+
+int api_list_images(struct api_request *q)
+{
+	return api_list(q, &model_images, NULL);
+}
+
+int api_get_image(struct api_request *q)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+
+	return api_row(q, &model_images, &im) < 0 ? -1 : api_answer_row(q, 200, &model_images, &im);
+}
+
+int api_patch_image(struct api_request *q)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	struct store *s = q->api->s.store;
+	struct model_rename_request in;
+	struct err e = {0};
+	int r;
+
+	if (api_read(q, model_rename_request, q->body, false, &in, NULL) < 0)
+		return -1;
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	r = s->ops->get(s, &model_images, q->id, &im, &e);
+	if (r == 0 && in.name)
+		r = model_set(&im.name, in.name) < 0 ? err_nomem(&e) : 0;
+	if (r == 0 && in.description)
+		r = model_set(&im.description, in.description) < 0 ? err_nomem(&e) : 0;
+	if (r == 0)
+		r = s->ops->put(s, &model_images, &im, &e);
+	if (r == 0)
+		r = store_announce(s, &model_images, "updated", &im, id_now(), &e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return api_fail(q, &e);
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	return api_answer_row(q, 200, &model_images, &im);
+}
+
+int api_delete_image(struct api_request *q)
+{
+	const struct api_engine *en = &q->api->s.engine;
+
+	return en->image_remove(en->arg, q->id, &q->fault) < 0 ? -1 : api_done(q);
+}
+
+/* What conversion did, and what the test boot saw. */
+int api_get_report(struct api_request *q)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+
+	if (api_row(q, &model_images, &im) < 0)
+		return -1;
+	return api_answer(
+	    q, 200, json_pack("{s:s, s:O?, s:O?}", "image", im.id, "conversion", im.report, "boot", im.boot));
+}
+
+int api_get_screenshot(struct api_request *q)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	int fd;
+
+	if (api_row(q, &model_images, &im) < 0)
+		return -1;
+	fd = im.screenshot ? open(im.screenshot, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+	if (fd < 0)
+		return api_refuse(q, 404, "not_found", NULL, "image '%s' has no screenshot; boot it first",
+				  im.id);
+	return api_answer_fd(q, fd, "image/png", NULL);
+}
+
+static const struct model_input no_members[] = {{0}};
+
+int api_boot_image(struct api_request *q)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	char unused;
+
+	if (api_read(q, no_members, q->body, false, &unused, NULL) < 0)
+		return -1;
+	if (en->image_boot(en->arg, q->id, &q->fault) < 0)
+		return -1;
+	return api_row(q, &model_images, &im) < 0 ? -1 : api_answer_row(q, 202, &model_images, &im);
+}
+
+/* ---- exports ---- */
+
+void api_export_path(const char *dir, const struct model_export *x, char *buf, size_t size)
+{
+	snprintf(buf, size, "%s/%s.%s", dir, x->id, model_export_formats[x->format]);
+}
+
+int api_post_export(struct api_request *q)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+	_cleanup_(model_image_release) struct model_image im = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	struct model_export_request in;
+	char id[ID_MAX];
+	size_t disks;
+
+	if (api_read(q, model_export_request, q->body, false, &in, NULL) < 0 ||
+	    api_row(q, &model_images, &im) < 0)
+		return -1;
+	disks = json_array_size(json_object_get(im.manifest, "disks"));
+	if (disks && in.disk >= disks)
+		return api_refuse(q, 400, "bad_field", "disk", "image '%s' has %zu disks, the first is 0",
+				  im.id, disks);
+	id_new("export", id);
+	x.disk = in.disk;
+	x.format = in.format;
+	x.created = id_now();
+	if (model_set(&x.id, id) < 0 || model_set(&x.image, im.id) < 0)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	if (api_save(q, &model_exports, "created", &x) < 0 || en->export_start(en->arg, id, &q->fault) < 0)
+		return -1;
+	return api_answer_row(q, 202, &model_exports, &x);
+}
+
+int api_list_exports(struct api_request *q)
+{
+	return api_list(q, &model_exports, NULL);
+}
+
+int api_get_export(struct api_request *q)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+
+	return api_row(q, &model_exports, &x) < 0 ? -1 : api_answer_row(q, 200, &model_exports, &x);
+}
+
+int api_delete_export(struct api_request *q)
+{
+	const struct api_engine *en = &q->api->s.engine;
+
+	return en->export_remove(en->arg, q->id, &q->fault) < 0 ? -1 : api_done(q);
+}
+
+int api_get_export_data(struct api_request *q)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+	char path[4096], name[ID_MAX + 8];
+	int fd;
+
+	if (api_row(q, &model_exports, &x) < 0)
+		return -1;
+	if (x.state != EXPORT_FINISHED)
+		return api_refuse(q, 409, "not_ready", NULL,
+				  "export '%s' is %s; its data can be had when it is finished", x.id,
+				  model_export_states[x.state]);
+	api_export_path(q->api->s.exports, &x, path, sizeof(path));
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return api_refuse(q, 404, "not_found", NULL, "the file of export '%s' is gone; export again",
+				  x.id);
+	snprintf(name, sizeof(name), "%s.%s", x.id, model_export_formats[x.format]);
+	return api_answer_fd(q, fd, "application/octet-stream", name);
+}

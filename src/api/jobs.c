@@ -1,0 +1,257 @@
+/* Jobs: made and changed here, carried out by the engine. */
+#include <errno.h>
+#include <string.h>
+
+#include "api/api_int.h"
+#include "base/util.h"
+
+static void job_live(struct api_request *q, void *row)
+{
+	q->api->s.engine.job_live(q->api->s.engine.arg, row);
+}
+
+int api_list_jobs(struct api_request *q)
+{
+	return api_list(q, &model_jobs, job_live);
+}
+
+static int add_run(void *arg, void *row)
+{
+	return json_array_append_new(arg, model_json(&model_runs, row, false, id_now())) < 0 ? -ENOMEM : 0;
+}
+
+/* With its last runs. */
+static int answer_job(struct api_request *q, int status, struct model_job *job)
+{
+	struct store_filter mine = {"job", job->id};
+	struct store_query sq = {.filters = &mine, .nfilters = 1, .limit = 20};
+	struct store *s = q->api->s.store;
+	json_t *o, *runs = json_array();
+	struct err e = {0};
+
+	job_live(q, job);
+	o = model_json(&model_jobs, job, false, id_now());
+	if (!o || !runs || s->ops->list(s, &model_runs, &sq, add_run, runs, NULL, &e) < 0) {
+		json_decref(o);
+		json_decref(runs);
+		return api_refuse(q, 500, "internal", NULL, "%s", *e.msg ? e.msg : "out of memory");
+	}
+	json_object_set_new(o, "runs", runs);
+	return api_answer(q, status, o);
+}
+
+int api_get_job(struct api_request *q)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
+}
+
+/* Request and defaults -> what the job will use. */
+static int read_parameters(struct api_request *q, const json_t *given, const json_t *old, json_t **ret)
+{
+	struct model_parameters p;
+	const char *field;
+	_cleanup_json_ json_t *empty = json_object();
+
+	if (model_read(model_parameters, old ? old : empty, false, &p, NULL, &field, NULL) < 0)
+		return api_refuse(q, 500, "internal", NULL, "the job's parameters are broken");
+	if (given && api_read(q, model_parameters, given, true, &p, NULL) < 0) {
+		char inner[sizeof(q->fault.field)];
+
+		snprintf(inner, sizeof(inner), "%s", q->fault.field);
+		snprintf(q->fault.field, sizeof(q->fault.field), "parameters.%.50s", inner);
+		return -1;
+	}
+	*ret = model_parameters_json(&p);
+	return *ret ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
+}
+
+/* The rules a new job has to keep; inside the transaction. */
+static int check_new_job(struct api_request *q, const struct model_source *src, const char *region)
+{
+	_cleanup_(model_job_release) struct model_job other = {0};
+	_cleanup_(model_region_release) struct model_region r = {0};
+	struct store *s = q->api->s.store;
+
+	if (s->ops->unfinished_job(s, src->id, &other, NULL) == 0)
+		return api_refuse(q, 409, "source_in_use", "source",
+				  "source '%s' already has job '%s', which is %s; "
+				  "finish or delete it first",
+				  src->id, other.id, model_job_states[other.state]);
+	if (s->ops->get(s, &model_regions, region, &r, NULL) < 0)
+		return api_refuse(q, 400, "bad_field", "region", "there is no region '%s'", region);
+	return 0;
+}
+
+static int fill_job(struct api_request *q, const struct model_job_request *in, const struct model_source *src,
+		    struct model_job *job)
+{
+	_cleanup_free_ char *default_name = str_printf("%.100s", src->name);
+	char id[ID_MAX];
+
+	id_new("job", id);
+	job->created = job->updated = id_now();
+	job->expires = job->created + MODEL_JOB_DAYS * 86400.0;
+	job->state = JOB_READY;
+	if (!default_name || model_set(&job->id, id) < 0 ||
+	    model_set(&job->name, in->name ? in->name : default_name) < 0 ||
+	    model_set(&job->description, in->description) < 0 || model_set(&job->source, src->id) < 0 ||
+	    model_set(&job->region, in->region ? in->region : "local") < 0 ||
+	    model_set(&job->image_name, in->image_name) < 0)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	job->stages = json_array();
+	return read_parameters(q, in->parameters, NULL, &job->parameters);
+}
+
+static int create_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+	int r;
+
+	if (!id_is("source", in->source))
+		return api_refuse(q, 400, "bad_field", "source", "'%.64s' is not the id of a source",
+				  in->source);
+	r = s->ops->get(s, &model_sources, in->source, &src, &e);
+	if (r == -ENOENT)
+		return api_refuse(q, 400, "bad_field", "source", "there is no source '%s'", in->source);
+	if (r < 0)
+		return api_fail(q, &e);
+	if (check_new_job(q, &src, in->region ? in->region : "local") < 0 || fill_job(q, in, &src, job) < 0)
+		return -1;
+	if (s->ops->put(s, &model_jobs, job, &e) < 0 ||
+	    store_announce(s, &model_jobs, "created", job, id_now(), &e) < 0)
+		return api_fail(q, &e);
+	return 0;
+}
+
+int api_post_job(struct api_request *q)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	struct store *s = q->api->s.store;
+	struct model_job_request in;
+	struct err e = {0};
+
+	if (api_read(q, model_job_request, q->body, false, &in, NULL) < 0)
+		return -1;
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	if (create_job(q, &in, &job) < 0) {
+		s->ops->rollback(s);
+		return -1;
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	en->source_refresh(en->arg, job.source);
+	return answer_job(q, 201, &job);
+}
+
+/* Name and description: always. Image name and parameters: until the first start; those that are live also
+ * while sending. */
+static int check_patch(struct api_request *q, const struct model_job_request *in, const struct model_job *job)
+{
+	bool fresh = job->state == JOB_READY || job->state == JOB_STOPPED || job->state == JOB_IN_ERROR;
+	bool sending =
+	    job->state == JOB_RUNNING && (job->stage == JOB_SYNCING || job->stage == JOB_PREPARING);
+	const char *key;
+	json_t *value;
+
+	if (in->image_name && !(fresh || sending))
+		return api_refuse(q, 409, "invalid_state", "image_name",
+				  "the image's name can't change any more: the job is %s",
+				  model_job_states[job->state]);
+	json_object_foreach(
+	    in->parameters, key,
+	    value) if (!fresh &&
+		       !(sending && model_parameter_is_live(
+					key))) return api_refuse(q, 409, "invalid_state", "parameters",
+								 "'%.64s' can't change while the job is %s",
+								 key, model_job_states[job->state]);
+	return 0;
+}
+
+static int patch_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
+{
+	struct store *s = q->api->s.store;
+	json_t *parameters = NULL;
+	struct err e = {0};
+
+	if (s->ops->get(s, &model_jobs, q->id, job, &e) < 0)
+		return api_fail(q, &e);
+	if (check_patch(q, in, job) < 0)
+		return -1;
+	if (in->parameters) {
+		if (read_parameters(q, in->parameters, job->parameters, &parameters) < 0)
+			return -1;
+		model_take_json(&job->parameters, parameters);
+	}
+	if ((in->name && model_set(&job->name, in->name) < 0) ||
+	    (in->description && model_set(&job->description, in->description) < 0) ||
+	    (in->image_name && model_set(&job->image_name, in->image_name) < 0))
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	job->updated = id_now();
+	if (s->ops->put(s, &model_jobs, job, &e) < 0 ||
+	    store_announce(s, &model_jobs, "updated", job, id_now(), &e) < 0)
+		return api_fail(q, &e);
+	return 0;
+}
+
+int api_patch_job(struct api_request *q)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	struct model_job_request in = {0};
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+
+	if (api_read(q, model_job_patch, q->body, false, &in, NULL) < 0)
+		return -1;
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	if (patch_job(q, &in, &job) < 0) {
+		s->ops->rollback(s);
+		return -1;
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	if (in.parameters)
+		en->job_parameters(en->arg, job.id, job.parameters);
+	return answer_job(q, 200, &job);
+}
+
+static const struct model_input no_members[] = {{0}};
+
+static int job_event(struct api_request *q, enum job_event event, int status)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	char unused;
+
+	if (api_read(q, no_members, q->body ? q->body : json_null(), false, &unused, NULL) < 0)
+		return -1;
+	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
+		return -1;
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, status, &job);
+}
+
+int api_start_job(struct api_request *q)
+{
+	return job_event(q, JOB_START, 202);
+}
+
+int api_stop_job(struct api_request *q)
+{
+	return job_event(q, JOB_STOP, 202);
+}
+
+int api_delete_job(struct api_request *q)
+{
+	const struct api_engine *en = &q->api->s.engine;
+
+	if (en->job_event(en->arg, q->id, JOB_DELETE, &q->fault) < 0)
+		return -1;
+	return api_answer(q, 202, json_pack("{s:s, s:s}", "id", q->id, "state", "deleting"));
+}

@@ -1,0 +1,130 @@
+#include <string.h>
+
+#include "api/api_int.h"
+#include "base/util.h"
+
+#define PAGE "limit offset"
+
+const struct api_route api_routes[] = {
+    {"GET", "/v1/version", API_PUBLIC, API_NO_BODY, NULL, NULL, "getVersion", api_get_version},
+    {"GET", "/v1/openapi.json", API_PUBLIC, API_NO_BODY, NULL, NULL, "getOpenapi", api_get_openapi},
+    {"GET", "/agent/linux-x86_64", API_PUBLIC, API_NO_BODY, NULL, NULL, "getAgentProgram", api_get_agent},
+
+    {"POST", "/v1/codes", API_OPERATOR, API_JSON, NULL, NULL, "createCode", api_post_code},
+    {"GET", "/v1/codes", API_OPERATOR, API_NO_BODY, NULL, PAGE, "listCodes", api_list_codes},
+    {"GET", "/v1/codes/{id}", API_OPERATOR, API_NO_BODY, "code", NULL, "getCode", api_get_code},
+    {"POST", "/v1/codes/{id}/revoke", API_OPERATOR, API_JSON, "code", NULL, "revokeCode", api_revoke_code},
+    {"DELETE", "/v1/codes/{id}", API_OPERATOR, API_NO_BODY, "code", NULL, "deleteCode", api_delete_code},
+
+    {"POST", "/v1/tokens", API_ADMIN, API_JSON, NULL, NULL, "createToken", api_post_token},
+    {"GET", "/v1/tokens", API_ADMIN, API_NO_BODY, NULL, PAGE, "listTokens", api_list_tokens},
+    {"DELETE", "/v1/tokens/{id}", API_ADMIN, API_NO_BODY, "token", NULL, "deleteToken", api_delete_token},
+
+    {"GET", "/v1/regions", API_VIEWER, API_NO_BODY, NULL, PAGE, "listRegions", api_list_regions},
+    {"GET", "/v1/regions/{id}", API_VIEWER, API_NO_BODY, "region", NULL, "getRegion", api_get_region},
+
+    {"GET", "/v1/sources", API_VIEWER, API_NO_BODY, NULL, PAGE " state", "listSources", api_list_sources},
+    {"GET", "/v1/sources/{id}", API_VIEWER, API_NO_BODY, "source", NULL, "getSource", api_get_source},
+    {"PATCH", "/v1/sources/{id}", API_OPERATOR, API_JSON, "source", NULL, "updateSource", api_patch_source},
+    {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", NULL, "deleteSource",
+     api_delete_source},
+
+    {"POST", "/v1/jobs", API_OPERATOR, API_JSON, NULL, NULL, "createJob", api_post_job},
+    {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL, PAGE " state source", "listJobs", api_list_jobs},
+    {"GET", "/v1/jobs/{id}", API_VIEWER, API_NO_BODY, "job", NULL, "getJob", api_get_job},
+    {"PATCH", "/v1/jobs/{id}", API_OPERATOR, API_JSON, "job", NULL, "updateJob", api_patch_job},
+    {"DELETE", "/v1/jobs/{id}", API_OPERATOR, API_NO_BODY, "job", NULL, "deleteJob", api_delete_job},
+    {"POST", "/v1/jobs/{id}/start", API_OPERATOR, API_JSON, "job", NULL, "startJob", api_start_job},
+    {"POST", "/v1/jobs/{id}/stop", API_OPERATOR, API_JSON, "job", NULL, "stopJob", api_stop_job},
+
+    {"GET", "/v1/images", API_VIEWER, API_NO_BODY, NULL, PAGE " source job", "listImages", api_list_images},
+    {"GET", "/v1/images/{id}", API_VIEWER, API_NO_BODY, "image", NULL, "getImage", api_get_image},
+    {"PATCH", "/v1/images/{id}", API_OPERATOR, API_JSON, "image", NULL, "updateImage", api_patch_image},
+    {"DELETE", "/v1/images/{id}", API_OPERATOR, API_NO_BODY, "image", NULL, "deleteImage", api_delete_image},
+    {"GET", "/v1/images/{id}/report", API_VIEWER, API_NO_BODY, "image", NULL, "getImageReport",
+     api_get_report},
+    {"GET", "/v1/images/{id}/screenshot", API_VIEWER, API_NO_BODY, "image", NULL, "getImageScreenshot",
+     api_get_screenshot},
+    {"POST", "/v1/images/{id}/boot", API_OPERATOR, API_JSON, "image", NULL, "bootImage", api_boot_image},
+    {"POST", "/v1/images/{id}/exports", API_OPERATOR, API_JSON, "image", NULL, "createExport",
+     api_post_export},
+
+    {"GET", "/v1/exports", API_VIEWER, API_NO_BODY, NULL, PAGE " image", "listExports", api_list_exports},
+    {"GET", "/v1/exports/{id}", API_VIEWER, API_NO_BODY, "export", NULL, "getExport", api_get_export},
+    {"DELETE", "/v1/exports/{id}", API_OPERATOR, API_NO_BODY, "export", NULL, "deleteExport",
+     api_delete_export},
+    {"GET", "/v1/exports/{id}/data", API_OPERATOR, API_NO_BODY, "export", NULL, "getExportData",
+     api_get_export_data},
+
+    {"GET", "/v1/events", API_VIEWER, API_NO_BODY, NULL, "since", "streamEvents", api_get_events},
+
+    {"POST", "/v1/agent/enroll", API_PUBLIC, API_JSON_BIG, NULL, NULL, "enrollAgent", api_agent_enroll},
+    {"POST", "/v1/agent/sync", API_AGENT, API_JSON_BIG, NULL, NULL, "syncAgent", api_agent_sync},
+    {0},
+};
+
+static bool id_fits(const char *noun, const char *s)
+{
+	if (strcmp(noun, "region") != 0)
+		return id_is(noun, s);
+	return *s && strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == strlen(s);
+}
+
+/* Patterns have at most one {id}, a whole segment. */
+static bool path_fits(const struct api_route *r, const char *path, char id[ID_MAX])
+{
+	const char *hole = strstr(r->pattern, "{id}");
+	size_t before, n;
+
+	if (!hole)
+		return strcmp(r->pattern, path) == 0;
+	before = (size_t)(hole - r->pattern);
+	if (strncmp(r->pattern, path, before) != 0)
+		return false;
+	n = strcspn(path + before, "/");
+	if (n >= ID_MAX || strcmp(path + before + n, hole + strlen("{id}")) != 0)
+		return false;
+	memcpy(id, path + before, n);
+	id[n] = '\0';
+	return id_fits(r->noun, id);
+}
+
+const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX],
+				  struct str *ret_allow)
+{
+	if (strcmp(method, "HEAD") == 0)
+		method = "GET";
+	id[0] = '\0';
+	for (const struct api_route *r = api_routes; r->method; r++) {
+		if (!path_fits(r, path, id))
+			continue;
+		if (strcmp(r->method, method) == 0)
+			return r;
+		str_addf(ret_allow, "%s%s", ret_allow->len ? ", " : "", r->method);
+	}
+	return NULL;
+}
+
+bool api_route_at(size_t i, const char **ret_method, const char **ret_pattern, const char **ret_name,
+		  const char **ret_access)
+{
+	static const char *const names[] = {"public", "agent", "viewer", "operator", "admin"};
+	const struct api_route *r = &api_routes[i];
+
+	if (!r->method)
+		return false;
+	*ret_method = r->method;
+	*ret_pattern = r->pattern;
+	*ret_name = r->name;
+	*ret_access = names[r->access];
+	return true;
+}
+
+const char *api_route_find(const char *method, const char *path, char *id, bool *ret_path_known)
+{
+	_cleanup_(str_release) struct str allow = {0};
+	const struct api_route *r = api_match(method, path, id, &allow);
+
+	*ret_path_known = r || allow.len;
+	return r ? r->name : NULL;
+}

@@ -1,0 +1,90 @@
+/* Sources as people see them. */
+#include <errno.h>
+#include <string.h>
+
+#include "api/api_int.h"
+#include "base/util.h"
+
+int api_list_sources(struct api_request *q)
+{
+	return api_list(q, &model_sources, NULL);
+}
+
+int api_get_source(struct api_request *q)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = q->api->s.store;
+	json_t *o;
+
+	if (api_row(q, &model_sources, &src) < 0)
+		return -1;
+	o = model_json(&model_sources, &src, false, id_now());
+	if (o)
+		json_object_set_new(o, "job",
+				    s->ops->unfinished_job(s, src.id, &job, NULL) == 0 ? json_string(job.id)
+										       : json_null());
+	return api_answer(q, 200, o);
+}
+
+int api_patch_source(struct api_request *q)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	struct store *s = q->api->s.store;
+	struct model_rename_request in;
+	struct err e = {0};
+	uint64_t given = 0;
+	int r;
+
+	if (api_read(q, model_rename_request, q->body, false, &in, &given) < 0)
+		return -1;
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	r = s->ops->get(s, &model_sources, q->id, &src, &e);
+	if (r == 0 && in.name)
+		r = model_set(&src.name, in.name) < 0 ? err_nomem(&e) : 0;
+	if (r == 0 && in.description)
+		r = model_set(&src.description, in.description) < 0 ? err_nomem(&e) : 0;
+	if (r == 0)
+		r = s->ops->put(s, &model_sources, &src, &e);
+	if (r == 0)
+		r = store_announce(s, &model_sources, "updated", &src, id_now(), &e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return api_fail(q, &e);
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	return api_answer_row(q, 200, &model_sources, &src);
+}
+
+static int remove_source(struct api_request *q, struct err *e)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = q->api->s.store;
+	int r = s->ops->unfinished_job(s, q->id, &job, NULL);
+
+	if (r == 0)
+		return err_set(e, -EBUSY, "the source has job '%s', which is %s; delete that first", job.id,
+			       model_job_states[job.state]);
+	r = s->ops->remove(s, &model_sources, q->id, e);
+	return r < 0 ? r : store_announce_gone(s, &model_sources, q->id, id_now(), e);
+}
+
+int api_delete_source(struct api_request *q)
+{
+	const struct api_engine *en = &q->api->s.engine;
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	if (remove_source(q, &e) < 0) {
+		s->ops->rollback(s);
+		return api_fail(q, &e);
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	en->source_forget(en->arg, q->id);
+	return api_done(q);
+}
