@@ -1,0 +1,44 @@
+/*
+ * The program replantd: sets a center up, and serves it. The parts are a library so that the tests can serve
+ * with a provider of their own.
+ */
+#pragma once
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "provider/provider.h"
+
+struct err;
+
+#define CENTER_PORT 8443
+
+/* Makes the state directory: CA, server certificate for `addresses` ("name", "address", with ":port" or
+ * without) and this host, database with region `local`, admin's token. Refuses a directory that has been set
+ * up. *ret_token (the caller frees): the admin's token, also in STATE/admin-token. */
+int center_init(const char *state, const char *const *addresses, size_t n, char **ret_token, struct err *e);
+
+typedef int (*center_provider_fn)(const char *kind, const struct provider_settings *s, struct provider **ret,
+				  struct err *e);
+
+/* Times in seconds; 0 takes the default in brackets. */
+struct center_settings {
+	const char *state;
+	const char *listen; /* "address:port", "[address]:port" */
+	const char *user;   /* unprivileged user of receivers and virtual machines; NULL: ours */
+	const char *cache;  /* NULL: STATE/cache */
+	center_provider_fn provider_open;
+	double heartbeat;       /* between syncs of an idle agent [10] */
+	double heartbeat_busy;  /* of one that sends [2] */
+	double source_patience; /* until a job gives up a silent source [900] */
+	double retry_pause;     /* before a failed transfer is tried again [2] */
+	double tick;            /* of the clockwork [1] */
+	unsigned failures_per_minute;
+	/* Called when the center answers, with the port it got; may be NULL. */
+	void (*ready)(uint16_t port);
+};
+
+/* Serves until SIGTERM or SIGINT. Logs. */
+int center_serve(const struct center_settings *s, struct err *e);

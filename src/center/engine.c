@@ -1,0 +1,554 @@
+#include "center/engine.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "base/str.h"
+
+#define DAY          86400.0
+#define EXPIRED_DAYS 7
+
+void engine_wake(struct engine *en)
+{
+	if (en->api)
+		api_wake(en->api);
+}
+
+struct live *engine_live(struct engine *en, const char *job)
+{
+	for (struct live *l = en->live; l; l = l->next)
+		if (strcmp(l->job, job) == 0)
+			return l;
+	return NULL;
+}
+
+struct live *engine_live_of_source(struct engine *en, const char *source)
+{
+	for (struct live *l = en->live; l; l = l->next)
+		if (strcmp(l->source, source) == 0)
+			return l;
+	return NULL;
+}
+
+void engine_step(struct live *l, const char *name, const char *fmt, ...)
+{
+	char text[sizeof(l->step_text)];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	ENGINE_LOCK(l->engine);
+	if (strcmp(l->step_name, name) == 0 && strcmp(l->step_text, text) == 0)
+		return;
+	snprintf(l->step_name, sizeof(l->step_name), "%s", name);
+	memcpy(l->step_text, text, sizeof(text));
+	l->tick = ++l->engine->tick;
+}
+
+/* ---- changes of a job ---- */
+
+static void stage_end(json_t *stages, double now)
+{
+	json_t *s;
+	size_t i;
+
+	json_array_foreach(stages, i, s)
+	{
+		if (json_is_null(json_object_get(s, "seconds")))
+			json_object_set_new(
+			    s, "seconds",
+			    json_real(MAX(0, now - json_number_value(json_object_get(s, "started")))));
+	}
+}
+
+/* A stage that is done again has one entry, the last. */
+static void stage_begin(json_t *stages, const char *name, double now)
+{
+	for (size_t i = json_array_size(stages); i-- > 0;)
+		if (strcmp(json_string_value(json_object_get(json_array_get(stages, i), "name")) ?: "",
+			   name) == 0)
+			json_array_remove(stages, i);
+	json_array_append_new(stages, json_pack("{s:s, s:f, s:n}", "name", name, "started", now, "seconds"));
+}
+
+static void note_stages(struct model_job *job, const struct job_answer *a, double now)
+{
+	if (!job->stages)
+		job->stages = json_array();
+	stage_end(job->stages, now);
+	if (a->state == JOB_RUNNING)
+		stage_begin(job->stages, model_job_stages[a->stage], now);
+}
+
+static json_t *failure_json(const struct engine_failure *f)
+{
+	return json_pack("{s:s, s:s, s:b}", "code", f->code, "message", f->message, "temporary",
+			 f->temporary);
+}
+
+static int end_run(struct engine *en, struct model_job *job, double now, struct err *e)
+{
+	_cleanup_(model_run_release) struct model_run run = {0};
+	struct store *s = en->store;
+	int r;
+
+	if (!job->run)
+		return 0;
+	r = s->ops->get(s, &model_runs, job->run, &run, e);
+	if (r == -ENOENT || (r == 0 && run.state != RUN_ACTIVE))
+		return 0;
+	if (r < 0)
+		return r;
+	run.state = job->state == JOB_IN_ERROR  ? RUN_FAILED
+		    : job->state == JOB_STOPPED ? RUN_CANCELLED
+						: RUN_DONE;
+	run.ended = now;
+	if (job->error)
+		model_take_json(&run.error, json_incref(job->error));
+	return s->ops->put(s, &model_runs, &run, e);
+}
+
+/* What the runner knew last becomes part of the row. */
+static void keep_live(struct engine *en, struct model_job *job)
+{
+	struct live *l;
+	ENGINE_LOCK(en);
+
+	l = engine_live(en, job->id);
+	if (l && l->progress)
+		model_take_json(&job->progress, json_copy(l->progress));
+}
+
+static int apply(struct engine *en, struct model_job *job, const struct job_answer *a,
+		 const struct engine_failure *failure, struct err *e)
+{
+	double now = id_now();
+	int r = 0;
+
+	keep_live(en, job);
+	note_stages(job, a, now);
+	if (job->state != JOB_RUNNING && a->state == JOB_RUNNING)
+		job->started = job->started > 0 ? job->started : now;
+	job->state = (int)a->state;
+	job->stage = (int)a->stage;
+	job->updated = now;
+	if (a->state == JOB_FINISHED)
+		job->finished = now;
+	model_take_json(&job->error, failure ? failure_json(failure) : NULL);
+	if (model_set(&job->step_name, NULL) < 0 || model_set(&job->step_text, NULL) < 0)
+		return err_nomem(e);
+	if (a->actions & JOB_DO_END_RUN)
+		r = end_run(en, job, now, e);
+	if (r == 0)
+		r = en->store->ops->put(en->store, &model_jobs, job, e);
+	return r < 0 ? r : store_announce(en->store, &model_jobs, "updated", job, now, e);
+}
+
+/* Behind the transaction. */
+static void act(struct engine *en, const struct model_job *job, unsigned actions)
+{
+	if (actions & JOB_DO_CANCEL) {
+		ENGINE_LOCK(en);
+		struct live *l = engine_live(en, job->id);
+
+		if (l)
+			l->cancel = true;
+	}
+	if (actions & JOB_DO_RUN)
+		runner_ensure(en, job->id, job->source);
+	if (actions & JOB_DO_REMOVE)
+		task_start(en, TASK_REMOVE_JOB, job->id);
+	seen_refresh(en, job->source);
+	engine_wake(en);
+}
+
+int engine_job_event(struct engine *en, const char *id, int expected, enum job_event event,
+		     const struct engine_failure *failure, struct api_fault *f)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = en->store;
+	struct job_answer a = {0};
+	struct err e = {0};
+	int r = s->ops->begin(s, &e);
+
+	if (r < 0)
+		return api_fault_err(f, &e);
+	r = s->ops->get(s, &model_jobs, id, &job, &e);
+	if (r == 0) {
+		a = job_step(job.state, job.stage, false, event);
+		if (a.refused || (expected >= 0 && (job.state != JOB_RUNNING || job.stage != expected))) {
+			s->ops->rollback(s);
+			return api_fault_set(f, 409, "invalid_state", NULL, "%s",
+					     a.refused ? a.refused : "the job has moved on");
+		}
+		r = apply(en, &job, &a, failure, &e);
+	}
+	if (r < 0) {
+		s->ops->rollback(s);
+		return api_fault_err(f, &e);
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fault_err(f, &e);
+	log_info("job %s: %s -> %s%s%s%s%s", id, job_events[event], model_job_states[job.state],
+		 job.stage ? " " : "", model_job_stages[job.stage], failure ? ": " : "",
+		 failure ? failure->message : "");
+	act(en, &job, a.actions);
+	return 0;
+}
+
+int engine_job_change(struct engine *en, const char *id, int stage, bool announce,
+		      void (*change)(struct model_job *job, void *arg), void *arg, struct err *e)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = en->store;
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = s->ops->get(s, &model_jobs, id, &job, e);
+	if (r == 0 && (job.state != JOB_RUNNING || job.stage != stage))
+		r = err_set(e, -ECANCELED, "the job has moved on");
+	if (r == 0) {
+		change(&job, arg);
+		r = s->ops->put(s, &model_jobs, &job, e);
+	}
+	if (r == 0 && announce)
+		r = store_announce(s, &model_jobs, "updated", &job, id_now(), e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	r = s->ops->commit(s, e);
+	if (r == 0 && announce)
+		engine_wake(en);
+	return r;
+}
+
+/* ---- what the API asks ---- */
+
+static int api_job_event(void *arg, const char *job, enum job_event event, struct api_fault *f)
+{
+	return engine_job_event(arg, job, -1, event, NULL, f);
+}
+
+static void api_job_live(void *arg, struct model_job *job)
+{
+	struct engine *en = arg;
+	struct live *l;
+	ENGINE_LOCK(en);
+
+	l = job->state == JOB_RUNNING ? engine_live(en, job->id) : NULL;
+	if (!l)
+		return;
+	if (l->progress)
+		model_take_json(&job->progress, json_copy(l->progress));
+	if (*l->step_name &&
+	    (model_set(&job->step_name, l->step_name) < 0 || model_set(&job->step_text, l->step_text) < 0))
+		return;
+}
+
+static void api_job_parameters(void *arg, const char *job, const json_t *parameters)
+{
+	struct engine *en = arg;
+	struct live *l;
+	ENGINE_LOCK(en);
+
+	l = engine_live(en, job);
+	if (l)
+		model_take_json(&l->parameters, json_deep_copy(parameters));
+}
+
+static json_t *api_job_ticks(void *arg, uint64_t *tick)
+{
+	struct engine *en = arg;
+	json_t *list = json_array();
+	ENGINE_LOCK(en);
+
+	for (struct live *l = en->live; l && list; l = l->next)
+		if (l->tick > *tick)
+			json_array_append_new(list,
+					      json_pack("{s:s, s:s, s:{s:s, s:s}, s:O?}", "id", l->job,
+							"source", l->source, "step", "name", l->step_name,
+							"text", l->step_text, "progress", l->progress));
+	*tick = en->tick;
+	return list;
+}
+
+static json_t *task_json(const struct live *l)
+{
+	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:O}", "job", l->job, "run", l->run, "action",
+			 "send", "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters",
+			 l->parameters);
+}
+
+static void merge_progress(struct live *l, const json_t *report)
+{
+	json_t *p = model_progress(report);
+
+	if (!p)
+		return;
+	if (!l->progress)
+		l->progress = json_object();
+	json_object_update(l->progress, p);
+	json_decref(p);
+	l->tick = ++l->engine->tick;
+}
+
+static void take_report(struct live *l, const struct model_task_request *t,
+			const struct model_error_request *error)
+{
+	l->active = id_now_mono();
+	if (t->progress)
+		merge_progress(l, t->progress);
+	if (t->result)
+		model_take_json(&l->result, json_deep_copy(t->result));
+	if (t->state == TASK_FAILED && !l->agent_failed) {
+		l->agent_failed = true;
+		snprintf(l->agent_failure.code, sizeof(l->agent_failure.code), "%s", error->code);
+		snprintf(l->agent_failure.message, sizeof(l->agent_failure.message), "%s", error->message);
+		l->agent_failure.temporary = error->temporary;
+	}
+}
+
+static int api_source_sync(void *arg, const char *source, const struct model_task_request *task,
+			   const struct model_error_request *error, json_t **ret_task, double *ret_interval,
+			   struct api_fault *f)
+{
+	struct engine *en = arg;
+	bool was_online = seen_online(en, source), busy = false;
+	json_t *next = NULL;
+	struct live *l;
+
+	seen_touch(en, source);
+	if (!ret_task)
+		return 0;
+	if (!was_online)
+		seen_refresh(en, source);
+	pthread_mutex_lock(&en->lock);
+	l = engine_live_of_source(en, source);
+	/* A report on a run that is over, or of a job stopped meanwhile, is old news. */
+	if (l && task && strcmp(task->run, l->run) == 0)
+		take_report(l, task, error);
+	busy = l;
+	if (l && l->port && !l->cancel && !l->agent_failed)
+		next = task_json(l);
+	pthread_mutex_unlock(&en->lock);
+	*ret_task = next ? next : json_null();
+	*ret_interval = busy ? en->s.heartbeat_busy : en->s.heartbeat;
+	return 0;
+}
+
+static void api_source_refresh(void *arg, const char *source)
+{
+	seen_refresh(arg, source);
+}
+
+static bool api_source_online(void *arg, const char *source)
+{
+	return seen_online(arg, source);
+}
+
+static void api_source_forget(void *arg, const char *source)
+{
+	seen_forget(arg, source);
+}
+
+static json_t *api_region_info(void *arg, const char *region)
+{
+	struct engine *en = arg;
+	json_t *info = NULL;
+
+	return en->provider->ops->capacity(en->provider, &info, NULL) < 0 ? NULL : info;
+}
+
+struct api_engine engine_api(struct engine *en)
+{
+	return (struct api_engine){
+	    .arg = en,
+	    .job_event = api_job_event,
+	    .job_live = api_job_live,
+	    .job_parameters = api_job_parameters,
+	    .job_ticks = api_job_ticks,
+	    .source_sync = api_source_sync,
+	    .source_refresh = api_source_refresh,
+	    .source_online = api_source_online,
+	    .source_forget = api_source_forget,
+	    .image_boot = task_boot,
+	    .image_remove = task_image_remove,
+	    .export_start = task_export,
+	    .export_remove = task_export_remove,
+	    .region_info = api_region_info,
+	};
+}
+
+/* ---- the clockwork ---- */
+
+struct ids {
+	char (*v)[ID_MAX];
+	size_t n;
+	double now;
+};
+
+static int collect_over(void *arg, void *row)
+{
+	const struct model_job *job = row;
+	struct ids *l = arg;
+	bool expired = job->state == JOB_EXPIRED;
+	char(*v)[ID_MAX];
+
+	if (l->now < job->expires + (expired ? EXPIRED_DAYS * DAY : 0))
+		return 0;
+	v = realloc(l->v, (l->n + 1) * sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	l->v = v;
+	snprintf(l->v[l->n++], ID_MAX, "%s", job->id);
+	return 0;
+}
+
+static void expire_jobs(struct engine *en)
+{
+	static const int states[] = {JOB_READY, JOB_STOPPED, JOB_IN_ERROR, JOB_EXPIRED};
+
+	for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
+		struct store_filter f = {"state", model_job_states[states[i]]};
+		struct store_query q = {.filters = &f, .nfilters = 1};
+		struct ids l = {.now = id_now()};
+		struct api_fault fault;
+
+		if (en->store->ops->list(en->store, &model_jobs, &q, collect_over, &l, NULL, NULL) == 0)
+			for (size_t k = 0; k < l.n; k++)
+				engine_job_event(en, l.v[k], -1,
+						 states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE, NULL,
+						 &fault);
+		free(l.v);
+	}
+}
+
+static void set_progress(struct model_job *job, void *arg)
+{
+	model_take_json(&job->progress, json_incref(arg));
+}
+
+/* Progress is only a comfort, but a restarted center shouldn't show zero. */
+static void save_progress(struct engine *en)
+{
+	for (;;) {
+		_cleanup_json_ json_t *copy = NULL;
+		char job[ID_MAX] = "";
+
+		pthread_mutex_lock(&en->lock);
+		for (struct live *l = en->live; l && !copy; l = l->next) {
+			if (!l->progress || id_now_mono() - l->saved < 10)
+				continue;
+			l->saved = id_now_mono();
+			copy = json_deep_copy(l->progress);
+			snprintf(job, sizeof(job), "%s", l->job);
+		}
+		pthread_mutex_unlock(&en->lock);
+		if (!copy)
+			return;
+		engine_job_change(en, job, JOB_SYNCING, false, set_progress, copy, NULL);
+	}
+}
+
+/* False when the center stops. */
+static bool clockwork_sleep(struct engine *en)
+{
+	struct timespec ts;
+	bool go_on;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	ts.tv_sec += (time_t)en->s.tick;
+	ts.tv_nsec += (long)((en->s.tick - (double)(time_t)en->s.tick) * 1e9);
+	if (ts.tv_nsec >= 1000000000L) {
+		ts.tv_nsec -= 1000000000L;
+		ts.tv_sec++;
+	}
+	pthread_mutex_lock(&en->lock);
+	if (!en->stopping)
+		pthread_cond_timedwait(&en->changed, &en->lock, &ts);
+	go_on = !en->stopping;
+	pthread_mutex_unlock(&en->lock);
+	return go_on;
+}
+
+static void *clockwork_main(void *arg)
+{
+	struct engine *en = arg;
+	double pinged = id_now_mono(), minute = 0;
+
+	while (clockwork_sleep(en)) {
+		double now = id_now_mono();
+		bool news;
+
+		pthread_mutex_lock(&en->lock);
+		news = en->tick != en->tick_announced;
+		en->tick_announced = en->tick;
+		pthread_mutex_unlock(&en->lock);
+		seen_tick(en, now - minute > 60);
+		save_progress(en);
+		if (now - minute > 60) {
+			minute = now;
+			expire_jobs(en);
+		}
+		if (news || now - pinged > 15) {
+			pinged = now;
+			engine_wake(en);
+		}
+	}
+	return NULL;
+}
+
+/* ---- start and stop ---- */
+
+static int resume_job(void *arg, void *row)
+{
+	const struct model_job *job = row;
+	struct engine *en = arg;
+
+	log_info("job %s: goes on with %s", job->id, model_job_stages[job->stage]);
+	return runner_ensure(en, job->id, job->source);
+}
+
+static int resume_jobs(struct engine *en, struct err *e)
+{
+	struct store_filter f = {"state", "running"};
+	struct store_query q = {.filters = &f, .nfilters = 1};
+
+	return en->store->ops->list(en->store, &model_jobs, &q, resume_job, en, NULL, e);
+}
+
+int engine_start(struct engine *en, struct err *e)
+{
+	int r = seen_load(en, e);
+
+	if (r == 0)
+		r = task_resume_all(en, e);
+	if (r == 0)
+		r = resume_jobs(en, e);
+	if (r < 0)
+		return r;
+	if (pthread_create(&en->clockwork, NULL, clockwork_main, en) != 0)
+		return err_set(e, -EAGAIN, "cannot start a thread");
+	en->clockwork_runs = true;
+	return 0;
+}
+
+void engine_stop(struct engine *en)
+{
+	pthread_mutex_lock(&en->lock);
+	en->stopping = true;
+	pthread_cond_broadcast(&en->changed);
+	while (en->live || en->tasks)
+		pthread_cond_wait(&en->changed, &en->lock);
+	pthread_mutex_unlock(&en->lock);
+	if (en->clockwork_runs)
+		pthread_join(en->clockwork, NULL);
+	seen_free(en);
+}

@@ -1,0 +1,146 @@
+/* Inside of the center: the engine that carries jobs. One thread per running job (runner.c), one per
+ * background task, and a clockwork. What is only in memory can be lost at any time; everything else is in the
+ * store before anybody hears of it. */
+#pragma once
+
+#include <pthread.h>
+
+#include "api/api.h"
+#include "base/id.h"
+#include "base/jsn.h"
+#include "base/util.h"
+#include "center/center.h"
+#include "store/store.h"
+
+#define ENGINE_SEEN_BUCKETS 1024u
+#define ENGINE_RETRIES      5u /* of a transfer that brings nothing new */
+
+/* What one stage failed with. */
+struct engine_failure {
+	char code[48];
+	char message[ERR_MSG_MAX];
+	bool temporary;
+};
+
+/* A job that has a runner. Fields below `lock` belong to the engine's lock. */
+struct live {
+	struct engine *engine;
+	struct live *next;
+	char job[ID_MAX], source[ID_MAX];
+
+	/* -- lock -- */
+	bool cancel; /* the current call is to give up */
+	bool again;  /* started once more while the runner was leaving */
+	char step_name[32], step_text[160];
+	json_t *progress;
+	double saved; /* monotonic, when progress last went to the store */
+	uint64_t tick;
+	/* the run's offer to the agent; port 0: nothing to send yet */
+	char run[ID_MAX], psk[65];
+	uint16_t port;
+	json_t *parameters;
+	double active; /* monotonic, when anybody reported progress of the run */
+	uint64_t received;
+	json_t *result; /* of the agent */
+	bool agent_failed, receiver_failed, gave_up;
+	struct engine_failure agent_failure, receiver_failure, give_up;
+};
+
+struct seen {
+	struct seen *next;
+	char source[ID_MAX];
+	double mono, wall; /* last heartbeat */
+	double stored;     /* wall time that the store knows */
+	bool online;       /* as last announced */
+};
+
+enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB };
+
+struct task {
+	struct engine *engine;
+	struct task *next;
+	enum task_kind kind;
+	char id[ID_MAX];
+	double noted; /* monotonic, last progress written */
+	bool cancel;
+};
+
+struct engine {
+	struct center_settings s;
+	struct store *store;
+	struct provider *provider;
+	struct api *api;
+	char state[4096], exports[4096], listen[64];
+
+	/* Order: the store's lock, then this one. Nothing here calls the store while it holds this. */
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* a thread left, or stopping */
+	bool stopping;
+	struct live *live;
+	struct task *tasks;
+	struct seen *seen[ENGINE_SEEN_BUCKETS];
+	uint64_t tick, tick_announced;
+	pthread_t clockwork;
+	bool clockwork_runs;
+};
+
+static inline void engine_unlockp(struct engine **e)
+{
+	pthread_mutex_unlock(&(*e)->lock);
+}
+/* Until the end of the scope. */
+#define ENGINE_LOCK(e)                                                                                       \
+	_cleanup_(engine_unlockp) struct engine *locked_ = (e);                                              \
+	pthread_mutex_lock(&locked_->lock)
+
+/* engine.c */
+int engine_start(struct engine *en, struct err *e);
+void engine_stop(struct engine *en);
+struct api_engine engine_api(struct engine *en);
+/* One event of a job, from anybody; `expected` (>= 0) refuses it when the job is in another stage. 0, or -1
+ * with the fault. */
+int engine_job_event(struct engine *en, const char *job, int expected, enum job_event event,
+		     const struct engine_failure *failure, struct api_fault *f);
+/* Reads, changes and writes a job in one transaction while it's in the stage; announces when `announce`. */
+int engine_job_change(struct engine *en, const char *job, int stage, bool announce,
+		      void (*change)(struct model_job *job, void *arg), void *arg, struct err *e);
+void engine_wake(struct engine *en);
+struct live *engine_live(struct engine *en, const char *job); /* under the lock */
+struct live *engine_live_of_source(struct engine *en, const char *source);
+void engine_step(struct live *l, const char *name, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* runner.c */
+int runner_ensure(struct engine *en, const char *job, const char *source);
+void runner_free(struct live *l);
+
+/* receive.c: the stage syncing */
+int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f);
+int runner_fail(struct engine_failure *f, const char *code, bool temporary, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+bool runner_cancelled(void *arg);
+
+/* seen.c: heartbeats */
+void seen_touch(struct engine *en, const char *source);
+double seen_ago(struct engine *en, const char *source); /* seconds; big when never */
+bool seen_online(struct engine *en, const char *source);
+void seen_forget(struct engine *en, const char *source);
+void seen_refresh(struct engine *en, const char *source);
+/* Announces who went and who came, writes what the store should know. */
+void seen_tick(struct engine *en, bool all);
+int seen_load(struct engine *en, struct err *e);
+void seen_free(struct engine *en);
+
+/* tasks.c: what runs beside jobs */
+int task_start(struct engine *en, enum task_kind kind, const char *id);
+bool task_runs(struct engine *en, enum task_kind kind, const char *id);
+int task_boot(void *arg, const char *image, struct api_fault *f);
+int task_image_remove(void *arg, const char *image, struct api_fault *f);
+int task_export(void *arg, const char *export, struct api_fault *f);
+int task_export_remove(void *arg, const char *export, struct api_fault *f);
+/* After a start of the center: what was running, runs again. */
+int task_resume_all(struct engine *en, struct err *e);
+/* The boot's report as the image keeps it, in the same transaction as its event. */
+int task_save_boot(struct engine *en, const char *image, const char *state, double started, json_t *report,
+		   const struct err *failure, struct err *e);
+bool task_boot_passed(const json_t *report);

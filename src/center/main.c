@@ -1,0 +1,102 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "base/opt.h"
+#include "base/util.h"
+#include "center/center.h"
+
+struct options {
+	const char *state, *listen, *user, *cache;
+	struct opt_list address;
+	bool log_json, verbose;
+};
+
+static int failed(const struct err *e)
+{
+	fprintf(stderr, "replantd: %s\n", e->msg);
+	return 1;
+}
+
+static int run_init(void *options, int argc, char **argv)
+{
+	struct options *o = options;
+	_cleanup_free_ char *token = NULL;
+	struct err e = {0};
+
+	if (center_init(o->state, o->address.v, o->address.n, &token, &e) < 0)
+		return failed(&e);
+	printf("The center is set up in '%s'.\n\nThe admin's token (also in '%s/admin-token', readable by "
+	       "its owner only):\n%s\n\n"
+	       "Start it:  replantd serve --state %s\n",
+	       o->state, o->state, token, o->state);
+	return 0;
+}
+
+static int run_serve(void *options, int argc, char **argv)
+{
+	struct options *o = options;
+	const char *cache = getenv("REPLANT_CACHE");
+	struct center_settings s = {.state = o->state,
+				    .listen = o->listen,
+				    .user = o->user,
+				    .cache = o->cache          ? o->cache
+					     : cache && *cache ? cache
+							       : NULL,
+				    .provider_open = provider_open};
+	struct err e = {0};
+
+	log_set(o->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, o->log_json);
+	return center_serve(&s, &e) < 0 ? failed(&e) : 0;
+}
+
+#define STATE                                                                                                \
+	{                                                                                                    \
+		"state", 's', OPT_STRING, offsetof(struct options, state), "DIR", "the center's directory",  \
+		    .required = true                                                                         \
+	}
+
+static const struct opt init_opts[] = {
+    STATE,
+    {"address", 'a', OPT_LIST, offsetof(struct options, address), "NAME[:PORT]",
+     "name or address agents reach the center by; the first is the one they are told; may be repeated"},
+    {0},
+};
+
+static const struct opt serve_opts[] = {
+    STATE,
+    {"listen", 'l', OPT_STRING, offsetof(struct options, listen), "ADDR:PORT",
+     "where to listen (0.0.0.0:8443)"},
+    {"user", 'u', OPT_STRING, offsetof(struct options, user), "NAME",
+     "user of receivers and virtual machines when started as root"},
+    {"cache", 0, OPT_STRING, offsetof(struct options, cache), "DIR",
+     "what can be built again (REPLANT_CACHE, or STATE/cache)"},
+    {"log-json", 0, OPT_FLAG, offsetof(struct options, log_json), NULL, "log JSON lines"},
+    {"verbose", 'v', OPT_FLAG, offsetof(struct options, verbose), NULL, "log more"},
+    {0},
+};
+
+static const struct opt_command commands[] = {
+    {"init", "", "set up a new center",
+     "Makes the directory, a certificate authority of its own, a server certificate for the "
+     "addresses given,\nlocalhost and this host's name, and the admin's token. A directory that was set up "
+     "is left alone.",
+     init_opts, 0, 0, run_init},
+    {"serve", "", "serve a center", "Ends on SIGTERM. Jobs that were running go on with the next start.",
+     serve_opts, 0, 0, run_serve},
+    {0},
+};
+
+int main(int argc, char **argv)
+{
+	static const struct opt_program program = {
+	    "replantd", "The migration center: API, jobs and their state.", commands, NULL,
+	    "Example:\n  replantd init --state /var/lib/replant --address center.example.org\n"
+	    "  replantd serve --state /var/lib/replant"};
+	struct options o = {.listen = "0.0.0.0:8443"};
+	int r = opt_main(&program, &o, argc, argv);
+
+	free(o.address.v);
+	return r;
+}

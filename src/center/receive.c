@@ -1,0 +1,303 @@
+/* The stage `syncing`: a receiver, an offer to the agent, and patience. */
+#include <errno.h>
+#include <openssl/crypto.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "center/engine.h"
+
+int runner_fail(struct engine_failure *f, const char *code, bool temporary, const char *fmt, ...)
+{
+	va_list ap;
+
+	snprintf(f->code, sizeof(f->code), "%s", code);
+	va_start(ap, fmt);
+	vsnprintf(f->message, sizeof(f->message), fmt, ap);
+	va_end(ap);
+	f->temporary = temporary;
+	return -1;
+}
+
+bool runner_cancelled(void *arg)
+{
+	struct live *l = arg;
+	ENGINE_LOCK(l->engine);
+
+	return l->cancel || l->engine->stopping;
+}
+
+/* ---- the run's row ---- */
+
+static int close_old_run(struct store *s, const char *id, struct err *e)
+{
+	_cleanup_(model_run_release) struct model_run old = {0};
+	int r = id ? s->ops->get(s, &model_runs, id, &old, e) : -ENOENT;
+
+	if (r == -ENOENT || (r == 0 && old.state != RUN_ACTIVE))
+		return 0;
+	if (r < 0)
+		return r;
+	old.state = RUN_FAILED;
+	old.ended = id_now();
+	model_take_json(&old.error,
+			json_pack("{s:s, s:s, s:b}", "code", "interrupted", "message",
+				  "the transfer broke off and was started again", "temporary", 1));
+	return s->ops->put(s, &model_runs, &old, e);
+}
+
+static int open_run(struct live *l, struct model_job *job, const char *id, struct err *e)
+{
+	_cleanup_(model_run_release) struct model_run run = {.started = id_now(), .state = RUN_ACTIVE};
+	_cleanup_(model_job_release) struct model_job now = {0};
+	struct store *s = l->engine->store;
+	int r;
+
+	if (model_set(&run.id, id) < 0 || model_set(&run.job, l->job) < 0)
+		return err_nomem(e);
+	r = s->ops->begin(s, e);
+	if (r < 0)
+		return r;
+	r = s->ops->get(s, &model_jobs, l->job, &now, e);
+	if (r == 0 && (now.state != JOB_RUNNING || now.stage != JOB_SYNCING))
+		r = err_set(e, -ECANCELED, "the job has moved on");
+	if (r == 0)
+		r = close_old_run(s, now.run, e);
+	if (r == 0)
+		r = s->ops->put(s, &model_runs, &run, e);
+	if (r == 0 && model_set(&now.run, id) < 0)
+		r = err_nomem(e);
+	if (r == 0)
+		r = s->ops->put(s, &model_jobs, &now, e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	model_take_json(&job->parameters, json_incref(now.parameters));
+	return s->ops->commit(s, e);
+}
+
+/* ---- while it receives ---- */
+
+static void on_listening(struct live *l, const json_t *event)
+{
+	json_int_t port = json_integer_value(json_object_get(event, "port"));
+
+	if (port > 0 && port <= UINT16_MAX)
+		l->port = (uint16_t)port;
+}
+
+static void on_progress(struct live *l, const json_t *event)
+{
+	json_t *written = json_object_get(event, "bytes_written"),
+	       *received = json_object_get(event, "bytes_received");
+
+	if (json_is_integer(received) && (uint64_t)json_integer_value(received) != l->received) {
+		l->received = (uint64_t)json_integer_value(received);
+		l->active = id_now_mono();
+	}
+	if (!l->progress)
+		l->progress = json_object();
+	if (json_is_integer(written))
+		json_object_set(l->progress, "bytes_written", written);
+	if (json_is_integer(received))
+		json_object_set(l->progress, "bytes_received", received);
+	l->tick = ++l->engine->tick;
+}
+
+static void on_error(struct live *l, const json_t *event)
+{
+	const char *code = json_string_value(json_object_get(event, "code"));
+	const char *message = json_string_value(json_object_get(event, "message"));
+
+	l->receiver_failed = true;
+	runner_fail(&l->receiver_failure, code ? code : "receive_failed",
+		    json_is_true(json_object_get(event, "temporary")), "%s",
+		    message ? message : "the receiver failed and didn't say why");
+}
+
+static void on_event(void *arg, const json_t *event)
+{
+	const char *name = json_string_value(json_object_get(event, "event"));
+	struct live *l = arg;
+	ENGINE_LOCK(l->engine);
+
+	if (!name)
+		return;
+	if (strcmp(name, "listening") == 0)
+		on_listening(l, event);
+	else if (strcmp(name, "progress") == 0)
+		on_progress(l, event);
+	else if (strcmp(name, "error") == 0)
+		on_error(l, event);
+	else if (strcmp(name, "committed") == 0)
+		l->active = id_now_mono();
+}
+
+static void describe(struct live *l, bool online, bool reported)
+{
+	static const struct {
+		const char *phase, *text;
+	} phases[] = {{"connecting", "the source connects"},
+		      {"full", "copying all used blocks"},
+		      {"compare", "copying what has changed"},
+		      {"freezing", "freezing the source"},
+		      {"frozen", "reading what changed last, the source is frozen"},
+		      {"finishing", "sending the rest"},
+		      {"done", "writing everything to disk"}};
+	char phase[32] = "";
+
+	if (!online || !reported) {
+		engine_step(l, "waiting", "waiting for the source");
+		return;
+	}
+	pthread_mutex_lock(&l->engine->lock);
+	snprintf(phase, sizeof(phase), "%s", json_string_value(json_object_get(l->progress, "phase")) ?: "");
+	pthread_mutex_unlock(&l->engine->lock);
+	for (size_t i = 0; i < ARRAY_SIZE(phases); i++)
+		if (strcmp(phases[i].phase, phase) == 0) {
+			engine_step(l, phase, "%s", phases[i].text);
+			return;
+		}
+	engine_step(l, "receiving", "receiving");
+}
+
+/* Asked a few times a second, so it's also where time is watched. */
+static bool sync_cancelled(void *arg)
+{
+	struct live *l = arg;
+	double patience = l->engine->s.source_patience, ago = seen_ago(l->engine, l->source), idle;
+	bool online = seen_online(l->engine, l->source), give_up, reported;
+
+	if (runner_cancelled(l))
+		return true;
+	pthread_mutex_lock(&l->engine->lock);
+	idle = id_now_mono() - l->active;
+	reported = l->received || json_object_get(l->progress, "phase");
+	if (idle > patience && !l->gave_up) {
+		l->gave_up = true;
+		runner_fail(&l->give_up, ago > patience ? "source_offline" : "source_silent", true,
+			    ago > patience
+				? "nothing was heard of the source for %.0f minutes; start its agent, then "
+				  "start the job "
+				  "again: it goes on where it was"
+				: "the source is there but has sent nothing for %.0f minutes; look at its "
+				  "agent's log and "
+				  "whether it can reach this center's data port, then start the job again",
+			    patience / 60);
+	}
+	give_up = l->gave_up || l->agent_failed;
+	pthread_mutex_unlock(&l->engine->lock);
+	describe(l, online || idle < 10, reported);
+	return give_up;
+}
+
+/* ---- one attempt ---- */
+
+static void offer_open(struct live *l, const char *run, const char *psk, const json_t *parameters)
+{
+	ENGINE_LOCK(l->engine);
+
+	snprintf(l->run, sizeof(l->run), "%s", run);
+	snprintf(l->psk, sizeof(l->psk), "%s", psk);
+	l->port = 0;
+	l->received = 0;
+	l->active = id_now_mono();
+	l->agent_failed = l->receiver_failed = l->gave_up = false;
+	model_take_json(&l->parameters, json_deep_copy(parameters));
+	model_take_json(&l->result, NULL);
+	if (l->progress)
+		json_object_del(l->progress, "phase");
+}
+
+static void offer_close(struct live *l)
+{
+	ENGINE_LOCK(l->engine);
+
+	l->port = 0;
+	explicit_bzero(l->psk, sizeof(l->psk));
+}
+
+static int no_space(struct engine_failure *f, const char *message)
+{
+	return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again",
+			   message);
+}
+
+static int explain(struct live *l, int r, const struct err *e, struct engine_failure *f)
+{
+	ENGINE_LOCK(l->engine);
+
+	if (r == -ENOSPC || (l->receiver_failed && strcmp(l->receiver_failure.code, "no_space") == 0))
+		return no_space(f, l->receiver_failed ? l->receiver_failure.message : e->msg);
+	if (l->gave_up)
+		*f = l->give_up;
+	else if (l->agent_failed)
+		*f = l->agent_failure;
+	else if (l->receiver_failed)
+		*f = l->receiver_failure;
+	else
+		return runner_fail(f, "receive_failed", true, "%s", e->msg);
+	return -1;
+}
+
+static int sync_once(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	struct provider *p = l->engine->provider;
+	const struct provider_watch watch = {l, on_event, sync_cancelled};
+	struct provider_receive receive = {.listen = l->engine->listen};
+	unsigned char raw[32];
+	char run[ID_MAX], psk[65];
+	struct err e = {0};
+	int r;
+
+	id_new("run", run);
+	id_random(raw, sizeof(raw));
+	str_hex(raw, sizeof(raw), psk);
+	OPENSSL_cleanse(raw, sizeof(raw));
+	r = open_run(l, job, run, &e);
+	if (r < 0)
+		return runner_fail(f, "internal", false, "%s", e.msg);
+	offer_open(l, run, psk, job->parameters);
+	engine_step(l, "waiting", "waiting for the source");
+	receive.run = run;
+	receive.psk_hex = psk;
+	r = p->ops->receive(p, l->job, &receive, &watch, &e);
+	OPENSSL_cleanse(psk, sizeof(psk));
+	offer_close(l);
+	return r < 0 ? explain(l, r, &e, f) : 0;
+}
+
+static void retry_pause(struct live *l)
+{
+	double end = id_now_mono() + l->engine->s.retry_pause;
+
+	while (id_now_mono() < end && !runner_cancelled(l))
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+}
+
+int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	unsigned idle = 0;
+
+	for (;;) {
+		int r = sync_once(l, job, f);
+		bool final;
+
+		if (r == 0 || runner_cancelled(l))
+			return r;
+		pthread_mutex_lock(&l->engine->lock);
+		final = !f->temporary || l->gave_up || strcmp(f->code, "no_space") == 0;
+		idle = l->received ? 0 : idle + 1;
+		pthread_mutex_unlock(&l->engine->lock);
+		if (final || idle >= ENGINE_RETRIES)
+			return r;
+		log_warn("job %s: %s; trying again", l->job, f->message);
+		engine_step(l, "retrying", "trying again: %.120s", f->message);
+		retry_pause(l);
+	}
+}

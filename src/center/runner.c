@@ -1,0 +1,330 @@
+/* The thread of a job: it does what the job's stage asks for, and tells the state machine how it went. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "center/engine.h"
+
+#define RESERVE (UINT64_C(64) << 20) /* beside the data: manifests, overlays' headers */
+
+static int fail_err(struct engine_failure *f, const char *code, const struct err *e)
+{
+	if (e->code == -ENOSPC)
+		return runner_fail(f, "no_space", true,
+				   "%.600s; free space in the region, then start the job again", e->msg);
+	return runner_fail(f, code, e->code == -EAGAIN || e->code == -EBUSY, "%s", e->msg);
+}
+
+/* ---- preparing: is there room? ---- */
+
+static int prepare(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	_cleanup_json_ json_t *capacity = NULL;
+	struct engine *en = l->engine;
+	uint64_t used, have, written;
+	char a[16], b[16];
+	struct err e = {0};
+	json_t *space;
+
+	engine_step(l, "checking", "looking whether the region has room");
+	if (en->store->ops->get(en->store, &model_sources, job->source, &src, &e) < 0)
+		return runner_fail(f, "source_gone", false, "%s", e.msg);
+	if (en->provider->ops->capacity(en->provider, &capacity, &e) < 0)
+		return fail_err(f, "region_failed", &e);
+	space = json_object_get(capacity, "free");
+	if (!json_is_integer(space) || !src.inventory)
+		return 0;
+	/* What an earlier attempt has written is there already. */
+	written = (uint64_t)json_integer_value(json_object_get(job->progress, "bytes_written"));
+	used = model_inventory_used(src.inventory);
+	used = used > written ? used - written : 0;
+	have = (uint64_t)MAX(0, json_integer_value(space));
+	if (have >= RESERVE && have - RESERVE >= used)
+		return 0;
+	return runner_fail(f, "no_space", true,
+			   "the region has %s free, the source still needs %s; free space in the region, "
+			   "then start the job again",
+			   str_bytes(have, a, sizeof(a)), str_bytes(used, b, sizeof(b)));
+}
+
+/* ---- processing: convert, make the image, boot it ---- */
+
+static void on_event(void *arg, const json_t *event)
+{
+	const char *name = json_string_value(json_object_get(event, "event"));
+	const char *step = json_string_value(json_object_get(event, "name"));
+	const char *text = json_string_value(json_object_get(event, "summary"));
+	struct live *l = arg;
+
+	if (name && step && strcmp(name, "step") == 0)
+		engine_step(l, "convert", "%.40s%s%.100s", step, text ? ": " : "", text ? text : "");
+}
+
+static void set_pending(struct model_job *job, void *arg)
+{
+	if (model_set(&job->image_pending, arg) < 0)
+		return; /* the id is chosen anew after a crash: the provider's leftovers go with the job */
+}
+
+/* The image's id is written down before anything is made under it. */
+static int pending_id(struct live *l, const struct model_job *job, char id[ID_MAX], struct engine_failure *f)
+{
+	struct err e = {0};
+
+	if (job->image_pending) {
+		snprintf(id, ID_MAX, "%s", job->image_pending);
+		return 0;
+	}
+	id_new("image", id);
+	if (engine_job_change(l->engine, l->job, JOB_PROCESSING, false, set_pending, id, &e) < 0)
+		return fail_err(f, "internal", &e);
+	return 0;
+}
+
+static json_t *request_of(const struct model_job *job, const struct model_source *src, const char *image)
+{
+	const char *name = job->image_name ? job->image_name : job->name;
+
+	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O?}", "job", job->id, "image", image, "name",
+			 name, "region", job->region, "source", job->source, "hostname", src->hostname,
+			 "inventory", src->inventory);
+}
+
+static int save_image(struct live *l, struct model_job *job, const char *id, json_t *manifest, json_t *report,
+		      struct err *e)
+{
+	_cleanup_(model_image_release) struct model_image im = {.created = id_now()};
+	_cleanup_(model_job_release) struct model_job now = {0};
+	struct store *s = l->engine->store;
+	int r;
+
+	if (model_set(&im.id, id) < 0 ||
+	    model_set(&im.name, job->image_name ? job->image_name : job->name) < 0 ||
+	    model_set(&im.job, job->id) < 0 || model_set(&im.source, job->source) < 0 ||
+	    model_set(&im.region, job->region) < 0)
+		return err_nomem(e);
+	model_take_json(&im.manifest, json_incref(manifest));
+	model_take_json(&im.report, json_incref(report));
+	r = s->ops->begin(s, e);
+	if (r < 0)
+		return r;
+	r = s->ops->put(s, &model_images, &im, e);
+	if (r == 0)
+		r = s->ops->get(s, &model_jobs, l->job, &now, e);
+	if (r == 0 && (model_set(&now.image, id) < 0 || model_set(&job->image, id) < 0))
+		r = err_nomem(e);
+	if (r == 0)
+		r = s->ops->put(s, &model_jobs, &now, e);
+	if (r == 0)
+		r = store_announce(s, &model_images, "created", &im, id_now(), e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	return s->ops->commit(s, e);
+}
+
+static int make_image(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL;
+	const struct provider_watch watch = {l, on_event, runner_cancelled};
+	struct provider *p = l->engine->provider;
+	struct err e = {0};
+	char id[ID_MAX];
+
+	/* A source that was deleted meanwhile is no reason to lose its copy. */
+	if (l->engine->store->ops->get(l->engine->store, &model_sources, job->source, &src, &e) < 0 &&
+	    e.code != -ENOENT)
+		return fail_err(f, "internal", &e);
+	if (pending_id(l, job, id, f) < 0)
+		return -1;
+	request = request_of(job, &src, id);
+	if (!request)
+		return runner_fail(f, "internal", true, "out of memory");
+	engine_step(l, "convert", "preparing the system for its new home");
+	if (p->ops->convert(p, l->job, request, &watch, &report, &e) < 0)
+		return fail_err(f, "convert_failed", &e);
+	engine_step(l, "image", "making the image");
+	if (p->ops->image_create(p, l->job, id, request, &manifest, &e) < 0)
+		return fail_err(f, "image_failed", &e);
+	if (save_image(l, job, id, manifest, report, &e) < 0)
+		return fail_err(f, "internal", &e);
+	engine_wake(l->engine);
+	return 0;
+}
+
+static int boot_image(struct live *l, const struct model_job *job, struct engine_failure *f)
+{
+	const struct provider_watch watch = {l, on_event, runner_cancelled};
+	_cleanup_json_ json_t *report = NULL, *options = json_object();
+	struct engine *en = l->engine;
+	double started = id_now();
+	struct err e = {0}, store_e = {0};
+	bool passed;
+	int r;
+
+	engine_step(l, "test_boot", "booting the image");
+	if (task_save_boot(en, job->image, "running", started, NULL, NULL, &store_e) < 0)
+		return fail_err(f, "internal", &store_e);
+	r = en->provider->ops->test_boot(en->provider, job->image, options, &watch, &report, &e);
+	if (r < 0 && runner_cancelled(l))
+		return -1;
+	passed = r == 0 && task_boot_passed(report);
+	if (task_save_boot(en, job->image,
+			   r < 0    ? "in_error"
+			   : passed ? "passed"
+				    : "failed",
+			   started, report, r < 0 ? &e : NULL, &store_e) < 0)
+		return fail_err(f, "internal", &store_e);
+	if (r < 0)
+		return fail_err(f, "test_boot_failed", &e);
+	if (!passed)
+		return runner_fail(f, "test_boot_failed", false,
+				   "the image was made but its test boot failed; see its report and "
+				   "screenshot, then start the job again to repeat the boot");
+	return 0;
+}
+
+static int process(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	const json_t *wanted = json_object_get(job->parameters, "test_boot");
+
+	if (!job->image && make_image(l, job, f) < 0)
+		return -1;
+	return json_is_true(wanted) ? boot_image(l, job, f) : 0;
+}
+
+/* ---- cleaning ---- */
+
+static int clean(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	struct provider *p = l->engine->provider;
+	struct err e = {0};
+
+	engine_step(l, "cleaning", "removing what isn't needed any more");
+	return p->ops->job_remove(p, l->job, &e) < 0 ? fail_err(f, "clean_failed", &e) : 0;
+}
+
+/* ---- the thread ---- */
+
+static int run_stage(struct live *l, struct model_job *job, struct engine_failure *f)
+{
+	switch ((enum model_job_stage)job->stage) {
+	case JOB_PREPARING:
+		return prepare(l, job, f);
+	case JOB_SYNCING:
+		return runner_sync(l, job, f);
+	case JOB_PROCESSING:
+		return process(l, job, f);
+	case JOB_CLEANING:
+		return clean(l, job, f);
+	case JOB_NO_STAGE:
+	case JOB_STAGES:
+		break;
+	}
+	return runner_fail(f, "internal", false, "the job runs but has no stage");
+}
+
+/* One stage; false when the thread has nothing more to do. */
+static bool carry_on(struct live *l)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct engine_failure failure = {0};
+	struct engine *en = l->engine;
+	struct api_fault fault;
+	struct err e = {0};
+	int r;
+
+	pthread_mutex_lock(&en->lock);
+	l->cancel = l->again = false;
+	pthread_mutex_unlock(&en->lock);
+	r = en->store->ops->get(en->store, &model_jobs, l->job, &job, &e);
+	if (r < 0 && r != -ENOENT)
+		log_error("job %s: %s", l->job, e.msg);
+	if (r < 0 || job.state != JOB_RUNNING)
+		return false;
+	r = run_stage(l, &job, &failure);
+	if (r < 0 && runner_cancelled(l))
+		return !en->stopping; /* stopped by a person (the row says so), or going on after a restart */
+	if (engine_job_event(en, l->job, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE,
+			     r < 0 ? &failure : NULL, &fault) < 0 &&
+	    fault.status >= 500) {
+		log_error("job %s: %s", l->job, fault.message);
+		return false;
+	}
+	return !en->stopping;
+}
+
+void runner_free(struct live *l)
+{
+	json_decref(l->progress);
+	json_decref(l->parameters);
+	json_decref(l->result);
+	explicit_bzero(l->psk, sizeof(l->psk));
+	free(l);
+}
+
+/* Out of the list, unless somebody started the job again just now. */
+static bool leave(struct live *l)
+{
+	struct engine *en = l->engine;
+	struct live **p;
+	ENGINE_LOCK(en);
+
+	if (l->again && !en->stopping)
+		return false;
+	for (p = &en->live; *p != l; p = &(*p)->next)
+		;
+	*p = l->next;
+	runner_free(l);
+	pthread_cond_broadcast(&en->changed);
+	return true;
+}
+
+static void *runner_main(void *arg)
+{
+	struct live *l = arg;
+
+	do {
+		while (carry_on(l))
+			;
+	} while (!leave(l));
+	return NULL;
+}
+
+int runner_ensure(struct engine *en, const char *job, const char *source)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	struct live *l;
+	int r;
+	ENGINE_LOCK(en);
+
+	l = engine_live(en, job);
+	if (l) {
+		l->again = true;
+		return 0;
+	}
+	l = en->stopping ? NULL : calloc(1, sizeof(*l));
+	if (!l)
+		return -ENOMEM;
+	l->engine = en;
+	snprintf(l->job, sizeof(l->job), "%s", job);
+	snprintf(l->source, sizeof(l->source), "%s", source);
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	r = pthread_create(&thread, &attr, runner_main, l);
+	pthread_attr_destroy(&attr);
+	if (r != 0) {
+		runner_free(l);
+		return -r;
+	}
+	l->next = en->live;
+	en->live = l;
+	return 0;
+}

@@ -1,0 +1,232 @@
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <fcntl.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "center/engine.h"
+#include "center/pki.h"
+
+static void audit(const char *who, const char *address, const char *method, const char *path, int status)
+{
+	log_info("%s from %s: %s %s -> %d", who, address, method, path, status);
+}
+
+/* "1.2.3.4:8443", "[::]:8443", or either without the port. */
+static int parse_listen(const char *s, char *host, size_t size, uint16_t *ret_port, struct err *e)
+{
+	const char *end = *s == '[' ? strchr(s, ']') : strrchr(s, ':');
+	const char *start = *s == '[' ? s + 1 : s, *port = NULL;
+	uint64_t n = CENTER_PORT;
+
+	if (*s == '[' && !end)
+		return err_set(e, -EINVAL, "'%s' lacks a ']'", s);
+	if (*s == '[')
+		port = end[1] == ':' ? end + 2 : NULL;
+	else if (end)
+		port = end + 1;
+	else
+		end = s + strlen(s);
+	if (port && str_u64(port, 0, UINT16_MAX, &n) < 0)
+		return err_set(e, -EINVAL, "'%s' doesn't end in a port", s);
+	if (end == start || (size_t)(end - start) >= size)
+		return err_set(e, -EINVAL, "'%s' is not ADDRESS:PORT", s);
+	snprintf(host, size, "%.*s", (int)(end - start), start);
+	*ret_port = (uint16_t)n;
+	return 0;
+}
+
+/* Beside us when installed, in its room's folder in a build tree. */
+static int find_program(const char *name, const char *room, char *dir, size_t size, struct err *e)
+{
+	char self[4096], path[4200];
+	int r = proc_self_dir(self, sizeof(self), e);
+
+	if (r < 0)
+		return r;
+	snprintf(path, sizeof(path), "%s/%s", self, name);
+	snprintf(dir, size, "%s", self);
+	if (access(path, X_OK) == 0)
+		return 0;
+	snprintf(path, sizeof(path), "%s/../%s/%s", self, room, name);
+	if (access(path, X_OK) == 0)
+		snprintf(dir, size, "%s/../%s", self, room);
+	return 0;
+}
+
+/* Two centers on one state directory would both carry its jobs. */
+static int lock_state(const char *state, int *ret_fd, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/lock", state);
+	_cleanup_close_ int fd = -1;
+
+	if (!path)
+		return err_nomem(e);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return err_sys(e, "cannot open '%s'", path);
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return err_set(e, -EBUSY, "another replantd serves '%s'; stop it first", state);
+	*ret_fd = take_fd(&fd);
+	return 0;
+}
+
+static int open_store(struct engine *en, struct err *e)
+{
+	_cleanup_free_ char *db = str_printf("%s/replant.db", en->state);
+
+	if (!db)
+		return err_nomem(e);
+	if (access(db, F_OK) < 0)
+		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first",
+			       en->state, en->state);
+	return store_open_sqlite(db, &en->store, e);
+}
+
+static int open_provider(struct engine *en, struct err *e)
+{
+	_cleanup_(model_region_release) struct model_region region = {0};
+	_cleanup_free_ char *dir = str_printf("%s/local", en->state),
+			    *cache = str_printf("%s/cache", en->state);
+	char programs[4200];
+	struct provider_settings ps = {.dir = dir, .user = en->s.user, .programs = programs};
+	int r = en->store->ops->get(en->store, &model_regions, "local", &region, e);
+
+	if (r < 0)
+		return r;
+	if (!dir || !cache)
+		return err_nomem(e);
+	ps.cache = en->s.cache ? en->s.cache : cache;
+	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
+	if (r == 0)
+		r = io_mkdirs(dir, 0711, e);
+	if (r == 0)
+		r = io_mkdirs(en->exports, 0700, e);
+	return r < 0 ? r : en->s.provider_open(region.provider, &ps, &en->provider, e);
+}
+
+static char *read_url(const char *state)
+{
+	_cleanup_free_ char *path = str_printf("%s/url", state);
+	char *url = NULL;
+
+	if (!path || io_read_file(path, 1024, &url, NULL, NULL) < 0)
+		return NULL;
+	url[strcspn(url, "\r\n")] = '\0';
+	return url;
+}
+
+static void apply_defaults(struct center_settings *s)
+{
+	s->heartbeat = s->heartbeat > 0 ? s->heartbeat : 10;
+	s->heartbeat_busy = s->heartbeat_busy > 0 ? s->heartbeat_busy : 2;
+	s->source_patience = s->source_patience > 0 ? s->source_patience : 900;
+	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
+	s->tick = s->tick > 0 ? s->tick : 1;
+}
+
+static void wait_for_signal(const sigset_t *set)
+{
+	int got = 0;
+
+	while (sigwait(set, &got) != 0)
+		;
+	log_info("ending (signal %d)", got);
+}
+
+static int serve_engine(struct engine *en, const struct pki *pki, const sigset_t *set, struct err *e)
+{
+	_cleanup_free_ char *url = read_url(en->state);
+	char programs[4200];
+	struct api_settings as = {
+	    .store = en->store,
+	    .engine = engine_api(en),
+	    .address = en->listen,
+	    .key_pem = pki->key_pem,
+	    .chain_pem = pki->chain_pem,
+	    .ca_fingerprint = pki->ca_fingerprint,
+	    .public_url = url,
+	    .programs = programs,
+	    .exports = en->exports,
+	    .failures_per_minute = en->s.failures_per_minute,
+	    .audit = audit,
+	};
+	int r = parse_listen(en->s.listen, en->listen, sizeof(en->listen), &as.port, e);
+
+	if (r == 0)
+		r = find_program("replant-agent", "agent", programs, sizeof(programs), e);
+	if (r == 0)
+		r = api_start(&as, &en->api, e);
+	if (r < 0)
+		return r;
+	r = engine_start(en, e);
+	if (r == 0) {
+		log_info("serving on %s port %u", en->listen, api_port(en->api));
+		if (en->s.ready)
+			en->s.ready(api_port(en->api));
+		wait_for_signal(set);
+	}
+	/* Jobs first, so that nobody is answered who would start another; their rows say where to go on. */
+	engine_stop(en);
+	api_stop(en->api);
+	return r;
+}
+
+static int serve_open(struct engine *en, const sigset_t *set, struct err *e)
+{
+	struct pki pki = {0};
+	int r = pki_load(en->state, &pki, e);
+
+	if (r < 0)
+		return r;
+	r = open_provider(en, e);
+	if (r == 0) {
+		r = serve_engine(en, &pki, set, e);
+		en->provider->ops->close(en->provider);
+	}
+	pki_release(&pki);
+	return r;
+}
+
+int center_serve(const struct center_settings *s, struct err *e)
+{
+	struct engine *en = calloc(1, sizeof(*en));
+	_cleanup_close_ int lock = -1;
+	sigset_t set;
+	int r;
+
+	if (!en)
+		return err_nomem(e);
+	en->s = *s;
+	apply_defaults(&en->s);
+	pthread_mutex_init(&en->lock, NULL);
+	pthread_cond_init(&en->changed, NULL);
+	if (!realpath(s->state, en->state)) {
+		r = err_sys(e, "cannot use state directory '%s'", s->state);
+		free(en);
+		return r;
+	}
+	snprintf(en->exports, sizeof(en->exports), "%.4000s/exports", en->state);
+	/* Before any thread: all of them inherit it. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	r = open_store(en, e);
+	if (r == 0)
+		r = lock_state(en->state, &lock, e);
+	if (r == 0)
+		r = serve_open(en, &set, e);
+	store_close(en->store);
+	pthread_cond_destroy(&en->changed);
+	pthread_mutex_destroy(&en->lock);
+	free(en);
+	return r;
+}

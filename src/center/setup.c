@@ -1,0 +1,148 @@
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/io.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "center/center.h"
+#include "center/pki.h"
+#include "store/store.h"
+
+#define NAMES_MAX 64
+
+/* "name:port", "[::1]:port" or either without a port -> the name alone. */
+static int host_of(const char *address, char *buf, size_t size, struct err *e)
+{
+	const char *start = address, *end;
+
+	if (*address == '[') {
+		start++;
+		end = strchr(start, ']');
+	} else {
+		end = strchr(start, ':');
+		if (end && strchr(end + 1, ':')) /* a bare IPv6 address */
+			end = NULL;
+	}
+	if (!end)
+		end = start + strlen(start);
+	if (end == start || (size_t)(end - start) >= size ||
+	    strspn(start, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:") <
+		(size_t)(end - start))
+		return err_set(e, -EINVAL, "'%s' is not the name or address of a host", address);
+	snprintf(buf, size, "%.*s", (int)(end - start), start);
+	return 0;
+}
+
+static int make_certificates(const char *state, const char *const *addresses, size_t n, struct err *e)
+{
+	const char *names[NAMES_MAX] = {"localhost", "127.0.0.1", "::1"};
+	char hosts[NAMES_MAX][256], self[256];
+	size_t count = 3;
+
+	if (gethostname(self, sizeof(self)) == 0 && *self && memchr(self, 0, sizeof(self)))
+		names[count++] = self;
+	if (n > NAMES_MAX - count)
+		return err_set(e, -EINVAL, "more than %zu addresses", NAMES_MAX - count);
+	for (size_t i = 0; i < n; i++) {
+		int r = host_of(addresses[i], hosts[i], sizeof(hosts[i]), e);
+
+		if (r < 0)
+			return r;
+		names[count++] = hosts[i];
+	}
+	return pki_init(state, names, count, e);
+}
+
+/* The first address, as agents are told it: https://host:port. */
+static int write_url(const char *state, const char *address, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/url", state), *url = NULL;
+	char host[256];
+	const char *port;
+	int r = host_of(address, host, sizeof(host), e);
+
+	if (r < 0)
+		return r;
+	port = *address == '[' ? strstr(address, "]:") : strrchr(address, ':');
+	if (port && *address == '[')
+		port++;
+	if (port && *address != '[' && strchr(address, ':') != port)
+		port = NULL;
+	url = strchr(host, ':') ? str_printf("https://[%s]:%s\n", host, port ? port + 1 : "8443")
+				: str_printf("https://%s:%s\n", host, port ? port + 1 : "8443");
+	if (!url || !path)
+		return err_nomem(e);
+	return io_write_file_atomic(path, url, strlen(url), 0644, e);
+}
+
+static int add_region(struct store *s, struct err *e)
+{
+	_cleanup_(model_region_release) struct model_region r = {.created = id_now()};
+
+	if (model_set(&r.id, "local") < 0 || model_set(&r.name, "local") < 0 ||
+	    model_set(&r.provider, "local") < 0)
+		return err_nomem(e);
+	r.settings = json_object();
+	return s->ops->put(s, &model_regions, &r, e);
+}
+
+static int add_admin(struct store *s, const char *state, char **ret_token, struct err *e)
+{
+	_cleanup_(model_token_release) struct model_token t = {.role = ROLE_ADMIN, .created = id_now()};
+	_cleanup_free_ char *path = str_printf("%s/admin-token", state), *text = NULL, *line = NULL;
+	char id[ID_MAX], secret[STORE_SECRET_HEX], hash[STORE_SECRET_HEX];
+	int r;
+
+	id_new("token", id);
+	store_secret_new(secret, hash);
+	text = str_printf("%s.%s", id + strlen("token-"), secret);
+	line = text ? str_printf("%s\n", text) : NULL;
+	if (!line || !path || model_set(&t.id, id) < 0 || model_set(&t.name, "first admin") < 0 ||
+	    model_set(&t.secret_hash, hash) < 0)
+		return err_nomem(e);
+	r = s->ops->put(s, &model_tokens, &t, e);
+	if (r == 0)
+		r = io_write_file_atomic(path, line, strlen(line), 0600, e);
+	if (r == 0)
+		*ret_token = take_ptr(&text);
+	return r;
+}
+
+static int make_state(const char *state, struct err *e)
+{
+	_cleanup_free_ char *db = str_printf("%s/replant.db", state);
+	int r;
+
+	if (!db)
+		return err_nomem(e);
+	if (access(db, F_OK) == 0)
+		return err_set(e, -EEXIST,
+			       "'%s' holds a center already; remove it or choose another directory", state);
+	r = io_mkdirs(state, 0700, e);
+	if (r < 0)
+		return r;
+	return chmod(state, 0700) < 0 ? err_sys(e, "cannot close '%s' to others", state) : 0;
+}
+
+int center_init(const char *state, const char *const *addresses, size_t n, char **ret_token, struct err *e)
+{
+	_cleanup_(store_closep) struct store *s = NULL;
+	_cleanup_free_ char *db = str_printf("%s/replant.db", state);
+	int r = make_state(state, e);
+
+	if (r < 0)
+		return r;
+	if (!db)
+		return err_nomem(e);
+	r = store_open_sqlite(db, &s, e);
+	if (r == 0)
+		r = add_region(s, e);
+	if (r == 0)
+		r = make_certificates(state, addresses, n, e);
+	if (r == 0 && n)
+		r = write_url(state, addresses[0], e);
+	return r < 0 ? r : add_admin(s, state, ret_token, e);
+}

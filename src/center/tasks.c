@@ -1,0 +1,452 @@
+/* What runs beside the jobs: boots of images, exports, removal of deleted jobs. Each has a thread; what is
+ * under way is marked in the store, so that a restarted center does it again. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "center/engine.h"
+
+static struct task *find(struct engine *en, enum task_kind kind, const char *id)
+{
+	for (struct task *t = en->tasks; t; t = t->next)
+		if (t->kind == kind && strcmp(t->id, id) == 0)
+			return t;
+	return NULL;
+}
+
+bool task_runs(struct engine *en, enum task_kind kind, const char *id)
+{
+	ENGINE_LOCK(en);
+
+	return find(en, kind, id);
+}
+
+static bool task_cancelled(void *arg)
+{
+	struct task *t = arg;
+	ENGINE_LOCK(t->engine);
+
+	return t->cancel || t->engine->stopping;
+}
+
+/* ---- boot ---- */
+
+bool task_boot_passed(const json_t *report)
+{
+	return json_is_true(json_object_get(report, "passed"));
+}
+
+static json_t *boot_json(const char *state, double started, json_t *report, const struct err *failure)
+{
+	json_t *o = json_pack("{s:s, s:f, s:O?}", "state", state, "started", started, "report", report);
+
+	if (o && strcmp(state, "running") != 0)
+		json_object_set_new(o, "finished", json_real(id_now()));
+	if (o && failure)
+		json_object_set_new(
+		    o, "error", json_pack("{s:s, s:s}", "code", "test_boot_failed", "message", failure->msg));
+	return o;
+}
+
+int task_save_boot(struct engine *en, const char *image, const char *state, double started, json_t *report,
+		   const struct err *failure, struct err *e)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	const char *picture = json_string_value(json_object_get(report, "screenshot"));
+	struct store *s = en->store;
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = s->ops->get(s, &model_images, image, &im, e);
+	if (r == 0 && picture && model_set(&im.screenshot, picture) < 0)
+		r = err_nomem(e);
+	if (r == 0) {
+		model_take_json(&im.boot, boot_json(state, started, report, failure));
+		r = s->ops->put(s, &model_images, &im, e);
+	}
+	if (r == 0)
+		r = store_announce(s, &model_images, "updated", &im, id_now(), e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	r = s->ops->commit(s, e);
+	engine_wake(en);
+	return r;
+}
+
+static void ignore_event(void *arg, const json_t *event)
+{
+}
+
+static void run_boot(struct task *t)
+{
+	const struct provider_watch watch = {t, ignore_event, task_cancelled};
+	_cleanup_json_ json_t *report = NULL, *options = json_object();
+	struct engine *en = t->engine;
+	double started = id_now();
+	struct err e = {0}, store_e = {0};
+	int r = en->provider->ops->test_boot(en->provider, t->id, options, &watch, &report, &e);
+
+	if (r < 0 && task_cancelled(t))
+		return; /* still marked as running: done again after the restart */
+	if (task_save_boot(en, t->id,
+			   r < 0                      ? "in_error"
+			   : task_boot_passed(report) ? "passed"
+						      : "failed",
+			   started, report, r < 0 ? &e : NULL, &store_e) < 0)
+		log_error("image %s: %s", t->id, store_e.msg);
+}
+
+/* A running job boots its image itself. */
+static bool image_in_job(struct engine *en, const struct model_image *im)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+
+	return en->store->ops->get(en->store, &model_jobs, im->job, &job, NULL) == 0 &&
+	       job.state == JOB_RUNNING && job.image && strcmp(job.image, im->id) == 0;
+}
+
+int task_boot(void *arg, const char *image, struct api_fault *f)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	struct engine *en = arg;
+	struct err e = {0};
+
+	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0)
+		return api_fault_err(f, &e);
+	if (task_runs(en, TASK_BOOT, image) || image_in_job(en, &im))
+		return api_fault_set(f, 409, "invalid_state", NULL,
+				     "the image is being booted or made; wait for its end");
+	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0)
+		return api_fault_err(f, &e);
+	if (task_start(en, TASK_BOOT, image) < 0)
+		return api_fault_set(f, 503, "busy", NULL,
+				     "the center can't start another task now; try again");
+	return 0;
+}
+
+/* ---- removal of images ---- */
+
+static int detach_job(struct store *s, const struct model_image *im, struct err *e)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	int r = s->ops->get(s, &model_jobs, im->job, &job, e);
+
+	if (r == -ENOENT || (r == 0 && (!job.image || strcmp(job.image, im->id) != 0)))
+		return 0;
+	/* A job that failed behind its image would else never make another. */
+	if (r == 0 && job_is_unfinished(job.state)) {
+		if (model_set(&job.image, NULL) < 0 || model_set(&job.image_pending, NULL) < 0)
+			return err_nomem(e);
+		r = s->ops->put(s, &model_jobs, &job, e);
+	}
+	return r;
+}
+
+static int forget_image(struct engine *en, const struct model_image *im, struct err *e)
+{
+	struct store *s = en->store;
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = detach_job(s, im, e);
+	if (r == 0)
+		r = s->ops->remove(s, &model_images, im->id, e);
+	if (r == 0)
+		r = store_announce_gone(s, &model_images, im->id, id_now(), e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	return s->ops->commit(s, e);
+}
+
+static int count_row(void *arg, void *row)
+{
+	(*(size_t *)arg)++;
+	return 0;
+}
+
+int task_image_remove(void *arg, const char *image, struct api_fault *f)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	struct store_filter filter = {"image", image};
+	struct store_query q = {.filters = &filter, .nfilters = 1};
+	struct engine *en = arg;
+	struct err e = {0};
+	size_t exports = 0;
+
+	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0 ||
+	    en->store->ops->list(en->store, &model_exports, &q, count_row, &exports, NULL, &e) < 0)
+		return api_fault_err(f, &e);
+	if (exports)
+		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first",
+				     exports);
+	if (task_runs(en, TASK_BOOT, image) || image_in_job(en, &im))
+		return api_fault_set(f, 409, "in_use", NULL,
+				     "the image is being booted or made; wait for its end");
+	/* Files first: a row without files can be deleted again, files without a row are lost space. */
+	if (en->provider->ops->image_remove(en->provider, image, &e) < 0 || forget_image(en, &im, &e) < 0)
+		return api_fault_err(f, &e);
+	return 0;
+}
+
+/* ---- exports ---- */
+
+static void save_export(struct engine *en, const char *id, int state, double percent, uint64_t size,
+			const struct err *failure, bool announce)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+	struct store *s = en->store;
+	struct err e = {0};
+	int r = s->ops->begin(s, &e);
+
+	if (r == 0) {
+		r = s->ops->get(s, &model_exports, id, &x, &e);
+		x.state = state;
+		x.percent = percent;
+		x.size = size;
+		if (failure)
+			model_take_json(&x.error,
+					json_pack("{s:s, s:s}", "code",
+						  failure->code == -ENOSPC ? "no_space" : "export_failed",
+						  "message", failure->msg));
+		if (r == 0)
+			r = s->ops->put(s, &model_exports, &x, &e);
+		if (r == 0 && announce)
+			r = store_announce(s, &model_exports, "updated", &x, id_now(), &e);
+		if (r == 0)
+			r = s->ops->commit(s, &e);
+		else
+			s->ops->rollback(s);
+	}
+	if (r < 0)
+		log_error("export %s: %s", id, e.msg);
+	engine_wake(en);
+}
+
+static void export_event(void *arg, const json_t *event)
+{
+	json_t *percent = json_object_get(event, "percent");
+	struct task *t = arg;
+
+	if (!json_is_number(percent) || id_now_mono() - t->noted < 1)
+		return;
+	t->noted = id_now_mono();
+	save_export(t->engine, t->id, EXPORT_RUNNING, MIN(100, MAX(0, json_number_value(percent))), 0, NULL,
+		    false);
+}
+
+static void run_export(struct task *t)
+{
+	const struct provider_watch watch = {t, export_event, task_cancelled};
+	_cleanup_(model_export_release) struct model_export x = {0};
+	struct engine *en = t->engine;
+	struct err e = {0};
+	char path[4200];
+	struct stat st;
+	int r = en->store->ops->get(en->store, &model_exports, t->id, &x, &e);
+
+	if (r < 0) {
+		log_error("export %s: %s", t->id, e.msg);
+		return;
+	}
+	api_export_path(en->exports, &x, path, sizeof(path));
+	unlink(path); /* half of one from before a crash */
+	r = en->provider->ops->image_export(en->provider, x.image, (unsigned)x.disk,
+					    model_export_formats[x.format], path, &watch, &e);
+	if (r == 0 && stat(path, &st) < 0)
+		r = err_sys(&e, "the exported file '%s' is not there", path);
+	if (r < 0)
+		unlink(path);
+	if (r < 0 && task_cancelled(t))
+		return;
+	save_export(en, t->id, r < 0 ? EXPORT_IN_ERROR : EXPORT_FINISHED, r < 0 ? x.percent : 100,
+		    r < 0 ? 0 : (uint64_t)st.st_size, r < 0 ? &e : NULL, true);
+}
+
+int task_export(void *arg, const char *export, struct api_fault *f)
+{
+	if (task_start(arg, TASK_EXPORT, export) < 0)
+		return api_fault_set(f, 503, "busy", NULL,
+				     "the center can't start another task now; try again");
+	return 0;
+}
+
+/* A running one is told to end and waited for. */
+static void task_end(struct engine *en, enum task_kind kind, const char *id)
+{
+	struct task *t;
+	ENGINE_LOCK(en);
+
+	while ((t = find(en, kind, id))) {
+		t->cancel = true;
+		pthread_cond_wait(&en->changed, &en->lock);
+	}
+}
+
+int task_export_remove(void *arg, const char *export, struct api_fault *f)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+	struct engine *en = arg;
+	struct store *s = en->store;
+	struct err e = {0};
+	char path[4200];
+
+	if (s->ops->get(s, &model_exports, export, &x, &e) < 0)
+		return api_fault_err(f, &e);
+	task_end(en, TASK_EXPORT, export);
+	api_export_path(en->exports, &x, path, sizeof(path));
+	if (unlink(path) < 0 && errno != ENOENT) {
+		err_sys(&e, "cannot remove '%s'", path);
+		return api_fault_err(f, &e);
+	}
+	if (s->ops->begin(s, &e) < 0)
+		return api_fault_err(f, &e);
+	if (s->ops->remove(s, &model_exports, export, &e) < 0 ||
+	    store_announce_gone(s, &model_exports, export, id_now(), &e) < 0) {
+		s->ops->rollback(s);
+		return api_fault_err(f, &e);
+	}
+	return s->ops->commit(s, &e) < 0 ? api_fault_err(f, &e) : 0;
+}
+
+/* ---- removal of jobs ---- */
+
+static void wait_for_runner(struct task *t)
+{
+	struct engine *en = t->engine;
+	ENGINE_LOCK(en);
+
+	while (engine_live(en, t->id) && !en->stopping)
+		pthread_cond_wait(&en->changed, &en->lock);
+}
+
+static void run_remove_job(struct task *t)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct engine *en = t->engine;
+	struct store *s = en->store;
+	struct err e = {0};
+	int r;
+
+	wait_for_runner(t);
+	if (task_cancelled(t))
+		return;
+	r = s->ops->get(s, &model_jobs, t->id, &job, &e);
+	if (r == 0)
+		r = en->provider->ops->job_remove(en->provider, t->id, &e);
+	if (r == 0)
+		r = s->ops->begin(s, &e);
+	if (r == 0) {
+		r = s->ops->remove(s, &model_jobs, t->id, &e);
+		if (r == 0)
+			r = store_announce_gone(s, &model_jobs, t->id, id_now(), &e);
+		if (r == 0)
+			r = s->ops->commit(s, &e);
+		else
+			s->ops->rollback(s);
+	}
+	if (r < 0) /* it stays in `deleting` and is tried again after a restart */
+		log_error("job %s can't be deleted: %s", t->id, e.msg);
+	if (job.source)
+		seen_refresh(en, job.source);
+	engine_wake(en);
+}
+
+/* ---- threads ---- */
+
+static void *task_main(void *arg)
+{
+	struct task *t = arg, **p;
+	struct engine *en = t->engine;
+
+	switch (t->kind) {
+	case TASK_BOOT:
+		run_boot(t);
+		break;
+	case TASK_EXPORT:
+		run_export(t);
+		break;
+	case TASK_REMOVE_JOB:
+		run_remove_job(t);
+		break;
+	}
+	pthread_mutex_lock(&en->lock);
+	for (p = &en->tasks; *p != t; p = &(*p)->next)
+		;
+	*p = t->next;
+	free(t);
+	pthread_cond_broadcast(&en->changed);
+	pthread_mutex_unlock(&en->lock);
+	return NULL;
+}
+
+int task_start(struct engine *en, enum task_kind kind, const char *id)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	struct task *t;
+	int r;
+	ENGINE_LOCK(en);
+
+	if (find(en, kind, id))
+		return 0;
+	t = en->stopping ? NULL : calloc(1, sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	t->engine = en;
+	t->kind = kind;
+	snprintf(t->id, sizeof(t->id), "%s", id);
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	r = pthread_create(&thread, &attr, task_main, t);
+	pthread_attr_destroy(&attr);
+	if (r != 0) {
+		free(t);
+		return -r;
+	}
+	t->next = en->tasks;
+	en->tasks = t;
+	return 0;
+}
+
+static int resume_deleting(void *arg, void *row)
+{
+	return task_start(arg, TASK_REMOVE_JOB, ((struct model_job *)row)->id);
+}
+
+static int resume_export(void *arg, void *row)
+{
+	return task_start(arg, TASK_EXPORT, ((struct model_export *)row)->id);
+}
+
+static int resume_boot(void *arg, void *row)
+{
+	const char *state = json_string_value(json_object_get(((struct model_image *)row)->boot, "state"));
+
+	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, row))
+		return 0;
+	return task_start(arg, TASK_BOOT, ((struct model_image *)row)->id);
+}
+
+int task_resume_all(struct engine *en, struct err *e)
+{
+	struct store_filter deleting = {"state", "deleting"}, running = {"state", "running"};
+	struct store_query jobs = {.filters = &deleting, .nfilters = 1},
+			   exports = {.filters = &running, .nfilters = 1}, all = {0};
+	struct store *s = en->store;
+	int r = s->ops->list(s, &model_jobs, &jobs, resume_deleting, en, NULL, e);
+
+	if (r == 0)
+		r = s->ops->list(s, &model_exports, &exports, resume_export, en, NULL, e);
+	return r < 0 ? r : s->ops->list(s, &model_images, &all, resume_boot, en, NULL, e);
+}
