@@ -166,7 +166,7 @@ static int list_row(void *arg, void *row)
 
 	if (l->hook)
 		l->hook(l->q, row);
-	return json_array_append_new(l->items, model_json(l->noun, row, true, l->now)) < 0 ? -ENOMEM : 0;
+	return json_array_append_new(l->items, model_json(l->noun, row, false, l->now)) < 0 ? -ENOMEM : 0;
 }
 
 int api_list(struct api_request *q, const struct model_noun *n,

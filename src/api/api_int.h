@@ -69,9 +69,10 @@ struct api_request {
 	char address[64];
 	char *path;
 	const char *method;
-	double started, received; /* monotonic: first byte of the body asked for; body complete */
+	double started; /* monotonic */
 	struct str raw;
-	bool too_big;
+	uint64_t received; /* bytes of the body, kept or dropped */
+	bool hang_up;
 
 	/* for handlers */
 	char who[ID_MAX];           /* id of the token or source, "" */

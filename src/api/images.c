@@ -11,11 +11,26 @@ int api_list_images(struct api_request *q)
 	return api_list(q, &model_images, NULL);
 }
 
+/* What conversion did, and what the test boot saw. */
+static json_t *report_of(const struct model_image *im)
+{
+	return json_pack("{s:O?, s:O?}", "conversion", im->report, "test_boot",
+			 json_object_get(im->boot, "report"));
+}
+
 int api_get_image(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
+	json_t *o;
 
-	return api_row(q, &model_images, &im) < 0 ? -1 : api_answer_row(q, 200, &model_images, &im);
+	if (api_row(q, &model_images, &im) < 0)
+		return -1;
+	o = model_json(&model_images, &im, false, id_now());
+	if (o && json_object_set_new(o, "report", report_of(&im)) < 0) {
+		json_decref(o);
+		o = NULL;
+	}
+	return api_answer(q, 200, o);
 }
 
 int api_patch_image(struct api_request *q)
@@ -55,15 +70,17 @@ int api_delete_image(struct api_request *q)
 	return en->image_remove(en->arg, q->id, &q->fault) < 0 ? -1 : api_done(q);
 }
 
-/* What conversion did, and what the test boot saw. */
 int api_get_report(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
+	json_t *o;
 
 	if (api_row(q, &model_images, &im) < 0)
 		return -1;
-	return api_answer(
-	    q, 200, json_pack("{s:s, s:O?, s:O?}", "image", im.id, "conversion", im.report, "boot", im.boot));
+	o = report_of(&im);
+	if (o)
+		json_object_set_new(o, "image", json_string(im.id));
+	return api_answer(q, 200, o);
 }
 
 int api_get_screenshot(struct api_request *q)

@@ -6,8 +6,10 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
-/* A refused request's body up to this size is read and dropped, so that the client gets to see the answer. */
-#define DISCARD_MAX (256u << 10)
+/* A refused request's body up to this size is read and dropped, so that the client gets to see the answer;
+ * more of one that proved who it is. */
+#define DISCARD_MAX       (256u << 10)
+#define DISCARD_MAX_KNOWN (8u << 20)
 
 static enum MHD_Result queue_json(struct api_request *q)
 {
@@ -83,8 +85,8 @@ static void client_address(struct MHD_Connection *conn, char *buf, size_t size)
 
 static size_t body_limit(const struct api_request *q)
 {
-	if (!q->route || q->fault.status)
-		return DISCARD_MAX;
+	if (!q->route)
+		return 0;
 	switch (q->route->body) {
 	case API_JSON_BIG:
 		return API_BODY_MAX_AGENT;
@@ -93,7 +95,22 @@ static size_t body_limit(const struct api_request *q)
 	case API_NO_BODY:
 		break;
 	}
-	return DISCARD_MAX;
+	return 0;
+}
+
+static size_t discard_limit(const struct api_request *q)
+{
+	return *q->who ? DISCARD_MAX_KNOWN : DISCARD_MAX;
+}
+
+static void refuse_size(struct api_request *q)
+{
+	if (q->fault.status)
+		return;
+	if (body_limit(q))
+		api_refuse(q, 413, "too_big", NULL, "the body may have at most %zu bytes", body_limit(q));
+	else
+		api_refuse(q, 400, "unexpected_body", NULL, "this request takes no body");
 }
 
 static void refuse_unknown(struct api_request *q, const struct str *allow)
@@ -135,12 +152,10 @@ static void check_head(struct api_request *q)
 		refuse_unknown(q, &allow);
 	else if (api_authenticate(q) == 0)
 		MHD_get_connection_values_n(q->conn, MHD_GET_ARGUMENT_KIND, check_parameter, q);
-	if (length && (str_u64(length, 0, UINT64_MAX, &n) < 0 || n > body_limit(q))) {
-		q->too_big = true;
-		if (!q->fault.status)
-			api_refuse(q, 413, "too_big", NULL, "the body may have at most %zu bytes",
-				   body_limit(q));
-	}
+	if (length && (str_u64(length, 0, UINT64_MAX, &n) < 0 || n > body_limit(q)))
+		refuse_size(q);
+	/* Too much even to throw away: answered at once, which closes the connection. */
+	q->hang_up = q->fault.status && n > discard_limit(q);
 }
 
 static struct api_request *request_new(struct api *a, struct MHD_Connection *conn, const char *url,
@@ -198,16 +213,15 @@ static enum MHD_Result take_body(struct api_request *q, const char *data, size_t
 
 	if (id_now_mono() - q->started > limit)
 		return MHD_NO;
-	if (q->raw.len + *size > body_limit(q)) {
-		if (!q->too_big && !q->fault.status)
-			api_refuse(q, 413, "too_big", NULL, "the body may have at most %zu bytes",
-				   body_limit(q));
-		if (q->too_big)
-			return MHD_NO;
-		q->too_big = true;
+	q->received += *size;
+	if (q->received > body_limit(q)) {
+		refuse_size(q);
 		str_release(&q->raw);
 	}
-	str_add_mem(&q->raw, data, *size);
+	if (q->fault.status && q->received > discard_limit(q))
+		return MHD_NO;
+	if (!q->fault.status)
+		str_add_mem(&q->raw, data, *size);
 	*size = 0;
 	return str_ok(&q->raw) ? MHD_YES : MHD_NO;
 }
@@ -216,11 +230,8 @@ static int parse_body(struct api_request *q)
 {
 	struct err e = {0};
 
-	if (q->route->body == API_NO_BODY) {
-		if (q->raw.len)
-			return api_refuse(q, 400, "unexpected_body", NULL, "this request takes no body");
+	if (q->route->body == API_NO_BODY)
 		return 0;
-	}
 	if (!q->raw.len) {
 		q->body = json_object(); /* a body whose members are all optional may be missing */
 		return q->body ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
@@ -254,7 +265,7 @@ static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, co
 			return MHD_NO;
 		*con_cls = q;
 		check_head(q);
-		if (!q->too_big)
+		if (!q->hang_up)
 			return MHD_YES;
 		make_fault_json(q);
 		return respond(q);

@@ -5,9 +5,20 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
+#define LISTED_INVENTORY (32u << 10)
+
+/* A page of sources with huge inventories would be huge: those are left to GET of the one source. */
+static void trim(struct api_request *q, void *row)
+{
+	struct model_source *src = row;
+
+	if (src->inventory && json_dumpb(src->inventory, NULL, 0, JSON_COMPACT) > LISTED_INVENTORY)
+		model_take_json(&src->inventory, NULL);
+}
+
 int api_list_sources(struct api_request *q)
 {
-	return api_list(q, &model_sources, NULL);
+	return api_list(q, &model_sources, trim);
 }
 
 int api_get_source(struct api_request *q)

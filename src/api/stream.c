@@ -3,6 +3,7 @@
  * ?since=N); progress ticks have none. A stream with nothing to say is suspended and costs a socket;
  * api_wake() resumes all of them.
  */
+#include <poll.h>
 #include <string.h>
 
 #include "api/api_int.h"
@@ -49,6 +50,16 @@ static void add_ticks(struct api_stream *st)
 	}
 }
 
+/* While it is suspended nobody else looks whether the client has gone. */
+static bool client_left(struct api_stream *st)
+{
+	const union MHD_ConnectionInfo *info =
+	    MHD_get_connection_info(st->conn, MHD_CONNECTION_INFO_CONNECTION_FD);
+	struct pollfd p = {.fd = info ? info->connect_fd : -1, .events = POLLRDHUP};
+
+	return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
 /* Refills the buffer; false when the stream is to end. */
 static bool stream_fill(struct api_stream *st)
 {
@@ -57,6 +68,8 @@ static bool stream_fill(struct api_stream *st)
 
 	str_release(&st->out);
 	st->at = 0;
+	if (client_left(st))
+		return false;
 	if (s->ops->events(s, st->cursor, STREAM_BATCH, add_event, st, NULL) < 0)
 		return false;
 	if (!st->out.len)
@@ -207,6 +220,7 @@ int api_get_events(struct api_request *q)
 	}
 	if (!stream_link(q->api, st)) {
 		stream_free(st);
+		api_wake(q->api); /* those whose client has gone end now, and the next request finds room */
 		return api_refuse(q, 503, "too_many_streams", NULL, "%u event streams are open; close one",
 				  API_STREAMS_MAX);
 	}

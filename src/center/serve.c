@@ -2,8 +2,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 
 #include "base/err.h"
 #include "base/io.h"
@@ -102,6 +103,10 @@ static int open_provider(struct engine *en, struct err *e)
 		return r;
 	if (!dir || !cache)
 		return err_nomem(e);
+	/* Another user's QEMU has to get through to its files; every secret in the directory is closed by its
+	 * own mode. */
+	if (en->s.user && geteuid() == 0 && chmod(en->state, 0711) < 0)
+		return err_sys(e, "cannot open the way through '%s'", en->state);
 	ps.cache = en->s.cache ? en->s.cache : cache;
 	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
 	if (r == 0)

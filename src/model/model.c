@@ -215,6 +215,23 @@ static const char *code_state(const struct model_code *c, double now)
 	return c->used >= c->uses ? "used_up" : "active";
 }
 
+/* Believed is what has booted. */
+static int add_image_derived(const struct model_image *im, json_t *o)
+{
+	const char *boot = json_string_value(json_object_get(im->boot, "state"));
+	json_int_t size = 0;
+	json_t *disk;
+	size_t i;
+
+	json_array_foreach(
+	    json_object_get(im->manifest, "disks"), i,
+	    disk) if (__builtin_add_overflow(size, json_integer_value(json_object_get(disk, "size")), &size))
+	    size = 0;
+	if (json_object_set_new(o, "verified", json_boolean(boot && strcmp(boot, "passed") == 0)) < 0)
+		return -1;
+	return json_object_set_new(o, "size", json_integer(size));
+}
+
 /* What isn't a column: made from others. */
 static int add_derived(const struct model_noun *n, const void *obj, json_t *o, double now)
 {
@@ -228,6 +245,8 @@ static int add_derived(const struct model_noun *n, const void *obj, json_t *o, d
 	}
 	if (n == &model_codes)
 		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
+	if (n == &model_images)
+		return add_image_derived(obj, o);
 	if (n == &model_sources) {
 		const struct model_source *s = obj;
 		json_t *os = json_object_get(s->inventory, "os");

@@ -1,0 +1,251 @@
+/*
+ * replantd with a provider that only pretends, for the API tests; never installed. What it does is read from
+ * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
+ * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
+ * image_create, test_boot, image_export, image_remove, job_remove. Each call appends a line to $SCRIPT/calls.
+ * `receive` commits when $SCRIPT/commit.RUN exists.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "center/center.h"
+
+static const char *script_dir;
+
+static char *script_read(const char *name, const char *what)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s.%s", script_dir, name, what);
+	char *text = NULL;
+
+	if (!path || io_read_file(path, 65536, &text, NULL, NULL) < 0)
+		return NULL;
+	text[strcspn(text, "\n")] = '\0';
+	return text;
+}
+
+static bool script_has(const char *name, const char *what)
+{
+	_cleanup_free_ char *text = script_read(name, what);
+
+	return text;
+}
+
+static void nap(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+}
+
+static void note(const char *name, const char *id)
+{
+	_cleanup_free_ char *path = str_printf("%s/calls", script_dir);
+	FILE *f = path ? fopen(path, "ae") : NULL;
+
+	if (f) {
+		fprintf(f, "%s %s\n", name, id);
+		fclose(f);
+	}
+}
+
+/* Delay, hold, failure: what every call starts with. */
+static int play(const char *name, const char *id, const struct provider_watch *w, struct err *e)
+{
+	_cleanup_free_ char *delay = script_read(name, "delay"), *fail = NULL;
+	double left = delay ? atof(delay) : 0;
+
+	note(name, id);
+	while (left > 0 || script_has(name, "hold")) {
+		if (w && w->cancelled(w->arg))
+			return err_set(e, -ECANCELED, "given up");
+		nap();
+		left -= 0.02;
+	}
+	fail = script_read(name, "fail");
+	if (!fail)
+		return 0;
+	return err_set(e, str_starts(fail, "no_space") ? -ENOSPC : -EIO, "%s", fail);
+}
+
+static void emit(const struct provider_watch *w, json_t *event)
+{
+	w->event(w->arg, event);
+	json_decref(event);
+}
+
+static int s_capacity(struct provider *p, json_t **ret, struct err *e)
+{
+	_cleanup_free_ char *space = script_read("capacity", "free");
+	int r = play("capacity", "-", NULL, e);
+
+	if (r == 0)
+		*ret = json_pack("{s:I, s:I, s:s}", "free",
+				 space ? (json_int_t)atoll(space) : (json_int_t)1 << 40, "total",
+				 (json_int_t)1 << 41, "accelerator", "none");
+	return r;
+}
+
+static int s_receive(struct provider *p, const char *job, const struct provider_receive *r,
+		     const struct provider_watch *w, struct err *e)
+{
+	_cleanup_free_ char *commit = str_printf("%s/commit.%s", script_dir, r->run);
+	json_int_t bytes = 0;
+	int x = play("receive", r->run, w, e);
+
+	if (x < 0)
+		return x;
+	must(strlen(r->psk_hex) == 64);
+	emit(w, json_pack("{s:s, s:i}", "event", "listening", "port", 4711));
+	while (access(commit, F_OK) < 0) {
+		_cleanup_free_ char *fail = script_read("receiving", "fail"),
+				    *error = script_read("receiving", "error");
+
+		if (w->cancelled(w->arg))
+			return err_set(e, -ECANCELED, "given up");
+		if (error)
+			emit(w, json_pack("{s:s, s:s, s:s, s:b}", "event", "error", "code", error, "message",
+					  "said the receiver", "temporary", strcmp(error, "no_space") == 0));
+		if (fail || error)
+			return err_set(e, -EIO, "%s", fail ? fail : "receiver ended with status 1");
+		if (script_has("receiving", "bytes")) {
+			bytes += 1000;
+			emit(w, json_pack("{s:s, s:I, s:I}", "event", "progress", "bytes_written", bytes,
+					  "bytes_received", bytes));
+		}
+		nap();
+	}
+	emit(w, json_pack("{s:s}", "event", "committed"));
+	return 0;
+}
+
+static int s_convert(struct provider *p, const char *job, const json_t *request,
+		     const struct provider_watch *w, json_t **ret, struct err *e)
+{
+	int r;
+
+	emit(w, json_pack("{s:s, s:s, s:s, s:s}", "event", "step", "name", "fstab", "state", "changed",
+			  "summary", "by UUID"));
+	r = play("convert", job, w, e);
+	if (r == 0)
+		*ret = json_pack("{s:[]}", "steps");
+	return r;
+}
+
+static int s_image_create(struct provider *p, const char *job, const char *image, const json_t *meta,
+			  json_t **ret, struct err *e)
+{
+	int r = play("image_create", image, NULL, e);
+
+	if (r == 0)
+		*ret = json_pack("{s:[{s:s, s:I}]}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30);
+	return r;
+}
+
+static int s_test_boot(struct provider *p, const char *image, const json_t *options,
+		       const struct provider_watch *w, json_t **ret, struct err *e)
+{
+	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir);
+	int r = play("test_boot", image, w, e);
+
+	if (r == 0)
+		*ret = json_pack("{s:b, s:s, s:f}", "passed", !script_has("test_boot", "bad"), "screenshot",
+				 picture, "boot_seconds", 1.5);
+	return r;
+}
+
+static int s_image_export(struct provider *p, const char *image, unsigned disk, const char *format,
+			  const char *path, const struct provider_watch *w, struct err *e)
+{
+	int r;
+
+	emit(w, json_pack("{s:s, s:f}", "event", "progress", "percent", 42.0));
+	r = play("image_export", image, w, e);
+	return r < 0 ? r : io_write_file_atomic(path, "EXPORTED", 8, 0600, e);
+}
+
+static int s_image_remove(struct provider *p, const char *image, struct err *e)
+{
+	return play("image_remove", image, NULL, e);
+}
+
+static int s_job_remove(struct provider *p, const char *job, struct err *e)
+{
+	return play("job_remove", job, NULL, e);
+}
+
+static void s_close(struct provider *p)
+{
+}
+
+static const struct provider_ops scripted_ops = {
+    .kind = "scripted",
+    .capacity = s_capacity,
+    .receive = s_receive,
+    .convert = s_convert,
+    .image_create = s_image_create,
+    .test_boot = s_test_boot,
+    .image_export = s_image_export,
+    .image_remove = s_image_remove,
+    .job_remove = s_job_remove,
+    .close = s_close,
+};
+
+static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret,
+			 struct err *e)
+{
+	static struct provider p = {.ops = &scripted_ops};
+
+	*ret = &p;
+	return 0;
+}
+
+static void ready(uint16_t port)
+{
+	printf("%u\n", port);
+	fflush(stdout);
+}
+
+static double number(const char *name, double otherwise)
+{
+	const char *s = getenv(name);
+
+	return s ? atof(s) : otherwise;
+}
+
+int main(int argc, char **argv)
+{
+	struct center_settings s = {.listen = "127.0.0.1:0", .provider_open = scripted_open, .ready = ready};
+	_cleanup_free_ char *token = NULL;
+	struct err e = {0};
+	int r;
+
+	if (argc < 3)
+		return 2;
+	script_dir = getenv("SCRIPT");
+	if (strcmp(argv[1], "init") == 0) {
+		const char *address = "127.0.0.1:4443";
+
+		r = center_init(argv[2], &address, 1, &token, &e);
+	} else {
+		s.state = argv[2];
+		s.heartbeat = number("HEARTBEAT", 0.5);
+		s.heartbeat_busy = number("HEARTBEAT", 0.5);
+		s.source_patience = number("PATIENCE", 60);
+		s.retry_pause = 0.05;
+		s.tick = 0.1;
+		s.failures_per_minute = (unsigned)number("FAILURES", 100000);
+		if (argc > 3)
+			s.listen = argv[3];
+		r = center_serve(&s, &e);
+	}
+	if (r < 0)
+		fprintf(stderr, "scripted: %s\n", e.msg);
+	return r < 0;
+}

@@ -1,0 +1,181 @@
+"""Codes, tokens, roles, enrolment."""
+
+import hashlib
+import ssl
+import subprocess
+
+import pytest
+
+from harness import Agent, wait_for
+
+
+def enroll(center, code, machine="m-access", **more):
+    code_id, secret, _ = code.split(".")
+    body = {"code_id": code_id, "code_secret": secret, "hostname": "h", "machine_id": machine, "agent_version": "1", **more}
+    return center.post("/v1/agent/enroll", body, token="")
+
+
+def test_the_code_carries_the_ca(center):
+    code = center.new_code(name="n")["code"]
+    pem = (center.state / "ca.pem").read_text()
+    assert code.split(".")[2] == hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    shown = subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{center.port}", "-showcerts"],
+                           input="", capture_output=True, text=True).stdout
+    assert pem.strip().splitlines()[1] in shown, "the chain holds the CA"
+
+
+def test_secrets_are_not_kept(center):
+    made = center.new_code()
+    token = center.ok("POST", "/v1/tokens", {"name": "t", "role": "viewer"})
+    agent = center.agent()
+    data = b"".join(p.read_bytes() for p in center.state.glob("replant.db*"))
+    for secret in (made["code"].split(".")[1], token["token"].split(".")[1], agent.secret.split(".")[1], center.token.split(".")[1]):
+        assert secret.encode() not in data
+    for path in ("/v1/codes/" + made["id"], "/v1/tokens", "/v1/sources/" + agent.source):
+        text = center.get(path).raw.decode()
+        assert "hash" not in text and made["code"].split(".")[1] not in text
+    assert not any(p.stat().st_mode & 0o077 for p in center.state.glob("*") if p.is_file() and p.name != "url")
+
+
+def test_wrong_revoked_used_up_and_expired_codes(center):
+    made = center.new_code(uses=1)
+    code_id, secret, fp = made["code"].split(".")
+    wrong = [f"{code_id}.{'0' * 64}.{fp}", f"{'0' * 16}.{secret}.{fp}", f"{code_id}.{secret[:-1]}.{fp}", f"{'x' * 16}.{secret}.{fp}"]
+    for code in wrong:
+        got = enroll(center, code)
+        assert (got.status, got.code) == (403, "code_refused"), code
+    assert enroll(center, made["code"], "m-one").status == 201
+    assert enroll(center, made["code"], "m-two").code == "code_refused"
+    assert center.get(f"/v1/codes/{made['id']}").json["state"] == "used_up"
+    revoked = center.new_code()
+    assert center.post(f"/v1/codes/{revoked['id']}/revoke").json["state"] == "revoked"
+    assert enroll(center, revoked["code"], "m-two").code == "code_refused"
+    expired = center.new_code()
+    subprocess.run(["sqlite3", center.state / "replant.db", f"UPDATE codes SET expires = 1 WHERE id = '{expired['id']}'"], check=True)
+    assert center.get(f"/v1/codes/{expired['id']}").json["state"] == "expired"
+    assert enroll(center, expired["code"], "m-two").code == "code_refused"
+    assert center.call("DELETE", f"/v1/codes/{expired['id']}").status == 204
+    assert center.get(f"/v1/codes/{expired['id']}").status == 404
+    assert center.ok("GET", "/v1/sources")["total"] >= 1
+
+
+def test_enrolling_again(center):
+    agent = center.agent()
+    code = center.new_code()["code"]
+    # Never synced: the first answer may have been lost.
+    again = enroll(center, code, agent.machine)
+    assert again.status == 201 and again.json["source"] == agent.source
+    assert center.post("/v1/agent/sync", {"agent_version": "1", "boot_id": "b"}, token=agent.secret).status == 401
+    agent.secret = again.json["secret"]
+    agent.sync()
+    taken = enroll(center, code, agent.machine)
+    assert (taken.status, taken.code) == (409, "already_enrolled")
+    wait_for("silence", lambda: enroll(center, code, agent.machine).status == 201)
+
+
+def test_forged_tokens(center):
+    t_id, secret = center.token.split(".")
+    agent = center.agent()
+    for forged in (f"{t_id}.{'0' * 64}", f"{'0' * 16}.{secret}", secret, center.token + "0", center.token[:-1], "x", agent.secret):
+        assert center.get("/v1/jobs", token=forged).status == 401, forged
+    for header in ({}, {"Authorization": "Basic " + center.token}, {"Authorization": center.token}):
+        got = center.get("/v1/jobs", token="", headers=header)
+        assert got.status == 401 and got.headers["WWW-Authenticate"] == "Bearer"
+    body = {"agent_version": "1", "boot_id": "b"}
+    assert center.post("/v1/agent/sync", body).status == 401, "a person is no agent"
+    assert center.post("/v1/agent/sync", body, token=agent.secret[:-2] + "00").status == 401
+
+
+def test_roles(center):
+    viewer, operator = center.role_token("viewer"), center.role_token("operator")
+    assert center.get("/v1/jobs", token=viewer).status == 200
+    got = center.post("/v1/codes", token=viewer)
+    assert (got.status, got.code) == (403, "forbidden")
+    assert center.post("/v1/codes", token=operator).status == 201
+    assert center.get("/v1/tokens", token=operator).status == 403
+    assert center.post("/v1/tokens", {"name": "x", "role": "admin"}, token=operator).status == 403
+    items = center.ok("GET", "/v1/tokens")["items"]
+    mine = next(t for t in items if t["name"] == "viewer")
+    assert center.call("DELETE", f"/v1/tokens/{mine['id']}").status == 204
+    assert center.get("/v1/jobs", token=viewer).status == 401
+    own = next(t for t in items if t["name"] == "first admin")
+    assert center.call("DELETE", f"/v1/tokens/{own['id']}").code == "own_token"
+
+
+def test_failures_are_counted_by_address(fresh):
+    center = fresh(FAILURES=5)
+    code = center.new_code()["code"]
+    bad = code.split(".")[0] + "." + "0" * 64 + ".x"
+    assert [enroll(center, bad).status for _ in range(7)] == [403] * 5 + [429] * 2
+    got = enroll(center, code)
+    assert got.status == 429 and got.headers["Retry-After"] == "60"
+    # Who has a right secret isn't locked out by a neighbour.
+    assert center.get("/v1/jobs").status == 200
+    assert center.get("/v1/jobs", token="wrong").status == 429
+
+
+def test_the_deleted_source_is_out(center):
+    agent = center.agent()
+    agent.sync()
+    assert center.call("DELETE", f"/v1/sources/{agent.source}").status == 204
+    assert center.post("/v1/agent/sync", {"agent_version": "1", "boot_id": "b"}, token=agent.secret).status == 401
+
+
+@pytest.mark.parametrize("tool,other", [("curl", "wget"), ("wget", "curl")])
+def test_the_command_downloads_checks_and_runs_the_agent(center, tmp_path, tool, other):
+    """With only one of the two tools, under dash."""
+    agent = center.folder / "replant-agent"
+    agent.write_text('#!/bin/sh\necho "args: $*"\necho "code: $REPLANT_CODE"\necho "url: $REPLANT_URL"\n')
+    agent.chmod(0o755)
+    made = center.new_code()
+    assert f"REPLANT_URL=https://127.0.0.1:4443 " in made["command"], "the address of init"
+    command = made["command"].replace("127.0.0.1:4443", f"127.0.0.1:{center.port}")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "mktemp", "rm", "sha256sum", "chmod", tool):
+        path = subprocess.run(["which", name], capture_output=True, text=True).stdout.strip()
+        if not path:
+            pytest.skip(f"no {name} here")
+        (folder / name).symlink_to(path)
+    run = lambda: subprocess.run(["/bin/dash", "-c", command], env={"PATH": str(folder)}, capture_output=True, text=True)
+    done = run()
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines() == ["args: enroll", "code: " + made["code"], f"url: https://127.0.0.1:{center.port}"]
+    agent.write_text("#!/bin/sh\necho evil\n")
+    done = run()
+    assert done.returncode != 0 and "evil" not in done.stdout and "not the agent" in done.stderr
+    agent.unlink()
+    assert run().returncode != 0
+    assert center.new_code()["command"] is None
+    import glob
+    assert not glob.glob("/var/lib/replant.*"), "nothing is left behind"
+
+
+def test_init_refuses_to_overwrite(center):
+    before = (center.state / "ca.pem").read_bytes()
+    done = subprocess.run([center.program, "init", center.state], env=center.env, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds a center already" in done.stderr
+    assert (center.state / "ca.pem").read_bytes() == before
+
+
+def test_one_center_per_state(center):
+    done = subprocess.run([center.program, "serve", center.state], env=center.env, capture_output=True, text=True)
+    assert done.returncode == 1 and "another replantd" in done.stderr
+
+
+def test_the_server_certificate_is_renewed_the_ca_stays(fresh):
+    center = fresh()
+    center.stop()
+    ca = (center.state / "ca.pem").read_bytes()
+    # One with a day left, by the center's own CA: openssl is the oracle for both.
+    s = center.state
+    old = s / "old.pem"
+    subprocess.run(f"cd {s} && openssl x509 -in server.pem -signkey server.key -x509toreq -copy_extensions copyall -out r.csr 2>/dev/null && "
+                   "openssl x509 -req -in r.csr -CA ca.pem -CAkey ca.key -days 1 -copy_extensions copyall -out old.pem 2>/dev/null && "
+                   "cp old.pem server.pem && rm r.csr", shell=True, check=True)
+    center.start()
+    assert center.get("/v1/jobs").status == 200
+    assert (s / "server.pem").read_bytes() != old.read_bytes() and (s / "ca.pem").read_bytes() == ca
+    done = subprocess.run(["openssl", "x509", "-in", s / "server.pem", "-noout", "-checkend", str(300 * 86400)])
+    assert done.returncode == 0
+    assert subprocess.run(["openssl", "verify", "-x509_strict", "-CAfile", s / "ca.pem", s / "server.pem"], capture_output=True).returncode == 0

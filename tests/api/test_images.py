@@ -1,0 +1,90 @@
+"""Images, boots, exports."""
+
+import pytest
+
+from harness import wait_for
+
+
+@pytest.fixture
+def image(center):
+    agent = center.agent()
+    job = center.started_job(agent.source, parameters={"test_boot": False})
+    agent.send_all()
+    return center.wait_job(job)["image"]
+
+
+def wait_boot(center, image, state):
+    return wait_for("boot " + state, lambda: (lambda b: b and b["state"] == state and b)(
+        center.ok("GET", f"/v1/images/{image}")["boot"]))
+
+
+def test_boot_again(center, image):
+    assert center.get(f"/v1/images/{image}/screenshot").status == 404
+    center.play("test_boot", "hold")
+    assert center.post(f"/v1/images/{image}/boot").json["boot"]["state"] == "running"
+    assert center.post(f"/v1/images/{image}/boot").status == 409
+    assert center.call("DELETE", f"/v1/images/{image}").status == 409
+    center.restart()
+    assert center.ok("GET", f"/v1/images/{image}")["boot"]["state"] == "running"
+    (center.script / "screen.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    center.unplay("test_boot", "hold")
+    wait_boot(center, image, "passed")
+    got = center.get(f"/v1/images/{image}/screenshot")
+    assert got.status == 200 and got.headers["Content-Type"] == "image/png" and got.raw.startswith(b"\x89PNG")
+    center.play("test_boot", "fail", "no QEMU here")
+    center.ok("POST", f"/v1/images/{image}/boot", {})
+    assert "no QEMU here" in wait_boot(center, image, "in_error")["error"]["message"]
+    center.unplay("test_boot", "fail")
+
+
+def test_export(center, image):
+    center.play("image_export", "hold")
+    got = center.post(f"/v1/images/{image}/exports", {"format": "vmdk"})
+    assert got.status == 202 and got.json["state"] == "running" and got.json["disk"] == 0
+    export = got.json["id"]
+    assert wait_for("percent", lambda: center.ok("GET", f"/v1/exports/{export}")["percent"]) == 42
+    assert center.get(f"/v1/exports/{export}/data").status == 409
+    center.restart()
+    center.unplay("image_export", "hold")
+    row = wait_for("finished", lambda: (lambda x: x["state"] == "finished" and x)(center.ok("GET", f"/v1/exports/{export}")))
+    assert row["size"] == 8 and row["percent"] == 100
+    got = center.get(f"/v1/exports/{export}/data")
+    assert got.raw == b"EXPORTED" and f"{export}.vmdk" in got.headers["Content-Disposition"]
+    assert center.get("/v1/exports?image=" + image).json["total"] == 1
+    assert center.call("DELETE", f"/v1/images/{image}").code == "in_use"
+    assert center.call("DELETE", f"/v1/exports/{export}").status == 204
+    assert not list((center.state / "exports").glob(export + "*"))
+    assert center.call("DELETE", f"/v1/images/{image}").status == 204
+    assert center.get(f"/v1/images/{image}").status == 404
+    assert center.post(f"/v1/images/{image}/exports", {"format": "raw"}).status == 404
+
+
+def test_failed_and_cancelled_exports(center, image):
+    center.play("image_export", "fail", "no_space: the disk is full")
+    export = center.ok("POST", f"/v1/images/{image}/exports", {"format": "raw"})["id"]
+    row = wait_for("failed", lambda: (lambda x: x["state"] == "in_error" and x)(center.ok("GET", f"/v1/exports/{export}")))
+    assert row["error"]["code"] == "no_space"
+    center.unplay("image_export", "fail")
+    center.play("image_export", "hold")
+    running = center.ok("POST", f"/v1/images/{image}/exports", {"format": "raw"})["id"]
+    assert center.call("DELETE", f"/v1/exports/{running}").status == 204
+    center.unplay("image_export", "hold")
+    assert center.post(f"/v1/images/{image}/exports", {"format": "raw", "disk": 1}).field == "disk"
+    assert center.post(f"/v1/images/{image}/exports", {"format": "iso"}).field == "format"
+
+
+def test_an_image_of_a_failed_job_can_go(center):
+    agent = center.agent()
+    center.play("test_boot", "bad")
+    job = center.started_job(agent.source)
+    agent.send_all()
+    image = center.wait_job(job, "in_error")["image"]
+    center.unplay("test_boot", "bad")
+    assert center.call("DELETE", f"/v1/images/{image}").status == 204
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    assert center.wait_job(job)["image"] not in (None, image)
+
+
+def test_rename(center, image):
+    got = center.call("PATCH", f"/v1/images/{image}", {"name": "better", "description": "d"})
+    assert got.json["name"] == "better" and got.json["description"] == "d"

@@ -1,0 +1,291 @@
+"""Jobs from creation to the image, what is refused, and a center that is killed in each stage."""
+
+import pytest
+
+from harness import wait_for
+
+
+def test_a_job_from_start_to_image(center):
+    agent = center.agent()
+    assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "available"
+    job = center.new_job(agent.source, name="move", image_name="moved", parameters={"connections": 8})
+    row = center.job(job)
+    assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
+    assert row["parameters"] == {"connections": 8, "compression": 1, "rate_mbit": 0, "checksum": True,
+                                 "on_read_error": "fail", "test_boot": True}
+    assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
+    assert center.ok("GET", f"/v1/sources/{agent.source}")["job"] == job
+    assert center.call("POST", f"/v1/jobs/{job}/start", {}).status == 202
+
+    task = agent.wait_task()
+    assert task["job"] == job and task["action"] == "send" and task["port"] == 4711 and task["disks"] is None
+    assert len(bytes.fromhex(task["psk"])) == 32 and task["parameters"]["connections"] == 8
+    agent.report(task["run"], progress={"phase": "full", "bytes_total": 200, "bytes_done": 50, "speed": 1e6,
+                                        "seconds_left": 3.5, "nonsense": 1})
+    center.play("receiving", "bytes")
+    row = wait_for("merged progress", lambda: (lambda j: j if (j["progress"] or {}).get("bytes_written") else None)(center.job(job)))
+    center.unplay("receiving", "bytes")
+    assert row["progress"]["percent"] == 25 and row["progress"]["speed"] == 1e6 and "nonsense" not in row["progress"]
+    wait_for("step", lambda: center.job(job)["step"] == {"name": "full", "text": "copying all used blocks"})
+    center.commit(task["run"])
+    agent.report(task["run"], "done", progress={"phase": "done", "freeze_ms": 7}, result={"notes": ["one"]})
+
+    row = center.wait_job(job)
+    assert [s["name"] for s in row["stages"]] == ["preparing", "syncing", "processing", "cleaning"]
+    assert all(s["seconds"] >= 0 for s in row["stages"]) and row["error"] is None and row["finished"] >= row["started"]
+    assert [(r["id"], r["state"]) for r in row["runs"]] == [(task["run"], "done")]
+    assert row["progress"]["freeze_ms"] == 7
+    image = center.ok("GET", f"/v1/images/{row['image']}")
+    assert image["name"] == "moved" and image["source"] == agent.source and image["job"] == job
+    assert image["verified"] is True and image["boot"]["state"] == "passed" and image["report"]["test_boot"]["boot_seconds"] == 1.5
+    assert center.ok("GET", f"/v1/images/{row['image']}/report")["conversion"] == {"steps": []}
+    assert agent.sync()["task"] is None
+    assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "available"
+    assert [c[0] for c in center.calls()] == ["capacity", "receive", "convert", "image_create", "test_boot", "job_remove"]
+
+
+def test_a_second_unfinished_job_is_refused(center):
+    agent = center.agent()
+    job = center.new_job(agent.source)
+    got = center.post("/v1/jobs", {"source": agent.source})
+    assert (got.status, got.code, got.field) == (409, "source_in_use", "source") and job in got.raw.decode()
+    assert center.call("DELETE", f"/v1/sources/{agent.source}").status == 409
+    assert center.call("DELETE", f"/v1/jobs/{job}").status == 202
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
+    center.ok("DELETE", f"/v1/jobs/{center.new_job(agent.source)}")
+
+
+def test_stop_and_resume(center):
+    agent = center.agent()
+    job = center.started_job(agent.source, parameters={"test_boot": False})
+    first = agent.wait_task()
+    assert center.call("DELETE", f"/v1/jobs/{job}").status == 409
+    assert center.post(f"/v1/jobs/{job}/start").status == 409
+    assert center.post(f"/v1/jobs/{job}/stop").json["state"] == "stopped"
+    assert agent.sync()["task"] is None
+    assert center.post(f"/v1/jobs/{job}/stop").status == 409
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    second = agent.wait_task()
+    assert second["run"] != first["run"] and second["psk"] != first["psk"]
+    agent.report(first["run"], "failed", error={"code": "old", "message": "old news", "temporary": False})
+    assert center.job(job)["state"] == "running"
+    agent.send_all()
+    row = center.wait_job(job)
+    assert {r["id"]: r["state"] for r in row["runs"]} == {first["run"]: "cancelled", second["run"]: "done"}
+    assert center.post(f"/v1/jobs/{job}/start").status == 409
+    assert center.ok("GET", f"/v1/images/{row['image']}")["verified"] is False
+
+
+def test_stopping_and_starting_fast(center):
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    for _ in range(10):
+        agent.wait_task()
+        center.ok("POST", f"/v1/jobs/{job}/stop", {})
+        center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    center.wait_job(job)
+
+
+@pytest.mark.parametrize("name,code", [("convert", "convert_failed"), ("image_create", "image_failed"),
+                                       ("test_boot", "test_boot_failed"), ("job_remove", "clean_failed")])
+def test_a_failure_behind_the_copy_resumes_there(center, name, code):
+    agent = center.agent()
+    center.play(name, "fail", "the sentence")
+    before = len(center.calls("image_create"))
+    job = center.started_job(agent.source)
+    agent.send_all()
+    row = center.wait_job(job, "in_error")
+    assert row["error"]["code"] == code and "the sentence" in row["error"]["message"]
+    assert row["stage"] in ("processing", "cleaning")
+    received = len(center.calls("receive"))
+    center.unplay(name, "fail")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    row = center.wait_job(job)
+    assert row["error"] is None and len(center.calls("receive")) == received
+    assert {c[1] for c in center.calls("image_create")[before:]} == {row["image"]}
+
+
+def test_an_image_that_does_not_boot_is_no_success(center):
+    agent = center.agent()
+    center.play("test_boot", "bad")
+    job = center.started_job(agent.source)
+    agent.send_all()
+    row = center.wait_job(job, "in_error")
+    center.unplay("test_boot", "bad")
+    assert row["error"]["code"] == "test_boot_failed"
+    assert center.ok("GET", f"/v1/images/{row['image']}")["verified"] is False
+    made = len(center.calls("image_create"))
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    assert center.wait_job(job)["image"] == row["image"] and len(center.calls("image_create")) == made
+
+
+def test_no_room_in_the_region(center):
+    agent = center.agent()
+    center.play("capacity", "free", str(1 << 29))
+    job = center.started_job(agent.source)
+    row = center.wait_job(job, "in_error")
+    center.unplay("capacity", "free")
+    assert row["error"]["code"] == "no_space" and row["error"]["temporary"] is True
+    assert "512 MiB" in row["error"]["message"] and "1.0 GiB" in row["error"]["message"]
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    center.wait_job(job)
+
+
+def test_a_full_disk_while_receiving(center):
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    run = agent.wait_task()["run"]
+    center.play("receiving", "error", "no_space")
+    row = center.wait_job(job, "in_error")
+    center.unplay("receiving", "error")
+    assert row["error"]["code"] == "no_space" and row["error"]["temporary"] is True and row["stage"] == "syncing"
+    assert row["runs"][0]["id"] == run and row["runs"][0]["state"] == "failed"
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    center.wait_job(job)
+
+
+def test_what_the_agent_says_it_failed_with(center):
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    run = agent.wait_task()["run"]
+    agent.report(run, "failed", error={"code": "read_error", "message": "cannot read '/dev/vda' at 4096", "temporary": False})
+    row = center.wait_job(job, "in_error")
+    assert row["error"] == {"code": "read_error", "message": "cannot read '/dev/vda' at 4096", "temporary": False}
+    center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+def test_a_temporary_failure_is_tried_again(center):
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    first = agent.wait_task()["run"]
+    agent.report(first, "failed", error={"code": "connection", "message": "connection lost", "temporary": True})
+    second = agent.wait_task(other_than=first)["run"]
+    center.play("receiving", "fail", "killed by signal 9")
+    wait_for("a third run", lambda: len(center.calls("receive")) and center.job(job)["run"] != second)
+    center.unplay("receiving", "fail")
+    agent.send_all()
+    row = center.wait_job(job)
+    assert [r["state"] for r in row["runs"]].count("done") == 1 and len(row["runs"]) >= 3
+
+
+def test_a_transfer_that_never_works_gives_up(center):
+    agent = center.agent()
+    center.play("receive", "fail", "the receiver doesn't start")
+    job = center.started_job(agent.source)
+    row = center.wait_job(job, "in_error")
+    center.unplay("receive", "fail")
+    assert row["error"]["code"] == "receive_failed" and row["error"]["temporary"] is True
+    assert "the receiver doesn't start" in row["error"]["message"]
+    center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+def test_a_silent_source(fresh):
+    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5)
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    wait_for("waiting", lambda: (center.job(job)["step"] or {}).get("text") == "waiting for the source")
+    wait_for("unavailable", lambda: center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "unavailable")
+    row = center.wait_job(job, "in_error")
+    assert row["error"]["code"] == "source_offline" and row["error"]["temporary"] is True
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    center.wait_job(job)
+
+
+def test_two_agents_at_once(center):
+    agents = [center.agent(), center.agent()]
+    jobs = [center.started_job(a.source) for a in agents]
+    tasks = [a.wait_task() for a in agents]
+    assert [t["job"] for t in tasks] == jobs and tasks[0]["psk"] != tasks[1]["psk"]
+    # A report on somebody else's run changes nothing.
+    agents[0].report(tasks[1]["run"], "failed", error={"code": "x", "message": "not mine", "temporary": False})
+    for agent in reversed(agents):
+        agent.send_all()
+    for job in jobs:
+        center.wait_job(job)
+
+
+def test_changes_of_a_job(center):
+    agent = center.agent()
+    job = center.new_job(agent.source)
+    path = f"/v1/jobs/{job}"
+    assert center.ok("PATCH", path, {"name": "new", "parameters": {"connections": 2}})["parameters"]["connections"] == 2
+    assert center.job(job)["parameters"]["checksum"] is True
+    center.ok("POST", path + "/start", {})
+    agent.wait_task()
+    assert center.call("PATCH", path, {"parameters": {"connections": 3}}).code == "invalid_state"
+    center.ok("PATCH", path, {"parameters": {"rate_mbit": 77}})
+    assert agent.wait_task()["parameters"]["rate_mbit"] == 77
+    got = center.call("PATCH", path, {"parameters": {"compression": 11}})
+    assert (got.status, got.field) == (400, "parameters.compression")
+    agent.send_all()
+    center.wait_job(job)
+    assert center.call("PATCH", path, {"image_name": "x"}).status == 409
+    assert center.ok("PATCH", path, {"description": "two\nlines"})["description"] == "two\nlines"
+
+
+@pytest.mark.parametrize("name", ["capacity", "receive", "syncing", "convert", "image_create", "test_boot", "job_remove"])
+def test_killed_center_goes_on(fresh, name):
+    """kill -9 while the call hangs; the job ends as if nothing had been."""
+    center = fresh()
+    agent = center.agent()
+    if name != "syncing":
+        center.play(name, "hold")
+    job = center.started_job(agent.source)
+    if name not in ("capacity", "receive"):
+        task = agent.wait_task()
+        if name != "syncing":
+            center.commit(task["run"])
+            wait_for("the call", lambda: center.calls(name))
+    else:
+        wait_for("the call", lambda: center.calls(name))
+    center.restart()
+    assert center.job(job)["state"] == "running"
+    if name != "syncing":
+        center.unplay(name, "hold")
+    if name in ("capacity", "receive", "syncing"):
+        agent.send_all()
+    row = center.wait_job(job)
+    assert center.ok("GET", f"/v1/images/{row['image']}")["verified"] is True
+    assert len({c[1] for c in center.calls("image_create")}) == 1, "the image's id survives"
+    assert center.ok("GET", "/v1/images")["total"] == 1
+    assert all(r["state"] != "active" for r in row["runs"])
+
+
+def test_kill_at_random_moments(fresh):
+    """Twelve kills while jobs run; nothing is lost, nothing doubled."""
+    center = fresh(HEARTBEAT=0.2)
+    agents = [center.agent() for _ in range(3)]
+    for name in ("convert", "image_create", "test_boot", "job_remove"):
+        center.play(name, "delay", "0.15")
+    jobs = [center.started_job(a.source) for a in agents]
+    for n in range(12):
+        for agent in agents:
+            task = agent.sync()["task"]
+            if task and n % 3:
+                center.commit(task["run"])
+        center.restart()
+    for agent, job in zip(agents, jobs):
+        def check(agent=agent, job=job):
+            task = agent.sync()["task"]
+            if task:
+                center.commit(task["run"])
+            return center.job(job)["state"] == "finished"
+        wait_for("the end", check, 40)
+    assert center.ok("GET", "/v1/images")["total"] == 3
+    assert center.ok("GET", "/v1/jobs")["total"] == 3
+
+
+def test_sigterm_is_clean_while_jobs_run(fresh):
+    center = fresh()
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    agent.wait_task()
+    assert center.stop() == 0
+    center.start()
+    assert center.job(job)["state"] == "running"
+    agent.send_all()
+    center.wait_job(job)
