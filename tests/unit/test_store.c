@@ -1,0 +1,286 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "store/store.h"
+
+static char dir[] = "/tmp/replant-store.XXXXXX";
+static char path[64];
+
+static struct store *open_store(void)
+{
+	struct store *s = NULL;
+	struct err e = {0};
+
+	if (store_open_sqlite(path, &s, &e) < 0)
+		fail_msg("%s", e.msg);
+	return s;
+}
+
+static int set_up(void **state)
+{
+	strcpy(dir, "/tmp/replant-store.XXXXXX");
+	if (!mkdtemp(dir))
+		return -1;
+	snprintf(path, sizeof(path), "%s/db", dir);
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	return io_remove_tree(dir, NULL);
+}
+
+static void put_region(struct store *s)
+{
+	struct model_region r = {
+	    .id = (char *)"local", .name = (char *)"n", .provider = (char *)"local", .created = 1};
+
+	assert_int_equal(s->ops->put(s, &model_regions, &r, NULL), 0);
+}
+
+static struct model_job a_job(const char *id, int state)
+{
+	return (struct model_job){.id = (char *)id,
+				  .name = (char *)"n",
+				  .source = (char *)"source-0123456789abcdef",
+				  .region = (char *)"local",
+				  .state = state,
+				  .parameters = json_pack("{s:i}", "connections", 4),
+				  .created = 2.5};
+}
+
+static void test_every_noun_fits_its_table(void **state)
+{
+	struct store *s = open_store();
+	struct store_query all = {0};
+
+	/* Whether columns and fields have the same names shows when they're named. */
+	for (const struct model_noun *const *n = model_nouns; *n; n++) {
+		_cleanup_free_ void *row = calloc(1, (*n)->size);
+		uint64_t total = 7;
+		struct err e = {0};
+
+		if (s->ops->list(s, *n, &all, NULL, NULL, &total, &e) < 0)
+			fail_msg("%s: %s", (*n)->name, e.msg);
+		assert_int_equal(total, 0);
+		assert_int_equal(s->ops->get(s, *n, "x", row, NULL), -ENOENT);
+		assert_int_equal(s->ops->remove(s, *n, "x", NULL), -ENOENT);
+		/* Not null columns refuse the empty row; any other complaint is a mistake of the table. */
+		assert_int_equal(s->ops->put(s, *n, row, &e), -EIO);
+		assert_non_null(strstr(e.msg, "NOT NULL"));
+	}
+	store_close(s);
+}
+
+static void test_rows_survive(void **state)
+{
+	_cleanup_(model_job_release) struct model_job back = {0};
+	struct model_job job = a_job("job-1", JOB_IN_ERROR);
+	struct store *s = open_store();
+	struct stat st;
+
+	put_region(s);
+	job.stage = JOB_PROCESSING;
+	job.error = json_pack("{s:s}", "code", "\303\274");
+	assert_int_equal(s->ops->put(s, &model_jobs, &job, NULL), 0);
+	store_close(s);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	s = open_store();
+	assert_int_equal(s->ops->get(s, &model_jobs, "job-1", &back, NULL), 0);
+	assert_int_equal(back.state, JOB_IN_ERROR);
+	assert_int_equal(back.stage, JOB_PROCESSING);
+	assert_true(back.created == 2.5);
+	assert_null(back.description);
+	assert_true(json_equal(back.parameters, job.parameters));
+	assert_true(json_equal(back.error, job.error));
+	json_decref(job.parameters);
+	json_decref(job.error);
+	store_close(s);
+}
+
+static void test_one_unfinished_job(void **state)
+{
+	_cleanup_(model_job_release) struct model_job found = {0};
+	struct model_job one = a_job("job-1", JOB_READY), two = a_job("job-2", JOB_READY),
+			 old = a_job("job-3", JOB_FINISHED);
+	struct store *s = open_store();
+
+	put_region(s);
+	assert_int_equal(s->ops->put(s, &model_jobs, &old, NULL), 0);
+	assert_int_equal(s->ops->unfinished_job(s, one.source, &found, NULL), -ENOENT);
+	assert_int_equal(s->ops->put(s, &model_jobs, &one, NULL), 0);
+	assert_int_equal(s->ops->put(s, &model_jobs, &two, NULL), -EEXIST);
+	assert_int_equal(s->ops->unfinished_job(s, one.source, &found, NULL), 0);
+	assert_string_equal(found.id, "job-1");
+	one.state = JOB_DELETING;
+	assert_int_equal(s->ops->put(s, &model_jobs, &one, NULL), 0);
+	assert_int_equal(s->ops->put(s, &model_jobs, &two, NULL), 0);
+	two.region = (char *)"mars";
+	assert_int_equal(s->ops->put(s, &model_jobs, &two, NULL), -EBUSY);
+	json_decref(one.parameters);
+	json_decref(two.parameters);
+	json_decref(old.parameters);
+	store_close(s);
+}
+
+static void test_codes_are_used_once_each(void **state)
+{
+	struct model_code c = {.id = (char *)"code-1", .uses = 2, .expires = 100, .secret_hash = (char *)"h"};
+	struct store *s = open_store();
+
+	assert_int_equal(s->ops->put(s, &model_codes, &c, NULL), 0);
+	assert_int_equal(s->ops->code_use(s, "code-1", 100, NULL), -EACCES);
+	assert_int_equal(s->ops->code_use(s, "code-1", 99, NULL), 0);
+	assert_int_equal(s->ops->code_use(s, "code-1", 99, NULL), 0);
+	assert_int_equal(s->ops->code_use(s, "code-1", 99, NULL), -EACCES);
+	c.revoked = true;
+	assert_int_equal(s->ops->put(s, &model_codes, &c, NULL), 0);
+	assert_int_equal(s->ops->code_use(s, "code-1", 99, NULL), -EACCES);
+	store_close(s);
+}
+
+static int collect(void *arg, uint64_t id, const char *type, const char *data)
+{
+	uint64_t *last = arg;
+
+	assert_true(id == *last + 1);
+	*last = id;
+	return 0;
+}
+
+static void test_events_are_bounded(void **state)
+{
+	struct store *s = open_store();
+	uint64_t first, last, id = 0;
+
+	assert_int_equal(s->ops->event_range(s, &first, &last, NULL), 0);
+	assert_int_equal(last, 0);
+	assert_int_equal(s->ops->begin(s, NULL), 0);
+	for (unsigned i = 0; i < STORE_EVENTS_KEPT + 500; i++)
+		assert_int_equal(s->ops->event_add(s, 1, "job.updated", "{}", &id, NULL), 0);
+	assert_int_equal(s->ops->commit(s, NULL), 0);
+	assert_int_equal(s->ops->event_range(s, &first, &last, NULL), 0);
+	assert_true(last == STORE_EVENTS_KEPT + 500 && id == last);
+	assert_true(first > 300 && first <= 501);
+	id = last - 5;
+	assert_int_equal(s->ops->events(s, id, 3, collect, &id, NULL), 0);
+	assert_true(id == last - 2);
+	store_close(s);
+}
+
+static void test_rollback(void **state)
+{
+	_cleanup_(model_region_release) struct model_region r = {0};
+	struct store *s = open_store();
+
+	assert_int_equal(s->ops->begin(s, NULL), 0);
+	put_region(s);
+	s->ops->rollback(s);
+	assert_int_equal(s->ops->get(s, &model_regions, "local", &r, NULL), -ENOENT);
+	store_close(s);
+}
+
+/* A child writes, tells after each commit, and is killed: all that was told is there, what was not told is
+ * whole or absent. */
+static void test_kill_loses_nothing(void **state)
+{
+	for (int round = 0; round < 5; round++) {
+		uint64_t told = 0, first, last;
+		struct store *s;
+		int fd[2];
+		pid_t pid;
+
+		assert_int_equal(pipe(fd), 0);
+		pid = fork();
+		if (pid == 0) {
+			s = open_store();
+			for (;;) {
+				uint64_t id;
+
+				if (s->ops->begin(s, NULL) < 0 ||
+				    s->ops->event_add(s, 1, "a", "{}", &id, NULL) < 0 ||
+				    s->ops->event_add(s, 1, "b", "{}", &id, NULL) < 0 ||
+				    s->ops->commit(s, NULL) < 0 ||
+				    write(fd[1], &id, sizeof(id)) != sizeof(id))
+					_exit(1);
+			}
+		}
+		close(fd[1]);
+		for (int i = 0; i < 20 + round * 7; i++)
+			assert_int_equal(read(fd[0], &told, sizeof(told)), sizeof(told));
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		while (read(fd[0], &first, sizeof(first)) == sizeof(first))
+			told = first;
+		close(fd[0]);
+		s = open_store();
+		assert_int_equal(s->ops->event_range(s, &first, &last, NULL), 0);
+		assert_true(last >= told);
+		assert_int_equal(last % 2, 0);
+		store_close(s);
+	}
+}
+
+static void test_a_later_schema_is_refused(void **state)
+{
+	_cleanup_free_ char *command = NULL;
+	struct store *s = open_store();
+	struct err e = {0};
+
+	store_close(s);
+	command = str_printf("sqlite3 %s 'PRAGMA user_version = 99'", path);
+	if (system(command) != 0)
+		skip();
+	s = NULL;
+	assert_int_equal(store_open_sqlite(path, &s, &e), -EPROTO);
+	assert_non_null(strstr(e.msg, "later version"));
+}
+
+static void test_secrets(void **state)
+{
+	char secret[STORE_SECRET_HEX], hash[STORE_SECRET_HEX], other[STORE_SECRET_HEX],
+	    other_hash[STORE_SECRET_HEX];
+
+	store_secret_new(secret, hash);
+	store_secret_new(other, other_hash);
+	assert_int_equal(strlen(secret), 64);
+	assert_string_not_equal(secret, other);
+	assert_true(store_secret_matches(secret, hash));
+	assert_false(store_secret_matches(other, hash));
+	assert_false(store_secret_matches("", hash));
+	assert_false(store_secret_matches(secret, ""));
+	/* sha256sum agrees: the hash of the text. */
+	store_secret_matches("abc", hash);
+	assert_true(
+	    store_secret_matches("abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
+}
+
+int main(void)
+{
+#define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+	const struct CMUnitTest tests[] = {
+	    WITH_DIR(test_every_noun_fits_its_table), WITH_DIR(test_rows_survive),
+	    WITH_DIR(test_one_unfinished_job),        WITH_DIR(test_codes_are_used_once_each),
+	    WITH_DIR(test_events_are_bounded),        WITH_DIR(test_rollback),
+	    WITH_DIR(test_kill_loses_nothing),        WITH_DIR(test_a_later_schema_is_refused),
+	    cmocka_unit_test(test_secrets),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
