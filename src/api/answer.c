@@ -5,8 +5,7 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
-static int fault_setv(struct api_fault *f, int status, const char *code, const char *field, const char *fmt,
-		      va_list ap)
+static int fault_setv(struct api_fault *f, int status, const char *code, const char *field, const char *fmt, va_list ap)
 {
 	f->status = status;
 	snprintf(f->code, sizeof(f->code), "%s", code);
@@ -37,8 +36,7 @@ int api_fault_err(struct api_fault *f, const struct err *e)
 	case -ENOSPC:
 		return api_fault_set(f, 507, "no_space", NULL, "%s", e->msg);
 	default:
-		return api_fault_set(f, 500, "internal", NULL, "%s",
-				     *e->msg ? e->msg : "something went wrong");
+		return api_fault_set(f, 500, "internal", NULL, "%s", *e->msg ? e->msg : "something went wrong");
 	}
 }
 
@@ -129,14 +127,13 @@ static int query_number(struct api_request *q, const char *name, uint64_t min, u
 	const char *s = api_query(q, name);
 
 	if (s && str_u64(s, min, max, ret) < 0)
-		return api_refuse(q, 400, "bad_parameter", name, "'%s' must be a number from %llu to %llu",
-				  name, (unsigned long long)min, (unsigned long long)max);
+		return api_refuse(q, 400, "bad_parameter", name, "'%s' must be a number from %llu to %llu", name,
+				  (unsigned long long)min, (unsigned long long)max);
 	return 0;
 }
 
 /* The filters are the names behind "limit offset" in the route's list: columns of the noun. */
-static int query_filters(struct api_request *q, const struct model_noun *n, struct store_filter *filters,
-			 size_t *count)
+static int query_filters(struct api_request *q, const struct model_noun *n, struct store_filter *filters, size_t *count)
 {
 	for (const struct model_field *f = n->fields; f->name; f++) {
 		const char *value = strstr(q->route->query, f->name) ? api_query(q, f->name) : NULL;
@@ -144,8 +141,7 @@ static int query_filters(struct api_request *q, const struct model_noun *n, stru
 		if (!value)
 			continue;
 		if (f->kind == MODEL_WORD && model_word(f->words, value) < 0)
-			return api_refuse(q, 400, "bad_parameter", f->name, "'%.64s' is no %s", value,
-					  f->name);
+			return api_refuse(q, 400, "bad_parameter", f->name, "'%.64s' is no %s", value, f->name);
 		filters[(*count)++] = (struct store_filter){f->name, value};
 		must(*count <= 4);
 	}
@@ -169,8 +165,7 @@ static int list_row(void *arg, void *row)
 	return json_array_append_new(l->items, model_json(l->noun, row, false, l->now)) < 0 ? -ENOMEM : 0;
 }
 
-int api_list(struct api_request *q, const struct model_noun *n,
-	     void (*hook)(struct api_request *q, void *row))
+int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row))
 {
 	struct store *s = q->api->s.store;
 	struct list l = {.q = q, .noun = n, .hook = hook, .now = id_now()};
@@ -182,8 +177,7 @@ int api_list(struct api_request *q, const struct model_noun *n,
 
 	l.items = items;
 	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
-	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0 ||
-	    query_filters(q, n, filters, &sq.nfilters) < 0)
+	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0 || query_filters(q, n, filters, &sq.nfilters) < 0)
 		return -1;
 	if (!items)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");

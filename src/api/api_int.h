@@ -37,8 +37,7 @@ struct api_route {
 extern const struct api_route api_routes[]; /* ends with a NULL method */
 
 /* NULL when none fits; then *ret_allow has the methods of the path, "" for an unknown path. */
-const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX],
-				  struct str *ret_allow);
+const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX], struct str *ret_allow);
 
 /* Wrong secrets per address (limit.c): a bucket that refills in a minute. */
 struct api_limit;
@@ -101,8 +100,7 @@ int api_read(struct api_request *q, const struct model_input *table, const json_
 int api_row(struct api_request *q, const struct model_noun *n, void *row);
 /* A page of a noun by the request's limit, offset and the filters of its route; hook may change a row before.
  */
-int api_list(struct api_request *q, const struct model_noun *n,
-	     void (*hook)(struct api_request *q, void *row));
+int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row));
 /* begin .. put + announce .. commit in one: for changes of one row. */
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row);
 const char *api_query(struct api_request *q, const char *name);

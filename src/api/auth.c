@@ -23,9 +23,8 @@ static int unauthorized(struct api_request *q)
 	if (exceeded)
 		return api_refuse(q, 429, "too_many_failures", NULL,
 				  "too many wrong secrets from this address; wait a minute");
-	return api_refuse(
-	    q, 401, "unauthorized", NULL,
-	    "the bearer token is missing, wrong or was deleted; send 'Authorization: Bearer TOKEN'");
+	return api_refuse(q, 401, "unauthorized", NULL,
+			  "the bearer token is missing, wrong or was deleted; send 'Authorization: Bearer TOKEN'");
 }
 
 static const char *bearer(struct api_request *q)

@@ -69,9 +69,8 @@ static void add_command(struct api_request *q, json_t *o, const char *code)
 	char digest[65];
 
 	if (!url)
-		err_set(
-		    &e, -22,
-		    "the request has no usable Host header; name the center with 'replantd init --address'");
+		err_set(&e, -22,
+			"the request has no usable Host header; name the center with 'replantd init --address'");
 	else if (path && program_digest(path, digest, &e) == 0)
 		command = enroll_command(url, code, digest);
 	json_object_set_new(o, "command", command ? json_string(command) : json_null());
@@ -95,8 +94,7 @@ int api_post_code(struct api_request *q)
 	c.created = id_now();
 	c.expires = c.created + (double)in.valid_days * 86400;
 	code = str_printf("%s.%s.%s", id + strlen("code-"), secret, q->api->s.ca_fingerprint);
-	if (!code || model_set(&c.id, id) < 0 || model_set(&c.name, in.name) < 0 ||
-	    model_set(&c.secret_hash, hash) < 0)
+	if (!code || model_set(&c.id, id) < 0 || model_set(&c.name, in.name) < 0 || model_set(&c.secret_hash, hash) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	if (api_save(q, &model_codes, "created", &c) < 0)
 		return -1;
@@ -180,8 +178,7 @@ int api_post_token(struct api_request *q)
 	t.role = in.role;
 	t.created = id_now();
 	text = str_printf("%s.%s", id + strlen("token-"), secret);
-	if (!text || model_set(&t.id, id) < 0 || model_set(&t.name, in.name) < 0 ||
-	    model_set(&t.secret_hash, hash) < 0)
+	if (!text || model_set(&t.id, id) < 0 || model_set(&t.name, in.name) < 0 || model_set(&t.secret_hash, hash) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	if (api_save(q, &model_tokens, NULL, &t) < 0)
 		return -1;
@@ -203,7 +200,6 @@ int api_delete_token(struct api_request *q)
 
 	/* Nobody locks themselves out by mistake. */
 	if (strcmp(q->id, q->who) == 0)
-		return api_refuse(q, 409, "own_token", NULL,
-				  "a token can't delete itself; use another admin's");
+		return api_refuse(q, 409, "own_token", NULL, "a token can't delete itself; use another admin's");
 	return s->ops->remove(s, &model_tokens, q->id, &e) < 0 ? api_fail(q, &e) : api_done(q);
 }

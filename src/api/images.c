@@ -14,8 +14,7 @@ int api_list_images(struct api_request *q)
 /* What conversion did, and what the test boot saw. */
 static json_t *report_of(const struct model_image *im)
 {
-	return json_pack("{s:O?, s:O?}", "conversion", im->report, "test_boot",
-			 json_object_get(im->boot, "report"));
+	return json_pack("{s:O?, s:O?}", "conversion", im->report, "test_boot", json_object_get(im->boot, "report"));
 }
 
 int api_get_image(struct api_request *q)
@@ -92,8 +91,7 @@ int api_get_screenshot(struct api_request *q)
 		return -1;
 	fd = im.screenshot ? open(im.screenshot, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
 	if (fd < 0)
-		return api_refuse(q, 404, "not_found", NULL, "image '%s' has no screenshot; boot it first",
-				  im.id);
+		return api_refuse(q, 404, "not_found", NULL, "image '%s' has no screenshot; boot it first", im.id);
 	return api_answer_fd(q, fd, "image/png", NULL);
 }
 
@@ -128,13 +126,12 @@ int api_post_export(struct api_request *q)
 	char id[ID_MAX];
 	size_t disks;
 
-	if (api_read(q, model_export_request, q->body, false, &in, NULL) < 0 ||
-	    api_row(q, &model_images, &im) < 0)
+	if (api_read(q, model_export_request, q->body, false, &in, NULL) < 0 || api_row(q, &model_images, &im) < 0)
 		return -1;
 	disks = json_array_size(json_object_get(im.manifest, "disks"));
 	if (disks && in.disk >= disks)
-		return api_refuse(q, 400, "bad_field", "disk", "image '%s' has %zu disks, the first is 0",
-				  im.id, disks);
+		return api_refuse(q, 400, "bad_field", "disk", "image '%s' has %zu disks, the first is 0", im.id,
+				  disks);
 	id_new("export", id);
 	x.disk = in.disk;
 	x.format = in.format;
@@ -180,8 +177,7 @@ int api_get_export_data(struct api_request *q)
 	api_export_path(q->api->s.exports, &x, path, sizeof(path));
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0)
-		return api_refuse(q, 404, "not_found", NULL, "the file of export '%s' is gone; export again",
-				  x.id);
+		return api_refuse(q, 404, "not_found", NULL, "the file of export '%s' is gone; export again", x.id);
 	snprintf(name, sizeof(name), "%s.%s", x.id, model_export_formats[x.format]);
 	return api_answer_fd(q, fd, "application/octet-stream", name);
 }

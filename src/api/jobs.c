@@ -112,8 +112,7 @@ static int create_job(struct api_request *q, const struct model_job_request *in,
 	int r;
 
 	if (!id_is("source", in->source))
-		return api_refuse(q, 400, "bad_field", "source", "'%.64s' is not the id of a source",
-				  in->source);
+		return api_refuse(q, 400, "bad_field", "source", "'%.64s' is not the id of a source", in->source);
 	r = s->ops->get(s, &model_sources, in->source, &src, &e);
 	if (r == -ENOENT)
 		return api_refuse(q, 400, "bad_field", "source", "there is no source '%s'", in->source);
@@ -154,8 +153,7 @@ int api_post_job(struct api_request *q)
 static int check_patch(struct api_request *q, const struct model_job_request *in, const struct model_job *job)
 {
 	bool fresh = job->state == JOB_READY || job->state == JOB_STOPPED || job->state == JOB_IN_ERROR;
-	bool sending =
-	    job->state == JOB_RUNNING && (job->stage == JOB_SYNCING || job->stage == JOB_PREPARING);
+	bool sending = job->state == JOB_RUNNING && (job->stage == JOB_SYNCING || job->stage == JOB_PREPARING);
 	const char *key;
 	json_t *value;
 
@@ -166,10 +164,10 @@ static int check_patch(struct api_request *q, const struct model_job_request *in
 	json_object_foreach(
 	    in->parameters, key,
 	    value) if (!fresh &&
-		       !(sending && model_parameter_is_live(
-					key))) return api_refuse(q, 409, "invalid_state", "parameters",
-								 "'%.64s' can't change while the job is %s",
-								 key, model_job_states[job->state]);
+		       !(sending &&
+			 model_parameter_is_live(key))) return api_refuse(q, 409, "invalid_state", "parameters",
+									  "'%.64s' can't change while the job is %s",
+									  key, model_job_states[job->state]);
 	return 0;
 }
 

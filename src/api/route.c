@@ -26,8 +26,7 @@ const struct api_route api_routes[] = {
     {"GET", "/v1/sources", API_VIEWER, API_NO_BODY, NULL, PAGE " state", "listSources", api_list_sources},
     {"GET", "/v1/sources/{id}", API_VIEWER, API_NO_BODY, "source", NULL, "getSource", api_get_source},
     {"PATCH", "/v1/sources/{id}", API_OPERATOR, API_JSON, "source", NULL, "updateSource", api_patch_source},
-    {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", NULL, "deleteSource",
-     api_delete_source},
+    {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", NULL, "deleteSource", api_delete_source},
 
     {"POST", "/v1/jobs", API_OPERATOR, API_JSON, NULL, NULL, "createJob", api_post_job},
     {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL, PAGE " state source", "listJobs", api_list_jobs},
@@ -41,20 +40,16 @@ const struct api_route api_routes[] = {
     {"GET", "/v1/images/{id}", API_VIEWER, API_NO_BODY, "image", NULL, "getImage", api_get_image},
     {"PATCH", "/v1/images/{id}", API_OPERATOR, API_JSON, "image", NULL, "updateImage", api_patch_image},
     {"DELETE", "/v1/images/{id}", API_OPERATOR, API_NO_BODY, "image", NULL, "deleteImage", api_delete_image},
-    {"GET", "/v1/images/{id}/report", API_VIEWER, API_NO_BODY, "image", NULL, "getImageReport",
-     api_get_report},
+    {"GET", "/v1/images/{id}/report", API_VIEWER, API_NO_BODY, "image", NULL, "getImageReport", api_get_report},
     {"GET", "/v1/images/{id}/screenshot", API_VIEWER, API_NO_BODY, "image", NULL, "getImageScreenshot",
      api_get_screenshot},
     {"POST", "/v1/images/{id}/boot", API_OPERATOR, API_JSON, "image", NULL, "bootImage", api_boot_image},
-    {"POST", "/v1/images/{id}/exports", API_OPERATOR, API_JSON, "image", NULL, "createExport",
-     api_post_export},
+    {"POST", "/v1/images/{id}/exports", API_OPERATOR, API_JSON, "image", NULL, "createExport", api_post_export},
 
     {"GET", "/v1/exports", API_VIEWER, API_NO_BODY, NULL, PAGE " image", "listExports", api_list_exports},
     {"GET", "/v1/exports/{id}", API_VIEWER, API_NO_BODY, "export", NULL, "getExport", api_get_export},
-    {"DELETE", "/v1/exports/{id}", API_OPERATOR, API_NO_BODY, "export", NULL, "deleteExport",
-     api_delete_export},
-    {"GET", "/v1/exports/{id}/data", API_OPERATOR, API_NO_BODY, "export", NULL, "getExportData",
-     api_get_export_data},
+    {"DELETE", "/v1/exports/{id}", API_OPERATOR, API_NO_BODY, "export", NULL, "deleteExport", api_delete_export},
+    {"GET", "/v1/exports/{id}/data", API_OPERATOR, API_NO_BODY, "export", NULL, "getExportData", api_get_export_data},
 
     {"GET", "/v1/events", API_VIEWER, API_NO_BODY, NULL, "since", "streamEvents", api_get_events},
 
@@ -89,8 +84,7 @@ static bool path_fits(const struct api_route *r, const char *path, char id[ID_MA
 	return id_fits(r->noun, id);
 }
 
-const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX],
-				  struct str *ret_allow)
+const struct api_route *api_match(const char *method, const char *path, char id[ID_MAX], struct str *ret_allow)
 {
 	if (strcmp(method, "HEAD") == 0)
 		method = "GET";

@@ -50,8 +50,7 @@ static void make_fault_json(struct api_request *q)
 	q->json = json_pack("{s:{s:s, s:s, s:s*}}", "error", "code", f->code, "message", f->message, "field",
 			    f->field[0] && f->status != 405 ? f->field : NULL);
 	if (!q->json) /* the message quotes bytes that aren't UTF-8 */
-		q->json = json_pack("{s:{s:s, s:s}}", "error", "code", f->code, "message",
-				    "the request is not valid");
+		q->json = json_pack("{s:{s:s, s:s}}", "error", "code", f->code, "message", "the request is not valid");
 }
 
 static enum MHD_Result respond(struct api_request *q)
@@ -72,8 +71,7 @@ static enum MHD_Result respond(struct api_request *q)
 
 static void client_address(struct MHD_Connection *conn, char *buf, size_t size)
 {
-	const union MHD_ConnectionInfo *info =
-	    MHD_get_connection_info(conn, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(conn, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
 	const struct sockaddr *sa = info ? info->client_addr : NULL;
 
 	snprintf(buf, size, "unknown");
@@ -116,8 +114,8 @@ static void refuse_size(struct api_request *q)
 static void refuse_unknown(struct api_request *q, const struct str *allow)
 {
 	if (allow->len)
-		api_refuse(q, 405, "method_not_allowed", allow->s, "'%s' can't be done here, only %s",
-			   q->method, allow->s);
+		api_refuse(q, 405, "method_not_allowed", allow->s, "'%s' can't be done here, only %s", q->method,
+			   allow->s);
 	else
 		api_refuse(q, 404, "not_found", NULL, "there is nothing at '%.200s'", q->path);
 }
@@ -158,8 +156,7 @@ static void check_head(struct api_request *q)
 	q->hang_up = q->fault.status && n > discard_limit(q);
 }
 
-static struct api_request *request_new(struct api *a, struct MHD_Connection *conn, const char *url,
-				       const char *method)
+static struct api_request *request_new(struct api *a, struct MHD_Connection *conn, const char *url, const char *method)
 {
 	struct api_request *q = calloc(1, sizeof(*q));
 
@@ -253,9 +250,8 @@ static void run_handler(struct api_request *q)
 		api_wake(q->api);
 }
 
-static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, const char *url,
-				      const char *method, const char *version, const char *data, size_t *size,
-				      void **con_cls)
+static enum MHD_Result access_handler(void *cls, struct MHD_Connection *conn, const char *url, const char *method,
+				      const char *version, const char *data, size_t *size, void **con_cls)
 {
 	struct api_request *q = *con_cls;
 
@@ -303,8 +299,7 @@ static int parse_address(const struct api_settings *s, struct sockaddr_storage *
 
 static int start_daemon(struct api *a, struct err *e)
 {
-	unsigned flags =
-	    MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_TLS | MHD_USE_ERROR_LOG;
+	unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_TLS | MHD_USE_ERROR_LOG;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	unsigned pool = (unsigned)MAX(4, MIN(cpus * 2, 32));
 	const union MHD_DaemonInfo *info;
@@ -316,14 +311,14 @@ static int start_daemon(struct api *a, struct err *e)
 	if (ss.ss_family == AF_INET6)
 		flags |= MHD_USE_DUAL_STACK;
 	errno = 0;
-	a->daemon = MHD_start_daemon(
-	    flags, a->s.port, NULL, NULL, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER, drop_log, NULL,
-	    MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&ss, MHD_OPTION_HTTPS_MEM_KEY, a->s.key_pem,
-	    MHD_OPTION_HTTPS_MEM_CERT, a->s.chain_pem, MHD_OPTION_HTTPS_PRIORITIES,
-	    "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", MHD_OPTION_THREAD_POOL_SIZE, pool,
-	    MHD_OPTION_CONNECTION_LIMIT, API_CONNECTIONS, MHD_OPTION_PER_IP_CONNECTION_LIMIT, API_PER_ADDRESS,
-	    MHD_OPTION_CONNECTION_TIMEOUT, API_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-	    (size_t)(64 << 10), MHD_OPTION_NOTIFY_COMPLETED, request_completed, NULL, MHD_OPTION_END);
+	a->daemon = MHD_start_daemon(flags, a->s.port, NULL, NULL, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER,
+				     drop_log, NULL, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&ss,
+				     MHD_OPTION_HTTPS_MEM_KEY, a->s.key_pem, MHD_OPTION_HTTPS_MEM_CERT, a->s.chain_pem,
+				     MHD_OPTION_HTTPS_PRIORITIES, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
+				     MHD_OPTION_THREAD_POOL_SIZE, pool, MHD_OPTION_CONNECTION_LIMIT, API_CONNECTIONS,
+				     MHD_OPTION_PER_IP_CONNECTION_LIMIT, API_PER_ADDRESS, MHD_OPTION_CONNECTION_TIMEOUT,
+				     API_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(64 << 10),
+				     MHD_OPTION_NOTIFY_COMPLETED, request_completed, NULL, MHD_OPTION_END);
 	if (!a->daemon)
 		return errno ? err_sys(e, "cannot listen on '%s' port %u", a->s.address, a->s.port)
 			     : err_set(e, -EIO,

@@ -32,9 +32,8 @@ int api_get_source(struct api_request *q)
 		return -1;
 	o = model_json(&model_sources, &src, false, id_now());
 	if (o)
-		json_object_set_new(o, "job",
-				    s->ops->unfinished_job(s, src.id, &job, NULL) == 0 ? json_string(job.id)
-										       : json_null());
+		json_object_set_new(
+		    o, "job", s->ops->unfinished_job(s, src.id, &job, NULL) == 0 ? json_string(job.id) : json_null());
 	return api_answer(q, 200, o);
 }
 

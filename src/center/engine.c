@@ -60,9 +60,8 @@ static void stage_end(json_t *stages, double now)
 	json_array_foreach(stages, i, s)
 	{
 		if (json_is_null(json_object_get(s, "seconds")))
-			json_object_set_new(
-			    s, "seconds",
-			    json_real(MAX(0, now - json_number_value(json_object_get(s, "started")))));
+			json_object_set_new(s, "seconds",
+					    json_real(MAX(0, now - json_number_value(json_object_get(s, "started")))));
 	}
 }
 
@@ -70,8 +69,7 @@ static void stage_end(json_t *stages, double now)
 static void stage_begin(json_t *stages, const char *name, double now)
 {
 	for (size_t i = json_array_size(stages); i-- > 0;)
-		if (strcmp(json_string_value(json_object_get(json_array_get(stages, i), "name")) ?: "",
-			   name) == 0)
+		if (strcmp(json_string_value(json_object_get(json_array_get(stages, i), "name")) ?: "", name) == 0)
 			json_array_remove(stages, i);
 	json_array_append_new(stages, json_pack("{s:s, s:f, s:n}", "name", name, "started", now, "seconds"));
 }
@@ -87,8 +85,7 @@ static void note_stages(struct model_job *job, const struct job_answer *a, doubl
 
 static json_t *failure_json(const struct engine_failure *f)
 {
-	return json_pack("{s:s, s:s, s:b}", "code", f->code, "message", f->message, "temporary",
-			 f->temporary);
+	return json_pack("{s:s, s:s, s:b}", "code", f->code, "message", f->message, "temporary", f->temporary);
 }
 
 static int end_run(struct engine *en, struct model_job *job, double now, struct err *e)
@@ -104,9 +101,7 @@ static int end_run(struct engine *en, struct model_job *job, double now, struct 
 		return 0;
 	if (r < 0)
 		return r;
-	run.state = job->state == JOB_IN_ERROR  ? RUN_FAILED
-		    : job->state == JOB_STOPPED ? RUN_CANCELLED
-						: RUN_DONE;
+	run.state = job->state == JOB_IN_ERROR ? RUN_FAILED : job->state == JOB_STOPPED ? RUN_CANCELLED : RUN_DONE;
 	run.ended = now;
 	if (job->error)
 		model_take_json(&run.error, json_incref(job->error));
@@ -194,9 +189,8 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 	}
 	if (s->ops->commit(s, &e) < 0)
 		return api_fault_err(f, &e);
-	log_info("job %s: %s -> %s%s%s%s%s", id, job_events[event], model_job_states[job.state],
-		 job.stage ? " " : "", model_job_stages[job.stage], failure ? ": " : "",
-		 failure ? failure->message : "");
+	log_info("job %s: %s -> %s%s%s%s%s", id, job_events[event], model_job_states[job.state], job.stage ? " " : "",
+		 model_job_stages[job.stage], failure ? ": " : "", failure ? failure->message : "");
 	act(en, &job, a.actions);
 	return 0;
 }
@@ -271,19 +265,17 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 
 	for (struct live *l = en->live; l && list; l = l->next)
 		if (l->tick > *tick)
-			json_array_append_new(list,
-					      json_pack("{s:s, s:s, s:{s:s, s:s}, s:O?}", "id", l->job,
-							"source", l->source, "step", "name", l->step_name,
-							"text", l->step_text, "progress", l->progress));
+			json_array_append_new(list, json_pack("{s:s, s:s, s:{s:s, s:s}, s:O?}", "id", l->job, "source",
+							      l->source, "step", "name", l->step_name, "text",
+							      l->step_text, "progress", l->progress));
 	*tick = en->tick;
 	return list;
 }
 
 static json_t *task_json(const struct live *l)
 {
-	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:O}", "job", l->job, "run", l->run, "action",
-			 "send", "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters",
-			 l->parameters);
+	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:O}", "job", l->job, "run", l->run, "action", "send",
+			 "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters", l->parameters);
 }
 
 static void merge_progress(struct live *l, const json_t *report)
@@ -299,8 +291,7 @@ static void merge_progress(struct live *l, const json_t *report)
 	l->tick = ++l->engine->tick;
 }
 
-static void take_report(struct live *l, const struct model_task_request *t,
-			const struct model_error_request *error)
+static void take_report(struct live *l, const struct model_task_request *t, const struct model_error_request *error)
 {
 	l->active = id_now_mono();
 	if (t->progress)
@@ -423,9 +414,8 @@ static void expire_jobs(struct engine *en)
 
 		if (en->store->ops->list(en->store, &model_jobs, &q, collect_over, &l, NULL, NULL) == 0)
 			for (size_t k = 0; k < l.n; k++)
-				engine_job_event(en, l.v[k], -1,
-						 states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE, NULL,
-						 &fault);
+				engine_job_event(en, l.v[k], -1, states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE,
+						 NULL, &fault);
 		free(l.v);
 	}
 }

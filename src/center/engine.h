@@ -89,8 +89,8 @@ static inline void engine_unlockp(struct engine **e)
 	pthread_mutex_unlock(&(*e)->lock);
 }
 /* Until the end of the scope. */
-#define ENGINE_LOCK(e)                                                                                       \
-	_cleanup_(engine_unlockp) struct engine *locked_ = (e);                                              \
+#define ENGINE_LOCK(e)                                                                                                 \
+	_cleanup_(engine_unlockp) struct engine *locked_ = (e);                                                        \
 	pthread_mutex_lock(&locked_->lock)
 
 /* engine.c */
@@ -107,8 +107,7 @@ int engine_job_change(struct engine *en, const char *job, int stage, bool announ
 void engine_wake(struct engine *en);
 struct live *engine_live(struct engine *en, const char *job); /* under the lock */
 struct live *engine_live_of_source(struct engine *en, const char *source);
-void engine_step(struct live *l, const char *name, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+void engine_step(struct live *l, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* runner.c */
 int runner_ensure(struct engine *en, const char *job, const char *source);

@@ -51,10 +51,10 @@ static int run_serve(void *options, int argc, char **argv)
 	return center_serve(&s, &e) < 0 ? failed(&e) : 0;
 }
 
-#define STATE                                                                                                \
-	{                                                                                                    \
-		"state", 's', OPT_STRING, offsetof(struct options, state), "DIR", "the center's directory",  \
-		    .required = true                                                                         \
+#define STATE                                                                                                          \
+	{                                                                                                              \
+		"state", 's', OPT_STRING, offsetof(struct options, state), "DIR", "the center's directory",            \
+		    .required = true                                                                                   \
 	}
 
 static const struct opt init_opts[] = {
@@ -66,8 +66,7 @@ static const struct opt init_opts[] = {
 
 static const struct opt serve_opts[] = {
     STATE,
-    {"listen", 'l', OPT_STRING, offsetof(struct options, listen), "ADDR:PORT",
-     "where to listen (0.0.0.0:8443)"},
+    {"listen", 'l', OPT_STRING, offsetof(struct options, listen), "ADDR:PORT", "where to listen (0.0.0.0:8443)"},
     {"user", 'u', OPT_STRING, offsetof(struct options, user), "NAME",
      "user of receivers and virtual machines when started as root"},
     {"cache", 0, OPT_STRING, offsetof(struct options, cache), "DIR",
@@ -83,8 +82,8 @@ static const struct opt_command commands[] = {
      "addresses given,\nlocalhost and this host's name, and the admin's token. A directory that was set up "
      "is left alone.",
      init_opts, 0, 0, run_init},
-    {"serve", "", "serve a center", "Ends on SIGTERM. Jobs that were running go on with the next start.",
-     serve_opts, 0, 0, run_serve},
+    {"serve", "", "serve a center", "Ends on SIGTERM. Jobs that were running go on with the next start.", serve_opts, 0,
+     0, run_serve},
     {0},
 };
 

@@ -125,8 +125,8 @@ static X509 *cert_new(EVP_PKEY *key, const char *cn, int days)
 	ok = serial && BN_to_ASN1_INTEGER(serial, X509_get_serialNumber(x)) && X509_set_version(x, 2) &&
 	     X509_gmtime_adj(X509_getm_notBefore(x), -86400) &&
 	     X509_time_adj_ex(X509_getm_notAfter(x), days, 0, NULL) && X509_set_pubkey(x, key) &&
-	     X509_NAME_add_entry_by_txt(X509_get_subject_name(x), "CN", MBSTRING_UTF8,
-					(const unsigned char *)cn, -1, -1, 0);
+	     X509_NAME_add_entry_by_txt(X509_get_subject_name(x), "CN", MBSTRING_UTF8, (const unsigned char *)cn, -1,
+					-1, 0);
 	BN_free(serial);
 	if (ok)
 		return x;
@@ -262,8 +262,7 @@ static int renew_if_due(const char *state, struct err *e)
 	if (r < 0 || !is_due(x, key))
 		return r;
 	names = X509_get_ext_d2i(x, NID_subject_alt_name, NULL, NULL);
-	r = names ? make_server(state, names, e)
-		  : err_set(e, -EINVAL, "'%s/server.pem' names no host", state);
+	r = names ? make_server(state, names, e) : err_set(e, -EINVAL, "'%s/server.pem' names no host", state);
 	GENERAL_NAMES_free(names);
 	return r;
 }

@@ -10,9 +10,9 @@ struct err;
 int pki_init(const char *state, const char *const *names, size_t n, struct err *e);
 
 struct pki {
-	char *key_pem;   /* of the server */
-	char *chain_pem; /* server's certificate, then the CA's: a client that knows the fingerprint finds the
-			    CA there */
+	char *key_pem;           /* of the server */
+	char *chain_pem;         /* server's certificate, then the CA's: a client that knows the fingerprint finds the
+				    CA there */
 	char ca_fingerprint[65]; /* SHA-256 of its DER, hex */
 };
 /* Loads them; a server certificate with less than 30 days left is made anew for the same names first. */

@@ -44,9 +44,8 @@ static int close_old_run(struct store *s, const char *id, struct err *e)
 		return r;
 	old.state = RUN_FAILED;
 	old.ended = id_now();
-	model_take_json(&old.error,
-			json_pack("{s:s, s:s, s:b}", "code", "interrupted", "message",
-				  "the transfer broke off and was started again", "temporary", 1));
+	model_take_json(&old.error, json_pack("{s:s, s:s, s:b}", "code", "interrupted", "message",
+					      "the transfer broke off and was started again", "temporary", 1));
 	return s->ops->put(s, &model_runs, &old, e);
 }
 
@@ -93,8 +92,7 @@ static void on_listening(struct live *l, const json_t *event)
 
 static void on_progress(struct live *l, const json_t *event)
 {
-	json_t *written = json_object_get(event, "bytes_written"),
-	       *received = json_object_get(event, "bytes_received");
+	json_t *written = json_object_get(event, "bytes_written"), *received = json_object_get(event, "bytes_received");
 
 	if (json_is_integer(received) && (uint64_t)json_integer_value(received) != l->received) {
 		l->received = (uint64_t)json_integer_value(received);
@@ -181,13 +179,12 @@ static bool sync_cancelled(void *arg)
 	if (idle > patience && !l->gave_up) {
 		l->gave_up = true;
 		runner_fail(&l->give_up, ago > patience ? "source_offline" : "source_silent", true,
-			    ago > patience
-				? "nothing was heard of the source for %.0f minutes; start its agent, then "
-				  "start the job "
-				  "again: it goes on where it was"
-				: "the source is there but has sent nothing for %.0f minutes; look at its "
-				  "agent's log and "
-				  "whether it can reach this center's data port, then start the job again",
+			    ago > patience ? "nothing was heard of the source for %.0f minutes; start its agent, then "
+					     "start the job "
+					     "again: it goes on where it was"
+					   : "the source is there but has sent nothing for %.0f minutes; look at its "
+					     "agent's log and "
+					     "whether it can reach this center's data port, then start the job again",
 			    patience / 60);
 	}
 	give_up = l->gave_up || l->agent_failed;
@@ -224,8 +221,7 @@ static void offer_close(struct live *l)
 
 static int no_space(struct engine_failure *f, const char *message)
 {
-	return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again",
-			   message);
+	return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again", message);
 }
 
 static int explain(struct live *l, int r, const struct err *e, struct engine_failure *f)

@@ -13,8 +13,8 @@
 static int fail_err(struct engine_failure *f, const char *code, const struct err *e)
 {
 	if (e->code == -ENOSPC)
-		return runner_fail(f, "no_space", true,
-				   "%.600s; free space in the region, then start the job again", e->msg);
+		return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again",
+				   e->msg);
 	return runner_fail(f, code, e->code == -EAGAIN || e->code == -EBUSY, "%s", e->msg);
 }
 
@@ -89,9 +89,9 @@ static json_t *request_of(const struct model_job *job, const struct model_source
 {
 	const char *name = job->image_name ? job->image_name : job->name;
 
-	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O?}", "job", job->id, "image", image, "name",
-			 name, "region", job->region, "source", job->source, "hostname", src->hostname,
-			 "inventory", src->inventory);
+	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O?}", "job", job->id, "image", image, "name", name,
+			 "region", job->region, "source", job->source, "hostname", src->hostname, "inventory",
+			 src->inventory);
 }
 
 static int save_image(struct live *l, struct model_job *job, const char *id, json_t *manifest, json_t *report,
@@ -102,8 +102,7 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 	struct store *s = l->engine->store;
 	int r;
 
-	if (model_set(&im.id, id) < 0 ||
-	    model_set(&im.name, job->image_name ? job->image_name : job->name) < 0 ||
+	if (model_set(&im.id, id) < 0 || model_set(&im.name, job->image_name ? job->image_name : job->name) < 0 ||
 	    model_set(&im.job, job->id) < 0 || model_set(&im.source, job->source) < 0 ||
 	    model_set(&im.region, job->region) < 0)
 		return err_nomem(e);
@@ -251,8 +250,8 @@ static bool carry_on(struct live *l)
 	r = run_stage(l, &job, &failure);
 	if (r < 0 && runner_cancelled(l))
 		return !en->stopping; /* stopped by a person (the row says so), or going on after a restart */
-	if (engine_job_event(en, l->job, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE,
-			     r < 0 ? &failure : NULL, &fault) < 0 &&
+	if (engine_job_event(en, l->job, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE, r < 0 ? &failure : NULL,
+			     &fault) < 0 &&
 	    fault.status >= 500) {
 		log_error("job %s: %s", l->job, fault.message);
 		return false;

@@ -96,8 +96,7 @@ static int state_of(struct engine *en, const struct model_source *src)
 		return SOURCE_DELETING;
 	if (!seen_online(en, src->id))
 		return SOURCE_UNAVAILABLE;
-	return en->store->ops->unfinished_job(en->store, src->id, &job, NULL) == 0 ? SOURCE_IN_USE
-										   : SOURCE_AVAILABLE;
+	return en->store->ops->unfinished_job(en->store, src->id, &job, NULL) == 0 ? SOURCE_IN_USE : SOURCE_AVAILABLE;
 }
 
 static double seen_wall(struct engine *en, const char *source)

@@ -85,16 +85,15 @@ static int open_store(struct engine *en, struct err *e)
 	if (!db)
 		return err_nomem(e);
 	if (access(db, F_OK) < 0)
-		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first",
-			       en->state, en->state);
+		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", en->state,
+			       en->state);
 	return store_open_sqlite(db, &en->store, e);
 }
 
 static int open_provider(struct engine *en, struct err *e)
 {
 	_cleanup_(model_region_release) struct model_region region = {0};
-	_cleanup_free_ char *dir = str_printf("%s/local", en->state),
-			    *cache = str_printf("%s/cache", en->state);
+	_cleanup_free_ char *dir = str_printf("%s/local", en->state), *cache = str_printf("%s/cache", en->state);
 	char programs[4200];
 	struct provider_settings ps = {.dir = dir, .user = en->s.user, .programs = programs};
 	int r = en->store->ops->get(en->store, &model_regions, "local", &region, e);

@@ -29,8 +29,7 @@ static int host_of(const char *address, char *buf, size_t size, struct err *e)
 	if (!end)
 		end = start + strlen(start);
 	if (end == start || (size_t)(end - start) >= size ||
-	    strspn(start, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:") <
-		(size_t)(end - start))
+	    strspn(start, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:") < (size_t)(end - start))
 		return err_set(e, -EINVAL, "'%s' is not the name or address of a host", address);
 	snprintf(buf, size, "%.*s", (int)(end - start), start);
 	return 0;
@@ -82,8 +81,7 @@ static int add_region(struct store *s, struct err *e)
 {
 	_cleanup_(model_region_release) struct model_region r = {.created = id_now()};
 
-	if (model_set(&r.id, "local") < 0 || model_set(&r.name, "local") < 0 ||
-	    model_set(&r.provider, "local") < 0)
+	if (model_set(&r.id, "local") < 0 || model_set(&r.name, "local") < 0 || model_set(&r.provider, "local") < 0)
 		return err_nomem(e);
 	r.settings = json_object();
 	return s->ops->put(s, &model_regions, &r, e);
@@ -119,8 +117,7 @@ static int make_state(const char *state, struct err *e)
 	if (!db)
 		return err_nomem(e);
 	if (access(db, F_OK) == 0)
-		return err_set(e, -EEXIST,
-			       "'%s' holds a center already; remove it or choose another directory", state);
+		return err_set(e, -EEXIST, "'%s' holds a center already; remove it or choose another directory", state);
 	r = io_mkdirs(state, 0700, e);
 	if (r < 0)
 		return r;

@@ -48,8 +48,8 @@ static json_t *boot_json(const char *state, double started, json_t *report, cons
 	if (o && strcmp(state, "running") != 0)
 		json_object_set_new(o, "finished", json_real(id_now()));
 	if (o && failure)
-		json_object_set_new(
-		    o, "error", json_pack("{s:s, s:s}", "code", "test_boot_failed", "message", failure->msg));
+		json_object_set_new(o, "error",
+				    json_pack("{s:s, s:s}", "code", "test_boot_failed", "message", failure->msg));
 	return o;
 }
 
@@ -109,8 +109,8 @@ static bool image_in_job(struct engine *en, const struct model_image *im)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 
-	return en->store->ops->get(en->store, &model_jobs, im->job, &job, NULL) == 0 &&
-	       job.state == JOB_RUNNING && job.image && strcmp(job.image, im->id) == 0;
+	return en->store->ops->get(en->store, &model_jobs, im->job, &job, NULL) == 0 && job.state == JOB_RUNNING &&
+	       job.image && strcmp(job.image, im->id) == 0;
 }
 
 int task_boot(void *arg, const char *image, struct api_fault *f)
@@ -127,8 +127,7 @@ int task_boot(void *arg, const char *image, struct api_fault *f)
 	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0)
 		return api_fault_err(f, &e);
 	if (task_start(en, TASK_BOOT, image) < 0)
-		return api_fault_set(f, 503, "busy", NULL,
-				     "the center can't start another task now; try again");
+		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
 	return 0;
 }
 
@@ -188,11 +187,9 @@ int task_image_remove(void *arg, const char *image, struct api_fault *f)
 	    en->store->ops->list(en->store, &model_exports, &q, count_row, &exports, NULL, &e) < 0)
 		return api_fault_err(f, &e);
 	if (exports)
-		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first",
-				     exports);
+		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first", exports);
 	if (task_runs(en, TASK_BOOT, image) || image_in_job(en, &im))
-		return api_fault_set(f, 409, "in_use", NULL,
-				     "the image is being booted or made; wait for its end");
+		return api_fault_set(f, 409, "in_use", NULL, "the image is being booted or made; wait for its end");
 	/* Files first: a row without files can be deleted again, files without a row are lost space. */
 	if (en->provider->ops->image_remove(en->provider, image, &e) < 0 || forget_image(en, &im, &e) < 0)
 		return api_fault_err(f, &e);
@@ -215,10 +212,9 @@ static void save_export(struct engine *en, const char *id, int state, double per
 		x.percent = percent;
 		x.size = size;
 		if (failure)
-			model_take_json(&x.error,
-					json_pack("{s:s, s:s}", "code",
-						  failure->code == -ENOSPC ? "no_space" : "export_failed",
-						  "message", failure->msg));
+			model_take_json(&x.error, json_pack("{s:s, s:s}", "code",
+							    failure->code == -ENOSPC ? "no_space" : "export_failed",
+							    "message", failure->msg));
 		if (r == 0)
 			r = s->ops->put(s, &model_exports, &x, &e);
 		if (r == 0 && announce)
@@ -241,8 +237,7 @@ static void export_event(void *arg, const json_t *event)
 	if (!json_is_number(percent) || id_now_mono() - t->noted < 1)
 		return;
 	t->noted = id_now_mono();
-	save_export(t->engine, t->id, EXPORT_RUNNING, MIN(100, MAX(0, json_number_value(percent))), 0, NULL,
-		    false);
+	save_export(t->engine, t->id, EXPORT_RUNNING, MIN(100, MAX(0, json_number_value(percent))), 0, NULL, false);
 }
 
 static void run_export(struct task *t)
@@ -261,8 +256,8 @@ static void run_export(struct task *t)
 	}
 	api_export_path(en->exports, &x, path, sizeof(path));
 	unlink(path); /* half of one from before a crash */
-	r = en->provider->ops->image_export(en->provider, x.image, (unsigned)x.disk,
-					    model_export_formats[x.format], path, &watch, &e);
+	r = en->provider->ops->image_export(en->provider, x.image, (unsigned)x.disk, model_export_formats[x.format],
+					    path, &watch, &e);
 	if (r == 0 && stat(path, &st) < 0)
 		r = err_sys(&e, "the exported file '%s' is not there", path);
 	if (r < 0)
@@ -276,8 +271,7 @@ static void run_export(struct task *t)
 int task_export(void *arg, const char *export, struct api_fault *f)
 {
 	if (task_start(arg, TASK_EXPORT, export) < 0)
-		return api_fault_set(f, 503, "busy", NULL,
-				     "the center can't start another task now; try again");
+		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
 	return 0;
 }
 
@@ -441,8 +435,8 @@ static int resume_boot(void *arg, void *row)
 int task_resume_all(struct engine *en, struct err *e)
 {
 	struct store_filter deleting = {"state", "deleting"}, running = {"state", "running"};
-	struct store_query jobs = {.filters = &deleting, .nfilters = 1},
-			   exports = {.filters = &running, .nfilters = 1}, all = {0};
+	struct store_query jobs = {.filters = &deleting, .nfilters = 1}, exports = {.filters = &running, .nfilters = 1},
+			   all = {0};
 	struct store *s = en->store;
 	int r = s->ops->list(s, &model_jobs, &jobs, resume_deleting, en, NULL, e);
 

@@ -4,8 +4,7 @@
 
 #include "base/util.h"
 
-const char *const job_events[] = {"start",  "stop",     "stage_done", "fail",
-				  "expire", "cut_over", "delete",     NULL};
+const char *const job_events[] = {"start", "stop", "stage_done", "fail", "expire", "cut_over", "delete", NULL};
 
 static struct job_answer go(enum model_job_state state, enum model_job_stage stage, unsigned actions)
 {
@@ -49,8 +48,7 @@ static struct job_answer running_step(enum model_job_stage stage, bool increment
 	case JOB_STOP:
 		if (stage == JOB_SYNCING)
 			return go(JOB_STOPPED, JOB_NO_STAGE, JOB_DO_CANCEL | JOB_DO_END_RUN);
-		same.refused =
-		    "a job can be stopped only while it is syncing; wait for the next stage or the end";
+		same.refused = "a job can be stopped only while it is syncing; wait for the next stage or the end";
 		return same;
 	case JOB_STAGE_DONE:
 		return stage_done(stage, incremental, same);
@@ -72,11 +70,10 @@ static struct job_answer running_step(enum model_job_stage stage, bool increment
 }
 
 /* START, CUT_OVER and DELETE of the states in which nothing happens by itself. */
-static struct job_answer resting_step(enum model_job_state state, enum model_job_stage stage,
-				      enum job_event event, struct job_answer same)
+static struct job_answer resting_step(enum model_job_state state, enum model_job_stage stage, enum job_event event,
+				      struct job_answer same)
 {
-	bool startable =
-	    state == JOB_READY || state == JOB_STOPPED || state == JOB_IN_ERROR || state == JOB_WAITING;
+	bool startable = state == JOB_READY || state == JOB_STOPPED || state == JOB_IN_ERROR || state == JOB_WAITING;
 
 	switch (event) {
 	case JOB_START:

@@ -15,21 +15,21 @@ const char *const model_export_states[] = {"running", "finished", "in_error", NU
 const char *const model_export_formats[] = {"qcow2", "raw", "vmdk", "vhdx", NULL};
 const char *const model_read_errors[] = {"fail", "zero", NULL};
 
-#define ROW(kind, field)                                                                                     \
-	{                                                                                                    \
-#field, MODEL_##kind, offsetof(struct model_this, field), NULL, false                        \
+#define ROW(kind, field)                                                                                               \
+	{                                                                                                              \
+#field, MODEL_##kind, offsetof(struct model_this, field), NULL, false                                  \
 	}
-#define HIDDEN(kind, field)                                                                                  \
-	{                                                                                                    \
-#field, MODEL_##kind, offsetof(struct model_this, field), NULL, true                         \
+#define HIDDEN(kind, field)                                                                                            \
+	{                                                                                                              \
+#field, MODEL_##kind, offsetof(struct model_this, field), NULL, true                                   \
 	}
-#define WORDS(field, list)                                                                                   \
-	{                                                                                                    \
-#field, MODEL_WORD, offsetof(struct model_this, field), list, false                          \
+#define WORDS(field, list)                                                                                             \
+	{                                                                                                              \
+#field, MODEL_WORD, offsetof(struct model_this, field), list, false                                    \
 	}
-#define END                                                                                                  \
-	{                                                                                                    \
-		0                                                                                            \
+#define END                                                                                                            \
+	{                                                                                                              \
+		0                                                                                                      \
 	}
 
 #define model_this model_source
@@ -105,8 +105,7 @@ static const struct model_field code_fields[] = {
 #undef model_this
 #define model_this model_token
 static const struct model_field token_fields[] = {
-    ROW(TEXT, id),      ROW(TEXT, name),           WORDS(role, model_roles),
-    ROW(REAL, created), HIDDEN(TEXT, secret_hash), END,
+    ROW(TEXT, id), ROW(TEXT, name), WORDS(role, model_roles), ROW(REAL, created), HIDDEN(TEXT, secret_hash), END,
 };
 #undef model_this
 #define model_this model_region
@@ -192,9 +191,8 @@ static json_t *field_json(const struct model_field *f, const void *obj)
 	case MODEL_UINT:
 		return json_integer((json_int_t) * (const uint64_t *)p);
 	case MODEL_REAL: /* the only real that is 0 but there is a percentage */
-		return *(const double *)p == 0 && strcmp(f->name, "percent") != 0
-			   ? json_null()
-			   : json_real(*(const double *)p);
+		return *(const double *)p == 0 && strcmp(f->name, "percent") != 0 ? json_null()
+										  : json_real(*(const double *)p);
 	case MODEL_BOOL:
 		return json_boolean(*(const bool *)p);
 	case MODEL_WORD:
@@ -225,8 +223,7 @@ static int add_image_derived(const struct model_image *im, json_t *o)
 
 	json_array_foreach(
 	    json_object_get(im->manifest, "disks"), i,
-	    disk) if (__builtin_add_overflow(size, json_integer_value(json_object_get(disk, "size")), &size))
-	    size = 0;
+	    disk) if (__builtin_add_overflow(size, json_integer_value(json_object_get(disk, "size")), &size)) size = 0;
 	if (json_object_set_new(o, "verified", json_boolean(boot && strcmp(boot, "passed") == 0)) < 0)
 		return -1;
 	return json_object_set_new(o, "size", json_integer(size));
@@ -240,8 +237,7 @@ static int add_derived(const struct model_noun *n, const void *obj, json_t *o, d
 
 		return json_object_set_new(
 		    o, "step",
-		    j->step_name ? json_pack("{s:s, s:s?}", "name", j->step_name, "text", j->step_text)
-				 : json_null());
+		    j->step_name ? json_pack("{s:s, s:s?}", "name", j->step_name, "text", j->step_text) : json_null());
 	}
 	if (n == &model_codes)
 		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
@@ -261,8 +257,7 @@ json_t *model_json(const struct model_noun *n, const void *obj, bool brief, doub
 	json_t *o = json_object();
 
 	for (const struct model_field *f = n->fields; o && f->name; f++) {
-		if (f->hidden ||
-		    (brief && (strcmp(f->name, "inventory") == 0 || strcmp(f->name, "manifest") == 0)))
+		if (f->hidden || (brief && (strcmp(f->name, "inventory") == 0 || strcmp(f->name, "manifest") == 0)))
 			continue;
 		if (json_object_set_new(o, f->name, field_json(f, obj)) < 0) {
 			json_decref(o);

@@ -151,10 +151,10 @@ json_t *model_json(const struct model_noun *n, const void *obj, bool brief, doub
 /* Index of `s` in words (NULL-terminated), or -1. */
 int model_word(const char *const *words, const char *s);
 
-#define MODEL_CLEANUP(noun)                                                                                  \
-	static inline void model_##noun##_release(struct model_##noun *o)                                    \
-	{                                                                                                    \
-		model_release(&model_##noun##s, o);                                                          \
+#define MODEL_CLEANUP(noun)                                                                                            \
+	static inline void model_##noun##_release(struct model_##noun *o)                                              \
+	{                                                                                                              \
+		model_release(&model_##noun##s, o);                                                                    \
 	}
 MODEL_CLEANUP(source)
 MODEL_CLEANUP(job)
@@ -173,9 +173,8 @@ struct model_input {
 	enum model_kind kind;
 	size_t offset;
 	bool required;
-	uint64_t min,
-	    max;      /* value, or length in bytes; a MODEL_JSON text's size limit is checked by the body's */
-	uint64_t def; /* default of numbers, bools and words */
+	uint64_t min, max; /* value, or length in bytes; a MODEL_JSON text's size limit is checked by the body's */
+	uint64_t def;      /* default of numbers, bools and words */
 	const char *const *words;
 	const char *help; /* one line, for the documents */
 };
@@ -239,9 +238,9 @@ struct model_error_request {
 	const char *code, *message;
 	bool temporary;
 };
-extern const struct model_input model_job_request[], model_job_patch[], model_code_request[],
-    model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[],
-    model_sync_request[], model_task_request[], model_error_request[];
+extern const struct model_input model_job_request[], model_job_patch[], model_code_request[], model_token_request[],
+    model_rename_request[], model_export_request[], model_enroll_request[], model_sync_request[], model_task_request[],
+    model_error_request[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);

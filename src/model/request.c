@@ -7,29 +7,29 @@
 #include "base/jsn.h"
 #include "base/util.h"
 
-#define TEXT(type, field, req, lo, hi, text)                                                                 \
-	{                                                                                                    \
-#field, MODEL_TEXT, offsetof(struct type, field), req, lo, hi, 0, NULL, text                 \
+#define TEXT(type, field, req, lo, hi, text)                                                                           \
+	{                                                                                                              \
+#field, MODEL_TEXT, offsetof(struct type, field), req, lo, hi, 0, NULL, text                           \
 	}
-#define LINE(type, field, req, lo, hi, text)                                                                 \
-	{                                                                                                    \
-#field, MODEL_LINE, offsetof(struct type, field), req, lo, hi, 0, NULL, text                 \
+#define LINE(type, field, req, lo, hi, text)                                                                           \
+	{                                                                                                              \
+#field, MODEL_LINE, offsetof(struct type, field), req, lo, hi, 0, NULL, text                           \
 	}
-#define UINT(type, field, lo, hi, d, text)                                                                   \
-	{                                                                                                    \
-#field, MODEL_UINT, offsetof(struct type, field), false, lo, hi, d, NULL, text               \
+#define UINT(type, field, lo, hi, d, text)                                                                             \
+	{                                                                                                              \
+#field, MODEL_UINT, offsetof(struct type, field), false, lo, hi, d, NULL, text                         \
 	}
-#define BOOL(type, field, d, text)                                                                           \
-	{                                                                                                    \
-#field, MODEL_BOOL, offsetof(struct type, field), false, 0, 1, d, NULL, text                 \
+#define BOOL(type, field, d, text)                                                                                     \
+	{                                                                                                              \
+#field, MODEL_BOOL, offsetof(struct type, field), false, 0, 1, d, NULL, text                           \
 	}
-#define WORD(type, field, req, d, list, text)                                                                \
-	{                                                                                                    \
-#field, MODEL_WORD, offsetof(struct type, field), req, 0, 0, d, list, text                   \
+#define WORD(type, field, req, d, list, text)                                                                          \
+	{                                                                                                              \
+#field, MODEL_WORD, offsetof(struct type, field), req, 0, 0, d, list, text                             \
 	}
-#define JSON(type, field, req, text)                                                                         \
-	{                                                                                                    \
-#field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                   \
+#define JSON(type, field, req, text)                                                                                   \
+	{                                                                                                              \
+#field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                             \
 	}
 
 const struct model_input model_parameters[] = {
@@ -183,8 +183,7 @@ static int input_word(const struct model_input *in, const json_t *body, void *p,
 		return 0;
 	}
 	for (const char *const *w = in->words; *w; w++)
-		snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", w == in->words ? "" : ", ",
-			 *w);
+		snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", w == in->words ? "" : ", ", *w);
 	return err_set(e, -EINVAL, "'%s' must be one of %s, not '%s'", in->name, list, s);
 }
 
@@ -283,8 +282,7 @@ static bool json_is_sane(const json_t *j, unsigned depth)
 int model_check_json(const json_t *j, struct err *e)
 {
 	if (!json_is_sane(j, MODEL_JSON_DEPTH))
-		return err_set(e, -EINVAL,
-			       "JSON nested deeper than %u levels, or a string with a NUL character",
+		return err_set(e, -EINVAL, "JSON nested deeper than %u levels, or a string with a NUL character",
 			       MODEL_JSON_DEPTH);
 	return 0;
 }

@@ -26,8 +26,7 @@ int store_announce(struct store *s, const struct model_noun *n, const char *verb
 	return announce(s, n, verb, data, now, e);
 }
 
-int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now,
-			struct err *e)
+int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now, struct err *e)
 {
 	_cleanup_json_ json_t *data = json_pack("{s:s}", "id", id);
 

@@ -31,8 +31,8 @@ static void unlockp(pthread_mutex_t **m)
 {
 	pthread_mutex_unlock(*m);
 }
-#define LOCKED(s)                                                                                            \
-	_cleanup_(unlockp) pthread_mutex_t *locked_ = &(s)->lock;                                            \
+#define LOCKED(s)                                                                                                      \
+	_cleanup_(unlockp) pthread_mutex_t *locked_ = &(s)->lock;                                                      \
 	pthread_mutex_lock(locked_)
 
 static void finalizep(sqlite3_stmt **st)
@@ -105,8 +105,7 @@ static int row_read_field(const struct model_field *f, sqlite3_stmt *st, int i, 
 		s = column_text(st, i);
 		w = s ? model_word(f->words, s) : -1;
 		if (w < 0)
-			return err_set(e, -EIO, "database: '%s' is no value of '%s'", s ? s : "NULL",
-				       f->name);
+			return err_set(e, -EIO, "database: '%s' is no value of '%s'", s ? s : "NULL", f->name);
 		*(int *)p = w;
 		return 0;
 	case MODEL_JSON:
@@ -235,12 +234,11 @@ static int sq_get(struct store *base, const struct model_noun *n, const char *id
 
 static int sq_unfinished_job(struct store *base, const char *source, struct model_job *ret, struct err *e)
 {
-	return get_where(own(base), &model_jobs, "source = ?1 AND state NOT IN ('finished', 'deleting')",
-			 source, ret, e);
+	return get_where(own(base), &model_jobs, "source = ?1 AND state NOT IN ('finished', 'deleting')", source, ret,
+			 e);
 }
 
-static int sq_source_by_machine(struct store *base, const char *machine_id, struct model_source *ret,
-				struct err *e)
+static int sq_source_by_machine(struct store *base, const char *machine_id, struct model_source *ret, struct err *e)
 {
 	return get_where(own(base), &model_sources, "machine_id = ?1", machine_id, ret, e);
 }
@@ -331,8 +329,8 @@ static int list_total(struct sqlite_store *s, const struct model_noun *n, const 
 	return 0;
 }
 
-static int sq_list(struct store *base, const struct model_noun *n, const struct store_query *q,
-		   store_each_fn each, void *arg, uint64_t *ret_total, struct err *e)
+static int sq_list(struct store *base, const struct model_noun *n, const struct store_query *q, store_each_fn each,
+		   void *arg, uint64_t *ret_total, struct err *e)
 {
 	struct sqlite_store *s = own(base);
 	_cleanup_(str_release) struct str sql = {0};
@@ -347,8 +345,7 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 	/* Runs are the one noun that isn't created but started. */
 	str_addf(&sql, " ORDER BY %s DESC, id", n == &model_runs ? "started" : "created");
 	if (q->limit)
-		str_addf(&sql, " LIMIT %llu OFFSET %llu", (unsigned long long)q->limit,
-			 (unsigned long long)q->offset);
+		str_addf(&sql, " LIMIT %llu OFFSET %llu", (unsigned long long)q->limit, (unsigned long long)q->offset);
 	if (!row || !str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
@@ -376,9 +373,8 @@ static int sq_code_use(struct store *base, const char *id, double now, struct er
 
 	LOCKED(s);
 	r = db_prepare(
-	    s,
-	    "UPDATE codes SET used = used + 1 WHERE id = ?1 AND used < uses AND revoked = 0 AND expires > ?2",
-	    &st, e);
+	    s, "UPDATE codes SET used = used + 1 WHERE id = ?1 AND used < uses AND revoked = 0 AND expires > ?2", &st,
+	    e);
 	if (r < 0)
 		return r;
 	sqlite3_bind_text(st, 1, id, -1, SQLITE_STATIC);
@@ -386,9 +382,7 @@ static int sq_code_use(struct store *base, const char *id, double now, struct er
 	r = db_step(s, st, e);
 	if (r < 0)
 		return r;
-	return sqlite3_changes(s->db)
-		   ? 0
-		   : err_set(e, -EACCES, "the activation code is used up, expired or revoked");
+	return sqlite3_changes(s->db) ? 0 : err_set(e, -EACCES, "the activation code is used up, expired or revoked");
 }
 
 static int events_trim(struct sqlite_store *s, struct err *e)
@@ -425,8 +419,7 @@ static int sq_event_add(struct store *base, double now, const char *type, const 
 	return events_trim(s, e);
 }
 
-static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg,
-		     struct err *e)
+static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e)
 {
 	struct sqlite_store *s = own(base);
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
@@ -521,9 +514,8 @@ static int migrate(struct sqlite_store *s, const char *path, struct err *e)
 			       "use that version",
 			       path, have, want);
 	for (; have < want; have++) {
-		_cleanup_free_ char *sql =
-		    str_printf("BEGIN IMMEDIATE; %s; PRAGMA user_version = %zu; COMMIT",
-			       store_schema[have].data, have + 1);
+		_cleanup_free_ char *sql = str_printf("BEGIN IMMEDIATE; %s; PRAGMA user_version = %zu; COMMIT",
+						      store_schema[have].data, have + 1);
 
 		r = sql ? db_exec(s, sql, e) : err_nomem(e);
 		if (r < 0) {

@@ -47,21 +47,19 @@ struct store_ops {
 	int (*put)(struct store *s, const struct model_noun *n, const void *row, struct err *e);
 	int (*remove)(struct store *s, const struct model_noun *n, const char *id, struct err *e);
 	/* *ret_total (may be NULL): rows that match without limit and offset. */
-	int (*list)(struct store *s, const struct model_noun *n, const struct store_query *q,
-		    store_each_fn each, void *arg, uint64_t *ret_total, struct err *e);
+	int (*list)(struct store *s, const struct model_noun *n, const struct store_query *q, store_each_fn each,
+		    void *arg, uint64_t *ret_total, struct err *e);
 
 	/* The job that keeps the source busy. */
 	int (*unfinished_job)(struct store *s, const char *source, struct model_job *ret, struct err *e);
-	int (*source_by_machine)(struct store *s, const char *machine_id, struct model_source *ret,
-				 struct err *e);
+	int (*source_by_machine)(struct store *s, const char *machine_id, struct model_source *ret, struct err *e);
 	/* Counts one use if any is left, it isn't revoked and `now` is before its end; else -EACCES. */
 	int (*code_use)(struct store *s, const char *id, double now, struct err *e);
 
 	int (*event_add)(struct store *s, double now, const char *type, const char *data, uint64_t *ret_id,
 			 struct err *e);
 	/* Events after `since`, oldest first. */
-	int (*events)(struct store *s, uint64_t since, uint64_t limit, store_event_fn each, void *arg,
-		      struct err *e);
+	int (*events)(struct store *s, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e);
 	/* Ids of the oldest and newest kept event; both 0 when none is. */
 	int (*event_range)(struct store *s, uint64_t *ret_first, uint64_t *ret_last, struct err *e);
 
@@ -91,8 +89,7 @@ static inline void store_closep(struct store **s)
 int store_announce(struct store *s, const struct model_noun *n, const char *verb, const void *row, double now,
 		   struct err *e);
 /* "<noun>.deleted" with the id alone. */
-int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now,
-			struct err *e);
+int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now, struct err *e);
 
 /* ---- secrets ---- 256 random bits as 64 hex digits; kept as the hex SHA-256 of that text. */
 void store_secret_new(char ret_secret[STORE_SECRET_HEX], char ret_hash[STORE_SECRET_HEX]);

@@ -86,9 +86,8 @@ static int s_capacity(struct provider *p, json_t **ret, struct err *e)
 	int r = play("capacity", "-", NULL, e);
 
 	if (r == 0)
-		*ret = json_pack("{s:I, s:I, s:s}", "free",
-				 space ? (json_int_t)atoll(space) : (json_int_t)1 << 40, "total",
-				 (json_int_t)1 << 41, "accelerator", "none");
+		*ret = json_pack("{s:I, s:I, s:s}", "free", space ? (json_int_t)atoll(space) : (json_int_t)1 << 40,
+				 "total", (json_int_t)1 << 41, "accelerator", "none");
 	return r;
 }
 
@@ -125,21 +124,21 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 	return 0;
 }
 
-static int s_convert(struct provider *p, const char *job, const json_t *request,
-		     const struct provider_watch *w, json_t **ret, struct err *e)
+static int s_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w,
+		     json_t **ret, struct err *e)
 {
 	int r;
 
-	emit(w, json_pack("{s:s, s:s, s:s, s:s}", "event", "step", "name", "fstab", "state", "changed",
-			  "summary", "by UUID"));
+	emit(w, json_pack("{s:s, s:s, s:s, s:s}", "event", "step", "name", "fstab", "state", "changed", "summary",
+			  "by UUID"));
 	r = play("convert", job, w, e);
 	if (r == 0)
 		*ret = json_pack("{s:[]}", "steps");
 	return r;
 }
 
-static int s_image_create(struct provider *p, const char *job, const char *image, const json_t *meta,
-			  json_t **ret, struct err *e)
+static int s_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
+			  struct err *e)
 {
 	int r = play("image_create", image, NULL, e);
 
@@ -148,20 +147,20 @@ static int s_image_create(struct provider *p, const char *job, const char *image
 	return r;
 }
 
-static int s_test_boot(struct provider *p, const char *image, const json_t *options,
-		       const struct provider_watch *w, json_t **ret, struct err *e)
+static int s_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+		       json_t **ret, struct err *e)
 {
 	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir);
 	int r = play("test_boot", image, w, e);
 
 	if (r == 0)
-		*ret = json_pack("{s:b, s:s, s:f}", "passed", !script_has("test_boot", "bad"), "screenshot",
-				 picture, "boot_seconds", 1.5);
+		*ret = json_pack("{s:b, s:s, s:f}", "passed", !script_has("test_boot", "bad"), "screenshot", picture,
+				 "boot_seconds", 1.5);
 	return r;
 }
 
-static int s_image_export(struct provider *p, const char *image, unsigned disk, const char *format,
-			  const char *path, const struct provider_watch *w, struct err *e)
+static int s_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
+			  const struct provider_watch *w, struct err *e)
 {
 	int r;
 
@@ -197,8 +196,7 @@ static const struct provider_ops scripted_ops = {
     .close = s_close,
 };
 
-static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret,
-			 struct err *e)
+static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e)
 {
 	static struct provider p = {.ops = &scripted_ops};
 

@@ -41,23 +41,21 @@ static void add_row(struct str *b, int state, int stage, bool incremental, int e
 		return;
 	}
 	add_place(b, a.state, a.stage);
-	str_addf(b, " |%s%s%s%s |\n", a.actions & JOB_DO_RUN ? " run" : "",
-		 a.actions & JOB_DO_CANCEL ? " cancel" : "", a.actions & JOB_DO_END_RUN ? " end_run" : "",
-		 a.actions & JOB_DO_REMOVE ? " remove" : "");
+	str_addf(b, " |%s%s%s%s |\n", a.actions & JOB_DO_RUN ? " run" : "", a.actions & JOB_DO_CANCEL ? " cancel" : "",
+		 a.actions & JOB_DO_END_RUN ? " end_run" : "", a.actions & JOB_DO_REMOVE ? " remove" : "");
 }
 
 static char *make_table(void)
 {
 	struct str b = {0};
 
-	str_add(&b,
-		"# States of a job\n\n"
-		"What each event does in each state; printed by `tests/unit/test_job.c` from `src/job/job.c` "
-		"(`REPLANT_UPDATE=1` writes it anew).\nActions: run: a runner carries the job on; cancel: "
-		"its current "
-		"call gives up; end_run: the run is closed;\nremove: what the job holds is freed and the job "
-		"forgotten.\n\n"
-		"| state | event | next | actions |\n| --- | --- | --- | --- |\n");
+	str_add(&b, "# States of a job\n\n"
+		    "What each event does in each state; printed by `tests/unit/test_job.c` from `src/job/job.c` "
+		    "(`REPLANT_UPDATE=1` writes it anew).\nActions: run: a runner carries the job on; cancel: "
+		    "its current "
+		    "call gives up; end_run: the run is closed;\nremove: what the job holds is freed and the job "
+		    "forgotten.\n\n"
+		    "| state | event | next | actions |\n| --- | --- | --- | --- |\n");
 	for (int state = 0; state < JOB_STATES; state++)
 		for (int stage = 0; stage < JOB_STAGES; stage++)
 			for (int event = 0; stage_fits(state, stage) && event < JOB_EVENTS; event++) {
@@ -73,8 +71,7 @@ static char *make_table(void)
 
 static void test_document(void **state)
 {
-	_cleanup_free_ char *table = make_table(), *path = str_printf("%s/job-states.md", REPLANT_DOCS),
-			    *text = NULL;
+	_cleanup_free_ char *table = make_table(), *path = str_printf("%s/job-states.md", REPLANT_DOCS), *text = NULL;
 
 	assert_non_null(table);
 	if (getenv("REPLANT_UPDATE"))
@@ -105,8 +102,7 @@ static void test_rules(void **state)
 					/* A run ends when running ends, and only then. */
 					assert_int_equal(s == JOB_RUNNING && a.state != JOB_RUNNING,
 							 !!(a.actions & JOB_DO_END_RUN));
-					assert_int_equal(a.state == JOB_DELETING,
-							 !!(a.actions & JOB_DO_REMOVE));
+					assert_int_equal(a.state == JOB_DELETING, !!(a.actions & JOB_DO_REMOVE));
 				}
 }
 
@@ -128,8 +124,7 @@ static void test_allowed(void **state)
 				assert_int_equal(!job_step(s, JOB_NO_STAGE, false, rows[i].event).refused,
 						 rows[i].states[s] != '-');
 	for (int stage = JOB_PREPARING; stage < JOB_STAGES; stage++) {
-		assert_int_equal(!job_step(JOB_RUNNING, stage, false, JOB_STOP).refused,
-				 stage == JOB_SYNCING);
+		assert_int_equal(!job_step(JOB_RUNNING, stage, false, JOB_STOP).refused, stage == JOB_SYNCING);
 		assert_non_null(job_step(JOB_RUNNING, stage, false, JOB_DELETE).refused);
 		assert_non_null(job_step(JOB_RUNNING, stage, false, JOB_EXPIRE).refused);
 		assert_non_null(job_step(JOB_RUNNING, stage, false, JOB_START).refused);
@@ -142,8 +137,7 @@ static void test_allowed(void **state)
  * `finished`. */
 static void test_ways(void **state)
 {
-	static const enum model_job_stage order[] = {JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING,
-						     JOB_CLEANING};
+	static const enum model_job_stage order[] = {JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING};
 	struct job_answer a = job_step(JOB_READY, JOB_NO_STAGE, false, JOB_START);
 
 	for (size_t i = 0; i < ARRAY_SIZE(order); i++) {

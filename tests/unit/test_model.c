@@ -9,6 +9,7 @@
 
 #include "base/err.h"
 #include "base/jsn.h"
+#include "base/str.h"
 #include "base/util.h"
 #include "model/model.h"
 
@@ -68,8 +69,7 @@ static void test_limits_themselves_are_fine(void **state)
 {
 	_cleanup_json_ json_t
 	    *low = parse("{\"connections\":1,\"compression\":0,\"rate_mbit\":0}"),
-	    *high = parse(
-		"{\"connections\":16,\"compression\":10,\"rate_mbit\":100000,\"on_read_error\":\"zero\"}");
+	    *high = parse("{\"connections\":16,\"compression\":10,\"rate_mbit\":100000,\"on_read_error\":\"zero\"}");
 	struct model_parameters p;
 	uint64_t given = 0;
 	const char *field;
@@ -97,8 +97,7 @@ static void test_texts(void **state)
 {
 	_cleanup_json_ json_t *line = parse("{\"name\":\"a\\nb\"}"),
 			      *text = parse("{\"description\":\"a\\nb\\u0001\"}"),
-			      *fine = parse("{\"description\":\"a\\nb\", \"name\":\"\u00fc\"}"),
-			      *list = parse("[]");
+			      *fine = parse("{\"description\":\"a\\nb\", \"name\":\"\u00fc\"}"), *list = parse("[]");
 	struct model_rename_request r;
 	const char *field;
 
@@ -120,9 +119,8 @@ static void test_nothing_hidden_gets_out(void **state)
 		assert_string_equal((*n)->fields[0].name, "id");
 		j = model_json(*n, row, false, 0);
 		for (const struct model_field *f = (*n)->fields; f->name; f++) {
-			assert_int_equal(f->hidden,
-					 !json_object_get(j, f->name) ||
-					     (*n == &model_images && strcmp(f->name, "report") == 0));
+			assert_int_equal(f->hidden, !json_object_get(j, f->name) ||
+							(*n == &model_images && strcmp(f->name, "report") == 0));
 			if (strstr(f->name, "secret"))
 				assert_true(f->hidden);
 		}
@@ -141,23 +139,22 @@ static void test_derived(void **state)
 
 static void test_progress_is_filtered(void **state)
 {
-	_cleanup_json_ json_t
-	    *in = parse("{\"bytes_total\":400,\"bytes_done\":100,\"speed\":-1,\"phase\":\"full\",\"x\":1,"
-			"\"round\":\"1\",\"freeze_ms\":1.5}"),
-	    *want = parse("{\"bytes_total\":400,\"bytes_done\":100,\"phase\":\"full\",\"percent\":25.0,"
-			  "\"freeze_ms\":1.5}"),
-	    *got = model_progress(in);
+	_cleanup_json_ json_t *in = parse(
+				  "{\"bytes_total\":400,\"bytes_done\":100,\"speed\":-1,\"phase\":\"full\",\"x\":1,"
+				  "\"round\":\"1\",\"freeze_ms\":1.5}"),
+			      *want =
+				  parse("{\"bytes_total\":400,\"bytes_done\":100,\"phase\":\"full\",\"percent\":25.0,"
+					"\"freeze_ms\":1.5}"),
+			      *got = model_progress(in);
 
 	assert_true(json_equal(got, want));
 }
 
 static void test_inventory_used(void **state)
 {
-	_cleanup_json_ json_t *j = parse(
-				  "{\"disks\":[{\"size\":100,\"used\":7},{\"size\":20},{\"used\":-5},{},5]}"),
-			      *huge = parse(
-				  "{\"disks\":[{\"used\":9223372036854775807},{\"used\":9223372036854775807},"
-				  "{\"used\":9223372036854775807}]}");
+	_cleanup_json_ json_t *j = parse("{\"disks\":[{\"size\":100,\"used\":7},{\"size\":20},{\"used\":-5},{},5]}"),
+			      *huge = parse("{\"disks\":[{\"used\":9223372036854775807},{\"used\":9223372036854775807},"
+					    "{\"used\":9223372036854775807}]}");
 
 	assert_int_equal(model_inventory_used(j), 27);
 	assert_true(model_inventory_used(huge) == UINT64_MAX);
@@ -166,15 +163,16 @@ static void test_inventory_used(void **state)
 
 static void test_depth(void **state)
 {
-	char text[200] = "{\"a\":";
+	_cleanup_(str_release) struct str text = {0};
 	_cleanup_json_ json_t *deep = NULL;
 
+	str_add(&text, "{\"a\":");
 	for (unsigned i = 0; i < MODEL_JSON_DEPTH + 1; i++)
-		strcat(text, "[");
+		str_add(&text, "[");
 	for (unsigned i = 0; i < MODEL_JSON_DEPTH + 1; i++)
-		strcat(text, "]");
-	strcat(text, "}");
-	deep = parse(text);
+		str_add(&text, "]");
+	str_add(&text, "}");
+	deep = parse(text.s);
 	assert_int_equal(model_check_json(deep, NULL), -EINVAL);
 	assert_int_equal(model_check_json(json_array_get(json_object_get(deep, "a"), 0), NULL), 0);
 }

@@ -39,8 +39,7 @@ static void test_matching(void **state)
 	    {"GET", "/v1/regions/local", "getRegion", "local", true},
 	    {"GET", "/v1/regions/..", NULL, "", false},
 	    {"GET", "/v1/regions/", NULL, "", false},
-	    {"GET", "/v1/exports/export-0123456789abcdef/data", "getExportData", "export-0123456789abcdef",
-	     true},
+	    {"GET", "/v1/exports/export-0123456789abcdef/data", "getExportData", "export-0123456789abcdef", true},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -91,10 +90,9 @@ static void test_every_route_is_documented(void **state)
 			fail_msg("%s %s is not in the document", method, pattern);
 		assert_string_equal(json_string_value(json_object_get(op, "operationId")), name);
 		assert_string_equal(json_string_value(json_object_get(op, "x-role")), access);
-		assert_int_equal(strcmp(access, "public") == 0,
-				 json_is_array(json_object_get(op, "security")));
-		assert_int_equal(json_is_array(json_object_get(
-				     json_object_get(json_object_get(doc, "paths"), pattern), "parameters")),
+		assert_int_equal(strcmp(access, "public") == 0, json_is_array(json_object_get(op, "security")));
+		assert_int_equal(json_is_array(json_object_get(json_object_get(json_object_get(doc, "paths"), pattern),
+							       "parameters")),
 				 strstr(pattern, "{id}") != NULL);
 	}
 }
@@ -143,8 +141,7 @@ static void check_refs(json_t *doc, json_t *j)
 
 			assert_true(str_starts(json_string_value(v), "#/"));
 			snprintf(text, sizeof(text), "%s", json_string_value(v) + 2);
-			for (char *save = NULL, *p = strtok_r(text, "/", &save); p;
-			     p = strtok_r(NULL, "/", &save))
+			for (char *save = NULL, *p = strtok_r(text, "/", &save); p; p = strtok_r(NULL, "/", &save))
 				at = json_object_get(at, p);
 			if (!at)
 				fail_msg("'%s' leads nowhere", json_string_value(v));
@@ -229,21 +226,15 @@ static void test_nouns_agree(void **state)
 		const char *schema, *extra;
 		const struct model_noun *noun;
 	} rows[] = {
-	    {"Source", "job", &model_sources},
-	    {"Job", "runs", &model_jobs},
-	    {"Run", "", &model_runs},
-	    {"Image", "report", &model_images},
-	    {"Code", "", &model_codes},
-	    {"Token", "", &model_tokens},
-	    {"Region", "capacity", &model_regions},
-	    {"Export", "", &model_exports},
+	    {"Source", "job", &model_sources},      {"Job", "runs", &model_jobs},   {"Run", "", &model_runs},
+	    {"Image", "report", &model_images},     {"Code", "", &model_codes},     {"Token", "", &model_tokens},
+	    {"Region", "capacity", &model_regions}, {"Export", "", &model_exports},
 	};
 	_cleanup_json_ json_t *doc = document();
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		json_t *props = json_object_get(
-		    json_object_get(json_object_get(json_object_get(doc, "components"), "schemas"),
-				    rows[i].schema),
+		    json_object_get(json_object_get(json_object_get(doc, "components"), "schemas"), rows[i].schema),
 		    "properties");
 		_cleanup_free_ void *row = calloc(1, rows[i].noun->size);
 		_cleanup_json_ json_t *j = model_json(rows[i].noun, row, false, 0);
@@ -252,8 +243,7 @@ static void test_nouns_agree(void **state)
 
 		json_object_foreach(j, key, v) if (!json_object_get(props, key))
 		    fail_msg("%s.%s is not in the document", rows[i].schema, key);
-		json_object_foreach(props, key,
-				    v) if (!json_object_get(j, key) && strcmp(key, rows[i].extra) != 0)
+		json_object_foreach(props, key, v) if (!json_object_get(j, key) && strcmp(key, rows[i].extra) != 0)
 		    fail_msg("%s.%s is documented but not there", rows[i].schema, key);
 	}
 }

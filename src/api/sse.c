@@ -53,8 +53,7 @@ static void add_ticks(struct api_stream *st)
 /* While it is suspended nobody else looks whether the client has gone. */
 static bool client_left(struct api_stream *st)
 {
-	const union MHD_ConnectionInfo *info =
-	    MHD_get_connection_info(st->conn, MHD_CONNECTION_INFO_CONNECTION_FD);
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(st->conn, MHD_CONNECTION_INFO_CONNECTION_FD);
 	struct pollfd p = {.fd = info ? info->connect_fd : -1, .events = POLLRDHUP};
 
 	return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP | POLLERR);
@@ -175,8 +174,7 @@ static int stream_start(struct api_request *q, struct api_stream *st)
 		return 0;
 	}
 	if (str_u64(seen, 0, INT64_MAX, &st->cursor) < 0)
-		return api_refuse(q, 400, "bad_parameter", "since", "'%.32s' is not the id of an event",
-				  seen);
+		return api_refuse(q, 400, "bad_parameter", "since", "'%.32s' is not the id of an event", seen);
 	/* What was dropped, or comes from another database: the client has to read everything anew. */
 	if (st->cursor > last || (st->cursor && st->cursor + 1 < first)) {
 		str_addf(&st->out, "id: %llu\nevent: reset\ndata: {}\n\n", (unsigned long long)last);
@@ -224,8 +222,7 @@ int api_get_events(struct api_request *q)
 		return api_refuse(q, 503, "too_many_streams", NULL, "%u event streams are open; close one",
 				  API_STREAMS_MAX);
 	}
-	q->response =
-	    MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, stream_read, st, stream_free);
+	q->response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, stream_read, st, stream_free);
 	if (!q->response) {
 		stream_free(st);
 		return api_refuse(q, 500, "internal", NULL, "out of memory");

@@ -8,9 +8,8 @@
 static int code_refused(struct api_request *q)
 {
 	api_limit_count(q->api->limit, q->address);
-	return api_refuse(
-	    q, 403, "code_refused", NULL,
-	    "the activation code is wrong, used up, expired or revoked; make a new one at the center");
+	return api_refuse(q, 403, "code_refused", NULL,
+			  "the activation code is wrong, used up, expired or revoked; make a new one at the center");
 }
 
 /* Is it a code of ours that could still be used? One answer for every reason: guessing learns nothing. */
@@ -44,9 +43,8 @@ static int fill_source(const struct model_enroll_request *in, const char *hash, 
 	src->last_seen = id_now();
 	if (in->inventory)
 		model_take_json(&src->inventory, json_incref(in->inventory));
-	if (model_set(&src->hostname, in->hostname) < 0 ||
-	    model_set(&src->agent_version, in->agent_version) < 0 || model_set(&src->secret_hash, hash) < 0 ||
-	    model_set(&src->boot_id, NULL) < 0)
+	if (model_set(&src->hostname, in->hostname) < 0 || model_set(&src->agent_version, in->agent_version) < 0 ||
+	    model_set(&src->secret_hash, hash) < 0 || model_set(&src->boot_id, NULL) < 0)
 		return -ENOMEM;
 	return 0;
 }
@@ -72,11 +70,10 @@ static int enroll(struct api_request *q, const struct model_enroll_request *in, 
 		return api_fail(q, &e);
 	known = r == 0;
 	if (known && src->boot_id && en->source_online(en->arg, src->id))
-		return api_refuse(
-		    q, 409, "already_enrolled", "machine_id",
-		    "this machine is source '%s' already and its "
-		    "agent is running; stop that agent and wait half a minute, or delete the source",
-		    src->id);
+		return api_refuse(q, 409, "already_enrolled", "machine_id",
+				  "this machine is source '%s' already and its "
+				  "agent is running; stop that agent and wait half a minute, or delete the source",
+				  src->id);
 	r = s->ops->code_use(s, code, id_now(), &e);
 	if (r == -EACCES)
 		return code_refused(q);
@@ -139,8 +136,8 @@ static int save_changes(struct api_request *q, const struct model_sync_request *
 	r = s->ops->get(s, &model_sources, q->who, src, &e);
 	if (r == 0 && in->inventory)
 		model_take_json(&src->inventory, json_incref(in->inventory));
-	if (r == 0 && (model_set(&src->boot_id, in->boot_id) < 0 ||
-		       model_set(&src->agent_version, in->agent_version) < 0))
+	if (r == 0 &&
+	    (model_set(&src->boot_id, in->boot_id) < 0 || model_set(&src->agent_version, in->agent_version) < 0))
 		r = err_nomem(&e);
 	if (r == 0) {
 		src->last_seen = id_now();
@@ -161,12 +158,10 @@ static int read_task(struct api_request *q, const json_t *task, struct model_tas
 	if (api_read(q, model_task_request, task, false, ret, NULL) < 0)
 		return -1;
 	if (!id_is("run", ret->run))
-		return api_refuse(q, 400, "bad_field", "task.run", "'%.64s' is not the id of a run",
-				  ret->run);
+		return api_refuse(q, 400, "bad_field", "task.run", "'%.64s' is not the id of a run", ret->run);
 	if (ret->error)
 		return api_read(q, model_error_request, ret->error, false, ret_error, NULL);
-	*ret_error =
-	    (struct model_error_request){"agent_failed", "the agent failed and didn't say why", false};
+	*ret_error = (struct model_error_request){"agent_failed", "the agent failed and didn't say why", false};
 	return 0;
 }
 
@@ -185,8 +180,8 @@ int api_agent_sync(struct api_request *q)
 		return -1;
 	if (save_changes(q, &in) < 0)
 		return -1;
-	if (en->source_sync(en->arg, q->who, in.task ? &task : NULL, in.task ? &error : NULL, &next,
-			    &interval, &q->fault) < 0)
+	if (en->source_sync(en->arg, q->who, in.task ? &task : NULL, in.task ? &error : NULL, &next, &interval,
+			    &q->fault) < 0)
 		return -1;
 	return api_answer(q, 200, json_pack("{s:f, s:o}", "interval_seconds", interval, "task", next));
 }
