@@ -1,4 +1,4 @@
-/* Inside of the API: a request on its way through server.c, the handlers, and what they share. */
+/* Inside of the API: a request on its way through https.c, the handlers, and what they share. */
 #pragma once
 
 #include <microhttpd.h>

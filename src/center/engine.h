@@ -113,7 +113,7 @@ void engine_step(struct live *l, const char *name, const char *fmt, ...) __attri
 int runner_ensure(struct engine *en, const char *job, const char *source);
 void runner_free(struct live *l);
 
-/* receive.c: the stage syncing */
+/* syncing.c: the stage syncing */
 int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f);
 int runner_fail(struct engine_failure *f, const char *code, bool temporary, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
@@ -140,6 +140,6 @@ int task_export_remove(void *arg, const char *export, struct api_fault *f);
 /* After a start of the center: what was running, runs again. */
 int task_resume_all(struct engine *en, struct err *e);
 /* The boot's report as the image keeps it, in the same transaction as its event. */
-int task_save_boot(struct engine *en, const char *image, const char *state, double started, json_t *report,
+int task_save_boot(struct engine *en, const char *image, const char *state, double started, const json_t *report,
 		   const struct err *failure, struct err *e);
 bool task_boot_passed(const json_t *report);

@@ -164,6 +164,7 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 	struct engine *en = l->engine;
 	double started = id_now();
 	struct err e = {0}, store_e = {0};
+	const char *problem;
 	bool passed;
 	int r;
 
@@ -174,6 +175,7 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 	if (r < 0 && runner_cancelled(l))
 		return -1;
 	passed = r == 0 && task_boot_passed(report);
+	problem = json_string_value(json_object_get(json_array_get(json_object_get(report, "problems"), 0), "message"));
 	if (task_save_boot(en, job->image,
 			   r < 0    ? "in_error"
 			   : passed ? "passed"
@@ -183,9 +185,11 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 	if (r < 0)
 		return fail_err(f, "test_boot_failed", &e);
 	if (!passed)
-		return runner_fail(f, "test_boot_failed", false,
-				   "the image was made but its test boot failed; see its report and "
-				   "screenshot, then start the job again to repeat the boot");
+		return runner_fail(
+		    f, "test_boot_failed", false,
+		    "the image was made but did not pass its test boot%s%.300s; see its report and screenshot, then "
+		    "start the job again to repeat the boot",
+		    problem ? ": " : "", problem ? problem : "");
 	return 0;
 }
 

@@ -38,13 +38,17 @@ static bool task_cancelled(void *arg)
 
 bool task_boot_passed(const json_t *report)
 {
-	return json_is_true(json_object_get(report, "passed"));
+	return json_is_true(json_object_get(report, "verified"));
 }
 
-static json_t *boot_json(const char *state, double started, json_t *report, const struct err *failure)
+/* The path of the picture is ours alone. */
+static json_t *boot_json(const char *state, double started, const json_t *report, const struct err *failure)
 {
-	json_t *o = json_pack("{s:s, s:f, s:O?}", "state", state, "started", started, "report", report);
+	json_t *copy = report ? json_copy((json_t *)report) : NULL, *o;
 
+	if (copy)
+		json_object_del(copy, "screenshot");
+	o = json_pack("{s:s, s:f, s:o?}", "state", state, "started", started, "report", copy);
 	if (o && strcmp(state, "running") != 0)
 		json_object_set_new(o, "finished", json_real(id_now()));
 	if (o && failure)
@@ -53,7 +57,7 @@ static json_t *boot_json(const char *state, double started, json_t *report, cons
 	return o;
 }
 
-int task_save_boot(struct engine *en, const char *image, const char *state, double started, json_t *report,
+int task_save_boot(struct engine *en, const char *image, const char *state, double started, const json_t *report,
 		   const struct err *failure, struct err *e)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};

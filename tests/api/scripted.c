@@ -154,8 +154,8 @@ static int s_test_boot(struct provider *p, const char *image, const json_t *opti
 	int r = play("test_boot", image, w, e);
 
 	if (r == 0)
-		*ret = json_pack("{s:b, s:s, s:f}", "passed", !script_has("test_boot", "bad"), "screenshot", picture,
-				 "boot_seconds", 1.5);
+		*ret = json_pack("{s:b, s:[{s:s}], s:s, s:f}", "verified", !script_has("test_boot", "bad"), "problems",
+				 "message", "no network card", "screenshot", picture, "boot_seconds", 1.5);
 	return r;
 }
 

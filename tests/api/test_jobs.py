@@ -113,7 +113,7 @@ def test_an_image_that_does_not_boot_is_no_success(center):
     agent.send_all()
     row = center.wait_job(job, "in_error")
     center.unplay("test_boot", "bad")
-    assert row["error"]["code"] == "test_boot_failed"
+    assert row["error"]["code"] == "test_boot_failed" and "boot: no network card; see" in row["error"]["message"]
     assert center.ok("GET", f"/v1/images/{row['image']}")["verified"] is False
     made = len(center.calls("image_create"))
     center.ok("POST", f"/v1/jobs/{job}/start", {})
