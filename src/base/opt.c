@@ -13,6 +13,9 @@
 
 #define OPT_MAX 64
 
+/* What getopt returns for the rows is 1000 and up. */
+enum { OPT_VERSION = 2000, OPT_COMPLETION };
+
 /* The rows of a command: its own, then the common ones. */
 static size_t opt_rows(const struct opt_program *p, const struct opt_command *c, const struct opt *rows[OPT_MAX])
 {
@@ -52,40 +55,103 @@ static void opt_help_command(const struct opt_program *p, const struct opt_comma
 
 static void opt_help_program(const struct opt_program *p)
 {
-	printf("Usage: %s COMMAND [OPTION]...\n\n%s\n\nCommands:\n", p->name, p->summary);
+	printf("Usage: %s %sCOMMAND [OPTION]...\n\n%s\n\nCommands:\n", p->name, p->common ? "[OPTION]... " : "",
+	       p->summary);
 	for (const struct opt_command *c = p->commands; c->name; c++) {
 		char left[64];
 
 		snprintf(left, sizeof(left), "%s %s", c->name, c->args);
 		printf("  %-30s %s\n", left, c->help);
 	}
+	if (p->common)
+		printf("\nOptions of every command:\n");
+	for (const struct opt *o = p->common; o && o->name; o++)
+		opt_print_row(o);
 	if (p->details)
 		printf("\n%s\n", p->details);
-	printf("\n'%s COMMAND --help' tells more. '%s --version' prints the version.\n", p->name, p->name);
+	printf("\n'%s COMMAND --help' tells more. '%s --version' prints the version, '%s --completion' a completion "
+	       "script for bash.\n",
+	       p->name, p->name, p->name);
 }
 
-/* bash: the words of the commands, then the options of the command found. */
-static void opt_completion(const struct opt_program *p)
+/* One row of the script's table: the command's words, its options, those that take a value, what prints operands. */
+static void opt_completion_row(const struct opt_program *p, const struct opt_command *c)
 {
 	const struct opt *rows[OPT_MAX];
+	size_t n = opt_rows(p, c, rows);
 
-	printf("_%s() {\n\tlocal cur=${COMP_WORDS[COMP_CWORD]} line=\" ${COMP_WORDS[*]:1} \" words=\"\"\n", "replant_complete");
-	printf("\tcase $line in\n");
-	for (const struct opt_command *c = p->commands; c->name; c++) {
-		size_t n = opt_rows(p, c, rows);
+	printf("\t\"%s \"*)\n\t\tname='%s' options='--help", c->name, c->name);
+	for (size_t i = 0; i < n; i++)
+		printf(" --%s", rows[i]->name);
+	printf("'\n\t\tvalued='");
+	for (size_t i = 0; i < n; i++)
+		if (rows[i]->kind != OPT_FLAG)
+			printf(" --%s", rows[i]->name);
+	printf(" '\n");
+	for (size_t i = 0; i < n; i++)
+		if (rows[i]->letter && rows[i]->kind != OPT_FLAG)
+			printf("\t\tvalued+='-%c '\n", rows[i]->letter);
+	printf("\t\toperands='%s' ;;\n", c->complete ? c->complete : "");
+}
 
-		printf("\t\" %s \"*) words=\"", c->name);
-		for (size_t i = 0; i < n; i++)
-			printf("--%s ", rows[i]->name);
-		printf("--help\" ;;\n");
-	}
-	printf("\t*) words=$(printf '%%s\\n'");
+/* The longest name first, as opt_find() does it: "jobs" must not hide "jobs create". */
+static void opt_completion_rows(const struct opt_program *p)
+{
+	size_t longest = 0;
+
 	for (const struct opt_command *c = p->commands; c->name; c++)
-		printf(" '%s'", c->name);
-	printf(" | awk -v n=$((COMP_CWORD)) -v have=\"${COMP_WORDS[*]:1:COMP_CWORD-1}\" "
-	       "'have == \"\" || index($0 \" \", have \" \") == 1 { print $n }') ;;\n\tesac\n");
-	printf("\tmapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n}\n");
-	printf("complete -o default -F _%s %s\n", "replant_complete", p->name);
+		longest = MAX(longest, strlen(c->name));
+	for (size_t len = longest; len > 0; len--)
+		for (const struct opt_command *c = p->commands; c->name; c++)
+			if (strlen(c->name) == len)
+				opt_completion_row(p, c);
+}
+
+/*
+ * bash: the words typed so far, without options and their values, are compared with the commands' names. Every program
+ * has functions of its own name, so that several scripts can be loaded in one shell.
+ */
+static void opt_completion(const struct opt_program *p)
+{
+	const char *id = p->name;
+
+	printf("# bash completion for %s, printed by '%s --completion'\n", id, id);
+	printf("_%s_command() {\n\tname='' options='' valued='' operands=''\n\tcase \"$1\" in\n", id);
+	opt_completion_rows(p);
+	printf("\t*)\n\t\toptions='--help --version --completion'\n\t\tvalued='");
+	for (const struct opt *o = p->common; o && o->name; o++)
+		if (o->kind != OPT_FLAG)
+			printf(" --%s", o->name);
+	printf(" ' ;;\n\tesac\n}\n\n");
+	printf("_%s_names() {\n\tprintf '%%s\\n'", id);
+	for (const struct opt_command *c = p->commands; c->name; c++)
+		printf(" \\\n\t\t'%s'", c->name);
+	printf("\n}\n\n");
+	printf("_%s() {\n"
+	       "\tlocal cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} have='' words='' i\n"
+	       "\tlocal name options valued operands\n"
+	       "\t_%s_command ''\n"
+	       "\tfor ((i = 1; i < COMP_CWORD; i++)); do\n"
+	       "\t\tcase ${COMP_WORDS[i]} in\n"
+	       "\t\t-*) [[ $valued == *\" ${COMP_WORDS[i]} \"* ]] && i=$((i + 1)) ;;\n"
+	       "\t\t*) have+=\"${COMP_WORDS[i]} \"; _%s_command \"$have\" ;;\n"
+	       "\t\tesac\n"
+	       "\tdone\n"
+	       "\tCOMPREPLY=()\n"
+	       "\t[[ $valued == *\" $prev \"* ]] && return\n"
+	       "\tif [[ $cur == -* ]]; then\n"
+	       "\t\twords=$options\n"
+	       "\telif [[ $name ]]; then\n"
+	       "\t\t[[ $operands ]] && words=$($operands 2>/dev/null)\n"
+	       "\t\twords=${words//[^a-zA-Z0-9._[:space:]-]/} # compgen would expand the rest\n"
+	       "\telse\n"
+	       "\t\twords=$(_%s_names | while read -r i; do\n"
+	       "\t\t\t[[ \"$i \" == \"$have\"* ]] && i=${i:${#have}} && echo \"${i%%%% *}\"; done)\n"
+	       "\tfi\n"
+	       "\tmapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\" | sort -u)\n"
+	       "}\n"
+	       "complete -o default -F _%s %s\n",
+	       id, id, id, id, id, id);
 }
 
 /* How many of argv's words the command's name takes; 0: another command. */
@@ -183,24 +249,29 @@ static size_t opt_row_of(const struct opt *const rows[], size_t n, int got)
 	return n;
 }
 
+static const struct opt_command opt_none = {.name = ""};
+
 static int opt_usage_hint(const struct opt_program *p, const struct opt_command *c)
 {
 	fprintf(stderr, "Try '%s %s --help'.\n", p->name, c->name);
 	return 2;
 }
 
-static int opt_run_command(const struct opt_program *p, const struct opt_command *c, void *options, int argc,
-			   char **argv)
+/* `before` tells which of the common options stood in front of the command. */
+static int opt_run_command(const struct opt_program *p, const struct opt_command *c, void *options,
+			   const bool before[OPT_MAX], int argc, char **argv)
 {
-	const struct opt *rows[OPT_MAX];
+	const struct opt *rows[OPT_MAX], *common[OPT_MAX];
 	struct option longs[OPT_MAX + 2];
 	char shorts[2 * OPT_MAX + 2];
 	bool given[OPT_MAX] = {0};
 	size_t n = opt_rows(p, c, rows);
 	int got, operands;
 
+	for (size_t i = 0, own = n - opt_rows(p, &opt_none, common); own + i < n; i++)
+		given[own + i] = before[i];
 	opt_getopt_tables(rows, n, longs, shorts);
-	optind = 1;
+	optind = 0; /* makes GNU getopt forget an earlier scan */
 	while ((got = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
 		size_t i = opt_row_of(rows, n, got);
 
@@ -226,28 +297,68 @@ static int opt_run_command(const struct opt_program *p, const struct opt_command
 	return c->run(options, operands, argv + optind);
 }
 
+/*
+ * Common options in front of the command. Returns how many words of argv they take (argv[0] among them), 0 when the
+ * program ends here with *ret_exit.
+ */
+static int opt_leading(const struct opt_program *p, void *options, int argc, char **argv, bool given[OPT_MAX],
+		       int *ret_exit)
+{
+	const struct opt *rows[OPT_MAX];
+	struct option longs[OPT_MAX + 4];
+	char shorts[2 * OPT_MAX + 3] = "+"; /* stop at the first word that is no option */
+	size_t n = opt_rows(p, &opt_none, rows), tail = n + 1;
+	int got;
+
+	opt_getopt_tables(rows, n, longs, shorts + 1);
+	longs[tail++] = (struct option){"version", 0, NULL, OPT_VERSION};
+	longs[tail++] = (struct option){"completion", 0, NULL, OPT_COMPLETION};
+	longs[tail] = (struct option){0};
+	optind = 0;
+	while ((got = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+		size_t i = opt_row_of(rows, n, got);
+
+		*ret_exit = 0;
+		if (i < n && opt_store(rows[i], options, optarg) == 0) {
+			given[i] = true;
+			continue;
+		}
+		if (got == OPT_VERSION) {
+			printf("%s %s\n", p->name, REPLANT_VERSION);
+		} else if (got == OPT_COMPLETION) {
+			opt_completion(p);
+		} else if (got == 'h') {
+			opt_help_program(p);
+		} else {
+			fprintf(stderr, "Try '%s --help'.\n", p->name);
+			*ret_exit = 2;
+		}
+		return 0;
+	}
+	return optind;
+}
+
 int opt_main(const struct opt_program *p, void *options, int argc, char **argv)
 {
 	const struct opt_command *c;
-	int words;
+	bool before[OPT_MAX] = {0};
+	int lead, words, code;
 
-	if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+	lead = opt_leading(p, options, argc, argv, before, &code);
+	if (lead == 0)
+		return code;
+	if (argc == lead || strcmp(argv[lead], "help") == 0) {
 		opt_help_program(p);
-		return argc < 2 ? 2 : 0;
+		return argc == lead ? 2 : 0;
 	}
-	if (strcmp(argv[1], "--version") == 0) {
-		printf("%s %s\n", p->name, REPLANT_VERSION);
-		return 0;
-	}
-	if (strcmp(argv[1], "--completion") == 0) {
-		opt_completion(p);
-		return 0;
-	}
+	argc -= lead - 1;
+	argv += lead - 1;
 	c = opt_find(p, argc, argv, &words);
 	if (!c) {
 		fprintf(stderr, "%s: no command '%s%s%s'\nTry '%s --help'.\n", p->name, argv[1], argc > 2 ? " " : "",
 			argc > 2 ? argv[2] : "", p->name);
 		return 2;
 	}
-	return opt_run_command(p, c, options, argc - words, argv + words);
+	argv[words] = (char *)p->name; /* what getopt puts in front of its complaints */
+	return opt_run_command(p, c, options, before, argc - words, argv + words);
 }

@@ -40,6 +40,7 @@ struct opt_command {
 	const struct opt *opts; /* ends with a NULL name, may be NULL */
 	int min_args, max_args; /* operands; max -1: any number */
 	int (*run)(void *options, int argc, char **argv);
+	const char *complete; /* shell command that prints words for the operands (completion), or NULL */
 };
 
 struct opt_program {
@@ -51,7 +52,7 @@ struct opt_program {
 };
 
 /*
- * Finds the command in argv, parses into `options` (which the caller has filled with defaults; strings point into argv),
+ * Finds the command in argv (common options may stand before it), parses into `options` (which the caller has filled with defaults; strings point into argv),
  * runs it and returns its exit code. Prints help or usage errors itself: 0 for --help and --version, 2 for wrong usage.
  * `--completion` prints a bash completion script.
  */
