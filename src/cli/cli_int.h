@@ -1,0 +1,213 @@
+/*
+ * The command line `replant`: options and settings, HTTP to the center, output for people. One process, one thread, one
+ * command. Everything the center sends is untrusted text: it reaches the terminal only through out_clean().
+ */
+#pragma once
+
+#include <curl/curl.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/str.h"
+
+enum {
+	CLI_OK = 0,
+	CLI_FAILED = 1,
+	CLI_USAGE = 2,
+	CLI_TEMPORARY = 75, /* EX_TEMPFAIL: the same command may succeed later */
+};
+
+/* A number that was not given on the command line. */
+#define CLI_UNSET UINT64_MAX
+
+/* What the options of all commands are parsed into, and what a command works with. */
+struct cli {
+	/* of every command */
+	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
+	bool json;
+	/* of some */
+	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep;
+	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output;
+	uint64_t compression, rate, connections, uses, days, disk, since, retry;
+
+	/* settings found, owned */
+	char *url, *token, *ca;
+	CURL *curl;
+	struct curl_slist *headers;
+	long timeout; /* seconds for one request */
+};
+
+/* ---- cli_settings.c ---- */
+
+/* Fills url, token and ca from options, state directory, environment and configuration file, in this order. */
+int cli_settings(struct cli *c, struct err *e);
+
+/* ---- cli_http.c ---- */
+
+#define CLI_BODY_MAX (32u << 20)
+
+struct cli_reply {
+	long status; /* 0: no answer */
+	struct str body;
+	json_t *json; /* NULL when the body is empty */
+};
+void cli_reply_release(struct cli_reply *r);
+#define _cleanup_reply_ __attribute__((cleanup(cli_reply_release)))
+
+void cli_http_release(struct cli *c);
+/*
+ * One request; `body` may be NULL. 0 when the center answered 2xx with JSON or nothing. Errors: -EAGAIN when trying again
+ * may help (no connection, 429, 502 to 504), -ENOENT 404, -EACCES 401 and 403, -EBUSY 409, -EINVAL other 4xx, -EPROTO not our API. The
+ * center's own message is in `e`; r->body holds its answer.
+ */
+int cli_http(struct cli *c, const char *method, const char *path, json_t *body, struct cli_reply *r, struct err *e);
+/* Gets bytes as they come. `write` is curl's write callback. -EAGAIN as above; -ECANCELED when the callback refused. */
+int cli_http_stream(struct cli *c, const char *path, uint64_t offset, curl_write_callback write, void *arg,
+		    struct err *e);
+/* GET into a file, by way of a temporary beside it. *size is what must arrive, UINT64_MAX when unknown. */
+int cli_download(struct cli *c, const char *path, const char *file, uint64_t size, const char *what, struct err *e);
+
+/* ---- cli_out.c ---- */
+
+enum out_colour { OUT_PLAIN, OUT_BOLD, OUT_DIM, OUT_RED, OUT_GREEN, OUT_YELLOW, OUT_CYAN };
+
+/* Once, at the start: locale, terminal, colours. */
+void out_init(void);
+bool out_tty(void);
+/* Columns of the terminal; 0 when stdout is none. */
+size_t out_width(void);
+/* The locale can show more than ASCII. */
+bool out_utf8(void);
+const char *out_on(enum out_colour c);
+const char *out_off(void);
+
+/* Adds `s` with control characters, line breaks, bidirectional overrides and broken UTF-8 replaced. */
+void out_clean(struct str *b, const char *s);
+/* Columns that clean text takes. */
+size_t out_columns(const char *s);
+/* The first bytes of clean text that fit into `columns`, with an ellipsis if something is cut. */
+void out_fit(struct str *b, const char *s, size_t columns);
+
+/* "3 min ago", "in 12 days", "never" for 0; "1 h 12 min"; "5.0 GiB"; "112 MiB/s". Each adds to b. */
+void out_when(struct str *b, double t);
+void out_duration(struct str *b, double seconds);
+void out_size(struct str *b, double bytes);
+enum out_colour out_state_colour(const char *state);
+/* A word of the API for people: cleaned, "in_error" as "in error". */
+void out_word(struct str *b, const char *s);
+
+/* "  Label            text", wrapped under itself; nothing when text is empty. Text is clean already. */
+void out_field(const char *label, const char *text, enum out_colour c);
+void out_fieldf(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Title with the text cleaned, in bold. */
+void out_title(const char *name, const char *id);
+void out_section(const char *title);
+/* The API's JSON, byte for byte (C1 controls escaped on a terminal), and a line end. */
+void out_json(const struct str *body);
+/* The error on stderr, cleaned. */
+void out_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* ---- cli_table.c ---- */
+
+struct out_col {
+	const char *head;
+	bool right;  /* aligned to the right */
+	bool shrink; /* may be cut when the terminal is narrow */
+	/* Adds the cell for the item (cleaned); NULL for tables filled by hand. */
+	enum out_colour (*cell)(struct str *b, const json_t *item);
+};
+
+struct out_table {
+	const struct out_col *cols; /* ends with a NULL head */
+	size_t ncols;
+	struct out_cell *cells;
+	size_t ncells, cap;
+	size_t indent;
+	bool failed;
+};
+void out_table_init(struct out_table *t, const struct out_col *cols, size_t indent);
+void out_table_release(struct out_table *t);
+#define _cleanup_table_ __attribute__((cleanup(out_table_release)))
+/* Cells row by row. The text is taken from b, which is empty afterwards. */
+void out_table_cell(struct out_table *t, struct str *b, enum out_colour c);
+void out_table_item(struct out_table *t, const json_t *item);
+int out_table_print(const struct out_table *t, struct err *e);
+
+/* ---- cli_json.c: reading what the center sends, forgivingly ---- */
+
+/* "progress.percent" -> the member, or NULL. */
+const json_t *get(const json_t *o, const char *path);
+/* "" when it isn't there or no string. */
+const char *get_str(const json_t *o, const char *path);
+/* `def` when it isn't there or no number. */
+double get_num(const json_t *o, const char *path, double def);
+bool get_true(const json_t *o, const char *path);
+
+/* ---- cli_noun.c: what all nouns have in common ---- */
+
+struct cli_noun {
+	const char *noun;	    /* "job": also the ids' prefix */
+	const char *plural;	    /* "jobs" */
+	const char *path;	    /* "/v1/jobs" */
+	const struct out_col *cols; /* of `ls` */
+	void (*show)(struct cli *c, json_t *item);
+	const char *none; /* what an empty list says to do next */
+	void (*prepare)(struct cli *c, json_t *items); /* before `cols` see them, or NULL */
+};
+
+extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_code, cli_token, cli_region;
+
+/* Name, id or the beginning of an id (with or without "job-") -> id. -ENOENT, -ENOTUNIQ. */
+int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **ret_id, struct err *e);
+/* All items of a noun, whatever the pages; *ret_json is a new reference to an array. */
+int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct err *e);
+/* "/v1/jobs/ID" + suffix; the caller frees. */
+char *cli_path(const struct cli_noun *n, const char *id, const char *suffix);
+int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e);
+int cli_show(struct cli *c, const struct cli_noun *n, const char *word, struct err *e);
+int cli_rename(struct cli *c, const struct cli_noun *n, const char *word, const char *name, struct err *e);
+int cli_rm(struct cli *c, const struct cli_noun *n, int argc, char **argv, struct err *e);
+/* Prints the answer as JSON with --json, else the sentence. */
+void cli_done(struct cli *c, const struct cli_reply *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Cells many lists share. */
+enum out_colour cell_id(struct str *b, const json_t *item);
+enum out_colour cell_name(struct str *b, const json_t *item);
+enum out_colour cell_state(struct str *b, const json_t *item);
+enum out_colour cell_created(struct str *b, const json_t *item);
+
+/* Gives jobs and images "source_name": their sources' names instead of ids. Does without when it can't. */
+void cli_name_sources(struct cli *c, json_t *items);
+
+/* ---- cli_watch.c ---- */
+
+/* Watches jobs until each has ended; the exit code. */
+int cli_watch(struct cli *c, char **ids, size_t n, struct err *e);
+/* What a person should do about an error's code, or NULL. */
+const char *cli_remedy(const char *code);
+void cli_sleep(double seconds);
+/* The clock of a connection that is tried again: 0 when there is time left, else the error stands. */
+struct cli_patience {
+	double lost;	   /* id_now_mono() of the first failure, 0 when all is well */
+	unsigned failures; /* in a row */
+};
+void cli_patience_ok(struct cli_patience *p);
+/* Sleeps with back-off and returns 0, or -EAGAIN with the error completed when --retry seconds are over. */
+int cli_patience_wait(const struct cli *c, struct cli_patience *p, struct err *e);
+
+/* ---- the commands; a table in main.c says which ---- */
+
+/* Runs fn with the settings loaded, prints its error, releases everything; the exit code. */
+int cli_run(struct cli *c, int (*fn)(struct cli *, int, char **, struct err *), int argc, char **argv);
+
+#define CLI_COMMAND(name)                                                                                              \
+	static int name(struct cli *c, int argc, char **argv, struct err *e);                                          \
+	int cli_##name(void *options, int argc, char **argv);                                                          \
+	int cli_##name(void *options, int argc, char **argv)                                                           \
+	{                                                                                                              \
+		return cli_run(options, name, argc, argv);                                                             \
+	}                                                                                                              \
+	static int name(struct cli *c, int argc, char **argv, struct err *e)

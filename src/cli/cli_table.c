@@ -1,0 +1,122 @@
+/* Aligned tables. When the terminal is too narrow, the widest of the columns that may be cut are cut. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "cli/cli_int.h"
+
+struct out_cell {
+	char *text;
+	size_t columns;
+	enum out_colour colour;
+};
+
+#define TABLE_COLS_MAX 16
+#define TABLE_SHRINK_TO 8 /* no narrower than this */
+
+void out_table_init(struct out_table *t, const struct out_col *cols, size_t indent)
+{
+	*t = (struct out_table){.cols = cols, .indent = indent};
+	while (cols[t->ncols].head)
+		t->ncols++;
+	must(t->ncols <= TABLE_COLS_MAX);
+}
+
+void out_table_release(struct out_table *t)
+{
+	for (size_t i = 0; i < t->ncells; i++)
+		free(t->cells[i].text);
+	free(t->cells);
+	*t = (struct out_table){0};
+}
+
+void out_table_cell(struct out_table *t, struct str *b, enum out_colour c)
+{
+	char *text = str_take(b);
+
+	if (t->ncells == t->cap) {
+		size_t cap = t->cap ? t->cap * 2 : 64;
+		struct out_cell *cells = realloc(t->cells, cap * sizeof(*cells));
+
+		if (!cells) {
+			free(text);
+			t->failed = true;
+			return;
+		}
+		t->cells = cells;
+		t->cap = cap;
+	}
+	if (!text) {
+		t->failed = true;
+		return;
+	}
+	t->cells[t->ncells++] = (struct out_cell){text, out_columns(text), c};
+}
+
+void out_table_item(struct out_table *t, const json_t *item)
+{
+	for (size_t i = 0; i < t->ncols; i++) {
+		struct str b = {0};
+		enum out_colour c = t->cols[i].cell(&b, item);
+
+		out_table_cell(t, &b, c);
+	}
+}
+
+/* Takes columns from the widest shrinkable one until the table fits or none can give any more. */
+static void table_shrink(const struct out_table *t, size_t w[], size_t total, size_t width)
+{
+	while (total > width) {
+		size_t best = t->ncols;
+
+		for (size_t i = 0; i < t->ncols; i++)
+			if (t->cols[i].shrink && w[i] > TABLE_SHRINK_TO && (best == t->ncols || w[i] > w[best]))
+				best = i;
+		if (best == t->ncols)
+			return;
+		w[best]--;
+		total--;
+	}
+}
+
+static void table_put(const char *text, size_t width, bool right, bool last, enum out_colour c)
+{
+	_cleanup_(str_release) struct str b = {0};
+	size_t cols;
+
+	out_fit(&b, text, width);
+	cols = b.s ? out_columns(b.s) : 0;
+	if (right)
+		printf("%*s", (int)(width - cols), "");
+	printf("%s%s%s", out_on(c), b.s ? b.s : "", c == OUT_PLAIN ? "" : out_off());
+	if (!right && !last)
+		printf("%*s", (int)(width - cols), "");
+	printf("%s", last ? "\n" : "  ");
+}
+
+int out_table_print(const struct out_table *t, struct err *e)
+{
+	size_t w[TABLE_COLS_MAX], width = out_width(), total = t->indent;
+
+	if (t->failed)
+		return err_nomem(e);
+	for (size_t i = 0; i < t->ncols; i++) {
+		w[i] = strlen(t->cols[i].head);
+		for (size_t k = i; k < t->ncells; k += t->ncols)
+			w[i] = MAX(w[i], t->cells[k].columns);
+		total += w[i] + (i ? 2 : 0);
+	}
+	if (width)
+		table_shrink(t, w, total, width);
+	printf("%*s", (int)t->indent, "");
+	for (size_t i = 0; i < t->ncols; i++)
+		table_put(t->cols[i].head, w[i], t->cols[i].right, i + 1 == t->ncols, OUT_DIM);
+	for (size_t k = 0; k + t->ncols <= t->ncells; k += t->ncols) {
+		printf("%*s", (int)t->indent, "");
+		for (size_t i = 0; i < t->ncols; i++)
+			table_put(t->cells[k + i].text, w[i], t->cols[i].right, i + 1 == t->ncols,
+				  t->cells[k + i].colour);
+	}
+	return 0;
+}

@@ -1,0 +1,139 @@
+/* Who may come in: activation codes for servers, tokens for people and programs. Secrets are shown once, on stdout alone. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/jsn.h"
+#include "base/util.h"
+#include "cli/cli_int.h"
+
+static enum out_colour code_uses(struct str *b, const json_t *j)
+{
+	str_addf(b, "%.0f of %.0f", get_num(j, "used", 0), get_num(j, "uses", 0));
+	return OUT_PLAIN;
+}
+
+static enum out_colour code_expires(struct str *b, const json_t *j)
+{
+	out_when(b, get_num(j, "expires", 0));
+	return OUT_PLAIN;
+}
+
+static const struct out_col code_cols[] = {
+	{"NAME", false, true, cell_name},	 {"STATE", false, false, cell_state},	  {"USED", false, false, code_uses},
+	{"EXPIRES", false, false, code_expires}, {"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{0},
+};
+
+const struct cli_noun cli_code = {"code",
+				  "codes",
+				  "/v1/codes",
+				  code_cols,
+				  NULL,
+				  "'replant codes create' makes one and prints the command that enrols a server.",
+				  NULL};
+
+CLI_COMMAND(codes_ls)
+{
+	return cli_ls(c, &cli_code, e);
+}
+
+CLI_COMMAND(codes_rm)
+{
+	return cli_rm(c, &cli_code, argc, argv, e);
+}
+
+CLI_COMMAND(codes_create)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_(str_release) struct str b = {0};
+	_cleanup_json_ json_t *body = json_object();
+	int x;
+
+	if (!body)
+		return err_nomem(e);
+	if (c->name)
+		json_object_set_new(body, "name", json_string(c->name));
+	if (c->uses != CLI_UNSET)
+		json_object_set_new(body, "uses", json_integer((json_int_t)c->uses));
+	if (c->days != CLI_UNSET)
+		json_object_set_new(body, "valid_days", json_integer((json_int_t)c->days));
+	x = cli_http(c, "POST", cli_code.path, body, &r, e);
+	if (x < 0 || c->json) {
+		out_json(&r.body);
+		return x;
+	}
+	out_when(&b, get_num(r.json, "expires", 0));
+	out_error("paste this on the server to migrate, as root; it works %.0f times, until %s. It is shown only now.",
+		  get_num(r.json, "uses", 0), b.s ? b.s : "");
+	str_release(&b);
+	out_clean(&b, get_str(r.json, "command"));
+	printf("%s\n", b.s ? b.s : "");
+	return CLI_OK;
+}
+
+CLI_COMMAND(codes_revoke)
+{
+	for (int i = 0; i < argc; i++) {
+		_cleanup_reply_ struct cli_reply r = {0};
+		_cleanup_free_ char *id = NULL, *path = NULL;
+		int x = cli_find(c, &cli_code, argv[i], &id, e);
+
+		if (x < 0)
+			return x;
+		path = cli_path(&cli_code, id, "/revoke");
+		if (!path)
+			return err_nomem(e);
+		x = cli_http(c, "POST", path, NULL, &r, e);
+		if (x == 0 || c->json)
+			cli_done(c, &r, "code %s is revoked: no further server can enrol with it", id);
+		if (x < 0)
+			return x;
+	}
+	return CLI_OK;
+}
+
+static enum out_colour token_role(struct str *b, const json_t *j)
+{
+	out_word(b, get_str(j, "role"));
+	return OUT_PLAIN;
+}
+
+static const struct out_col token_cols[] = {
+	{"NAME", false, true, cell_name},	  {"ROLE", false, false, token_role},
+	{"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{0},
+};
+
+const struct cli_noun cli_token = {"token",    "tokens", "/v1/tokens",
+				   token_cols, NULL,	 "'replant tokens create NAME --role operator' makes one.",
+				   NULL};
+
+CLI_COMMAND(tokens_ls)
+{
+	return cli_ls(c, &cli_token, e);
+}
+
+CLI_COMMAND(tokens_rm)
+{
+	return cli_rm(c, &cli_token, argc, argv, e);
+}
+
+CLI_COMMAND(tokens_create)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_(str_release) struct str b = {0};
+	_cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "name", argv[0], "role", c->role);
+	int x;
+
+	if (!body)
+		return err_nomem(e);
+	x = cli_http(c, "POST", cli_token.path, body, &r, e);
+	if (x < 0 || c->json) {
+		out_json(&r.body);
+		return x;
+	}
+	out_error("token for '%s' (%s), shown only now:", argv[0], c->role);
+	out_clean(&b, get_str(r.json, "token"));
+	printf("%s\n", b.s ? b.s : "");
+	return CLI_OK;
+}

@@ -1,0 +1,226 @@
+/* The center itself: its regions, its version, what happens in it. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/jsn.h"
+#include "base/util.h"
+#include "cli/cli_int.h"
+#include "version.h"
+
+static enum out_colour region_kind(struct str *b, const json_t *j)
+{
+	out_clean(b, get_str(j, "provider"));
+	return OUT_PLAIN;
+}
+
+static enum out_colour region_free(struct str *b, const json_t *j)
+{
+	if (get(j, "capacity.total")) {
+		out_size(b, get_num(j, "capacity.free", 0));
+		str_add(b, " of ");
+		out_size(b, get_num(j, "capacity.total", 0));
+	}
+	return OUT_PLAIN;
+}
+
+static enum out_colour region_accelerator(struct str *b, const json_t *j)
+{
+	out_clean(b, get_str(j, "capacity.accelerator"));
+	return OUT_PLAIN;
+}
+
+static const struct out_col region_cols[] = {
+	{"NAME", false, true, cell_name},	{"PROVIDER", false, false, region_kind},
+	{"FREE", true, false, region_free},	{"ACCELERATOR", false, false, region_accelerator},
+	{"ID", false, false, cell_id},		{0},
+};
+
+static void region_show(struct cli *c, json_t *r)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	out_title(get_str(r, "name"), get_str(r, "id"));
+	out_fieldf("Provider", "%s", get_str(r, "provider"));
+	region_free(&b, r);
+	out_field("Free", b.s ? b.s : "", OUT_PLAIN);
+	out_fieldf("Accelerator", "%s", get_str(r, "capacity.accelerator"));
+	str_release(&b);
+	out_when(&b, get_num(r, "created", 0));
+	out_field("Created", b.s ? b.s : "", OUT_PLAIN);
+}
+
+const struct cli_noun cli_region = {"region",	 "regions",	"/v1/regions",
+				    region_cols, region_show,	"The center's operator adds them.",
+				    NULL};
+
+CLI_COMMAND(regions_ls)
+{
+	return cli_ls(c, &cli_region, e);
+}
+
+CLI_COMMAND(regions_show)
+{
+	return cli_show(c, &cli_region, argv[0], e);
+}
+
+CLI_COMMAND(version)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	int x = cli_http(c, "GET", "/v1/version", NULL, &r, e);
+
+	if (c->json) {
+		out_json(&r.body);
+		return x;
+	}
+	printf("replant  %s\n", REPLANT_VERSION);
+	if (x == 0)
+		cli_done(c, &r, "center   %s  %s", get_str(r.json, "version"), c->url);
+	return x;
+}
+
+/* ---- events: text/event-stream ---- */
+#define EVENT_MAX (4u << 20)
+
+struct events {
+	struct cli *c;
+	struct str line, data;
+	char name[64];
+	uint64_t last; /* id of the last whole event */
+	uint64_t id;   /* of the one that is arriving */
+	bool broken;
+};
+
+static void event_stamp(const json_t *j)
+{
+	char stamp[32] = "";
+	time_t t = (time_t)get_num(j, "time", (double)time(NULL));
+	struct tm tm;
+
+	if (localtime_r(&t, &tm))
+		strftime(stamp, sizeof(stamp), "%H:%M:%S", &tm);
+	printf("%s%s%s ", out_on(OUT_DIM), stamp, out_off());
+}
+
+/* "12:03:04 job.updated  web-1  running, syncing 43 %" */
+static void event_text(struct str *b, const json_t *j)
+{
+	const char *name = get_str(j, "name"), *stage = get_str(j, "stage");
+
+	out_clean(b, *name ? name : get_str(j, "id"));
+	if (*get_str(j, "state")) {
+		str_add(b, "  ");
+		out_word(b, get_str(j, "state"));
+	}
+	if (*stage) {
+		str_add(b, ", ");
+		out_word(b, stage);
+	}
+	if (get(j, "progress.percent") && *stage)
+		str_addf(b, " %.0f %%", get_num(j, "progress.percent", 0));
+	if (*get_str(j, "error.message")) {
+		str_add(b, ": ");
+		out_clean(b, get_str(j, "error.message"));
+	}
+}
+
+static void event_print(struct events *v)
+{
+	_cleanup_(str_release) struct str b = {0}, name = {0}, line = {0};
+	_cleanup_json_ json_t *j = NULL;
+
+	if (jsn_parse(v->data.s, v->data.len, EVENT_MAX, &j, NULL) < 0)
+		return;
+	if (v->c->json) {
+		out_json(&v->data);
+	} else {
+		event_text(&b, j);
+		out_clean(&name, v->name);
+		event_stamp(j);
+		str_addf(&line, "%-16s %s", name.s ? name.s : "", b.s ? b.s : "");
+		str_release(&b);
+		if (line.s && out_width() > 20)
+			out_fit(&b, line.s, out_width() - 10);
+		printf("%s\n", b.s ? b.s : line.s ? line.s : "");
+	}
+	fflush(stdout);
+}
+
+static void event_line(struct events *v, const char *s)
+{
+	if (!*s) {
+		if (v->data.len && str_ok(&v->data)) {
+			event_print(v);
+			v->last = v->id;
+		}
+		str_release(&v->data);
+		v->name[0] = '\0';
+	} else if (str_starts(s, "id:")) {
+		(void)str_u64(s + 3 + strspn(s + 3, " "), 0, UINT64_MAX, &v->id);
+	} else if (str_starts(s, "event:")) {
+		snprintf(v->name, sizeof(v->name), "%s", s + 6 + strspn(s + 6, " "));
+	} else if (str_starts(s, "data:")) {
+		str_add(&v->data, v->data.len ? "\n" : "");
+		str_add(&v->data, s + 5 + (s[5] == ' '));
+	}
+}
+
+static size_t events_write(char *p, size_t size, size_t n, void *arg)
+{
+	struct events *v = arg;
+
+	for (size_t i = 0; i < n; i++) {
+		if (p[i] == '\r')
+			continue;
+		if (p[i] != '\n') {
+			str_add_mem(&v->line, p + i, 1);
+			continue;
+		}
+		event_line(v, v->line.s ? v->line.s : "");
+		str_release(&v->line);
+	}
+	if (ferror(stdout)) /* whoever read us is gone */
+		return 0;
+	v->broken = v->line.len > EVENT_MAX || v->data.len > EVENT_MAX || !str_ok(&v->line) || !str_ok(&v->data);
+	return v->broken ? 0 : n;
+}
+
+static int events_stream(struct events *v, struct err *e)
+{
+	_cleanup_free_ char *path = v->last == CLI_UNSET
+					    ? strdup("/v1/events")
+					    : str_printf("/v1/events?since=%llu", (unsigned long long)v->last);
+	int r;
+
+	if (!path)
+		return err_nomem(e);
+	str_release(&v->line);
+	str_release(&v->data);
+	r = cli_http_stream(v->c, path, 0, events_write, v, e);
+	if (v->broken)
+		return err_set(e, -EPROTO, "the center sent an event larger than %u bytes", EVENT_MAX);
+	return r < 0 ? r : err_set(e, -EAGAIN, "the center ended the stream");
+}
+
+CLI_COMMAND(events_follow)
+{
+	struct events v = {.c = c, .last = c->since, .id = c->since};
+	struct cli_patience patience = {0};
+	int r;
+
+	do {
+		uint64_t before = v.last;
+		time_t began = time(NULL);
+
+		r = events_stream(&v, e);
+		if (v.last != before || time(NULL) - began > 5)
+			cli_patience_ok(&patience);
+		if (r == -EAGAIN && patience.failures == 0)
+			out_error("%s (trying again)", e->msg);
+	} while (r == -EAGAIN && cli_patience_wait(c, &patience, e) == 0);
+	str_release(&v.line);
+	str_release(&v.data);
+	return r;
+}

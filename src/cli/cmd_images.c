@@ -1,0 +1,368 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/id.h"
+#include "base/jsn.h"
+#include "base/util.h"
+#include "cli/cli_int.h"
+
+static double image_bytes(const json_t *i, const char *key)
+{
+	const json_t *disk;
+	double sum = 0;
+	size_t k;
+
+	json_array_foreach(get(i, "manifest.disks"), k, disk) sum += get_num(disk, key, 0);
+	return sum;
+}
+
+static enum out_colour image_size(struct str *b, const json_t *i)
+{
+	double size = get_num(i, "size", image_bytes(i, "size"));
+
+	if (size > 0)
+		out_size(b, size);
+	return OUT_PLAIN;
+}
+
+/* "passed", "failed", or how far the boot is. */
+static enum out_colour image_boot_state(struct str *b, const json_t *i)
+{
+	const json_t *boot = get(i, "boot");
+	const char *state = get_str(boot, "state");
+
+	if (*state)
+		out_word(b, state);
+	else if (get(boot, "passed"))
+		str_add(b, state = get_true(boot, "passed") ? "passed" : "failed");
+	else
+		str_add(b, "not booted");
+	return *state ? out_state_colour(state) : OUT_DIM;
+}
+
+static enum out_colour image_source(struct str *b, const json_t *i)
+{
+	const char *name = get_str(i, "source_name");
+
+	out_clean(b, *name ? name : get_str(i, "source"));
+	return OUT_PLAIN;
+}
+
+static const struct out_col image_cols[] = {
+	{"NAME", false, true, cell_name},	{"SIZE", true, false, image_size}, {"TEST BOOT", false, false, image_boot_state},
+	{"SOURCE", false, true, image_source}, {"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{0},
+};
+
+/* ---- the manifest: what lies there ---- */
+static const struct out_col image_disk_cols[] = {{"DISK", true, false, NULL},	{"SIZE", true, false, NULL},
+						 {"STORED", true, false, NULL}, {"FORMAT", false, false, NULL},
+						 {"SOURCE", false, true, NULL}, {0}};
+
+static void image_disk(struct out_table *t, const json_t *disk, size_t i)
+{
+	struct str b = {0};
+	const char *source = get_str(disk, "source");
+
+	str_addf(&b, "%.0f", get_num(disk, "index", (double)i));
+	out_table_cell(t, &b, OUT_PLAIN);
+	out_size(&b, get_num(disk, "size", 0));
+	out_table_cell(t, &b, OUT_PLAIN);
+	if (get(disk, "stored") || get(disk, "allocated"))
+		out_size(&b, get_num(disk, "stored", get_num(disk, "allocated", 0)));
+	out_table_cell(t, &b, OUT_PLAIN);
+	out_clean(&b, get_str(disk, "format"));
+	out_table_cell(t, &b, OUT_PLAIN);
+	out_clean(&b, *source ? source : get_str(disk, "name"));
+	out_table_cell(t, &b, OUT_PLAIN);
+}
+
+static void image_disks(const json_t *image)
+{
+	_cleanup_table_ struct out_table t;
+	const json_t *disks = get(image, "manifest.disks"), *disk;
+	size_t i;
+
+	out_table_init(&t, image_disk_cols, 2);
+	if (json_array_size(disks) == 0)
+		return;
+	out_section("Disks");
+	json_array_foreach(disks, i, disk) image_disk(&t, disk, i);
+	(void)out_table_print(&t, NULL);
+}
+
+/* ---- the report: what was verified, what conversion changed ---- */
+
+/* A plain value for people; what is deeper is for --json. */
+static void image_value(struct str *b, const json_t *v)
+{
+	if (json_is_string(v))
+		out_clean(b, json_string_value(v));
+	else if (json_is_boolean(v))
+		str_add(b, json_is_true(v) ? "yes" : "no");
+	else if (json_is_number(v))
+		str_addf(b, "%.10g", json_number_value(v));
+}
+
+static void image_facts(const json_t *o)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)o, key, v) {
+		_cleanup_(str_release) struct str label = {0}, b = {0};
+
+		if (str_ends(key, "seconds") && json_is_number(v))
+			out_duration(&b, json_number_value(v));
+		else
+			image_value(&b, v);
+		out_word(&label, key);
+		if (label.s && b.len)
+			out_field(label.s, b.s, strcmp(key, "state") == 0 ? out_state_colour(b.s) : OUT_PLAIN);
+	}
+}
+
+static void image_texts(const char *title, const json_t *list, enum out_colour c)
+{
+	const json_t *v;
+	size_t i;
+
+	if (json_array_size(list))
+		out_section(title);
+	json_array_foreach(list, i, v) {
+		_cleanup_(str_release) struct str b = {0};
+
+		out_clean(&b, json_is_string(v) ? json_string_value(v) : get_str(v, "message"));
+		printf("  %s%s%s\n", out_on(c), b.s ? b.s : "", out_off());
+	}
+}
+
+static void image_step_files(const json_t *step)
+{
+	const json_t *file;
+	size_t i;
+
+	json_array_foreach(get(step, "files"), i, file) {
+		_cleanup_(str_release) struct str b = {0};
+
+		out_word(&b, get_str(file, "action"));
+		str_add(&b, *get_str(file, "action") ? " " : "");
+		out_clean(&b, json_is_string(file) ? json_string_value(file) : get_str(file, "path"));
+		printf("  %-18s   %s\n", "", b.s ? b.s : "");
+	}
+}
+
+static void image_steps(const json_t *steps, bool all)
+{
+	const json_t *step;
+	size_t i;
+
+	json_array_foreach(steps, i, step) {
+		_cleanup_(str_release) struct str label = {0}, b = {0};
+		const char *state = get_str(step, "state");
+		bool idle = strcmp(state, "skipped") == 0 || strcmp(state, "not_needed") == 0;
+
+		if (idle && !all)
+			continue;
+		out_word(&label, get_str(step, "name"));
+		out_word(&b, state);
+		str_add(&b, b.len ? ": " : "");
+		out_clean(&b, get_str(step, "summary"));
+		if (label.s && b.s)
+			out_field(label.s, b.s, strcmp(state, "failed") == 0 ? OUT_RED : idle ? OUT_DIM : OUT_PLAIN);
+		image_step_files(step);
+	}
+}
+
+/* The conversion's part of the report may be the report itself. */
+static const json_t *report_part(const json_t *report, const char *name, const char *mark)
+{
+	const json_t *part = get(report, name);
+
+	return part ? part : get(report, mark) ? report : NULL;
+}
+
+static void image_report(const json_t *report, bool all)
+{
+	const json_t *conversion = report_part(report, "conversion", "steps");
+	const json_t *verified = get(report, "verification") ? get(report, "verification") : get(report, "verified");
+
+	if (verified) {
+		out_section("Verified");
+		image_facts(verified);
+		image_texts("Unread", get(verified, "unreadable"), OUT_YELLOW);
+	}
+	if (conversion) {
+		out_section("Conversion");
+		out_fieldf("System", "%s", get_str(conversion, "system.name"));
+		out_fieldf("Firmware", "%s", get_str(conversion, "firmware"));
+		image_steps(get(conversion, "steps"), all);
+		image_texts("Look at", get(conversion, "warnings"), OUT_YELLOW);
+	}
+}
+
+static void image_test_boot(const json_t *boot)
+{
+	if (!json_object_size(boot))
+		return;
+	out_section("Test boot");
+	image_facts(boot);
+	out_fieldf("Error", "%s", get_str(boot, "error.message"));
+	if (json_is_object(get(boot, "report")))
+		image_facts(get(boot, "report"));
+	image_texts("Failed units", get(boot, "failed_units"), OUT_YELLOW);
+}
+
+static int image_get(struct cli *c, const char *id, const char *suffix, struct cli_reply *r, struct err *e)
+{
+	_cleanup_free_ char *path = cli_path(&cli_image, id, suffix);
+
+	return path ? cli_http(c, "GET", path, NULL, r, e) : err_nomem(e);
+}
+
+static void image_show(struct cli *c, json_t *image)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_(str_release) struct str b = {0};
+	_cleanup_json_ json_t *one = json_array();
+
+	if (one && json_array_append(one, image) == 0)
+		cli_name_sources(c, one);
+	out_title(get_str(image, "name"), get_str(image, "id"));
+	out_fieldf("Description", "%s", get_str(image, "description"));
+	if (*get_str(image, "source_name"))
+		out_fieldf("Source", "%s (%s)", get_str(image, "source_name"), get_str(image, "source"));
+	else
+		out_fieldf("Source", "%s", get_str(image, "source"));
+	out_fieldf("Job", "%s", get_str(image, "job"));
+	out_fieldf("Region", "%s", get_str(image, "region"));
+	out_when(&b, get_num(image, "created", 0));
+	out_field("Created", b.s ? b.s : "", OUT_PLAIN);
+	image_disks(image);
+	if (image_get(c, get_str(image, "id"), "/report", &r, NULL) == 0)
+		image_report(r.json, false);
+	image_test_boot(get(image, "boot") ? get(image, "boot") : get(r.json, "boot"));
+}
+
+const struct cli_noun cli_image = {"image",
+				   "images",
+				   "/v1/images",
+				   image_cols,
+				   image_show,
+				   "A job that finishes makes one.",
+				   cli_name_sources};
+
+CLI_COMMAND(images_ls)
+{
+	return cli_ls(c, &cli_image, e);
+}
+
+CLI_COMMAND(images_show)
+{
+	return cli_show(c, &cli_image, argv[0], e);
+}
+
+CLI_COMMAND(images_rename)
+{
+	return cli_rename(c, &cli_image, argv[0], argv[1], e);
+}
+
+CLI_COMMAND(images_rm)
+{
+	return cli_rm(c, &cli_image, argc, argv, e);
+}
+
+CLI_COMMAND(images_report)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL;
+	int x = cli_find(c, &cli_image, argv[0], &id, e);
+
+	if (x < 0)
+		return x;
+	x = image_get(c, id, "/report", &r, e);
+	if (c->json) {
+		out_json(&r.body);
+	} else if (x == 0) {
+		out_title("Report", id);
+		image_report(r.json, true);
+	}
+	return x;
+}
+
+CLI_COMMAND(images_screenshot)
+{
+	_cleanup_free_ char *id = NULL, *path = NULL;
+	int r = cli_find(c, &cli_image, argv[0], &id, e);
+
+	if (r < 0)
+		return r;
+	path = cli_path(&cli_image, id, "/screenshot");
+	if (!path)
+		return err_nomem(e);
+	return cli_download(c, path, c->output, UINT64_MAX, NULL, e);
+}
+
+/* Waits for the boot that was asked for; its end decides the exit code. */
+static int image_watch_boot(struct cli *c, const char *id, struct err *e)
+{
+	_cleanup_(str_release) struct str said = {0};
+	struct cli_patience patience = {0};
+
+	for (;;) {
+		_cleanup_reply_ struct cli_reply r = {0};
+		_cleanup_(str_release) struct str b = {0};
+		int x = image_get(c, id, "", &r, e);
+		const char *state = get_str(r.json, "boot.state");
+
+		if (x == -EAGAIN && cli_patience_wait(c, &patience, e) == 0)
+			continue;
+		if (x < 0)
+			return x;
+		cli_patience_ok(&patience);
+		out_word(&b, state);
+		if (*get_str(r.json, "boot.step.text")) {
+			str_add(&b, ": ");
+			out_clean(&b, get_str(r.json, "boot.step.text"));
+		}
+		if (b.s && !c->json && (!said.s || strcmp(said.s, b.s) != 0))
+			printf("test boot %s\n", b.s);
+		fflush(stdout);
+		str_release(&said);
+		str_add(&said, b.s ? b.s : "");
+		if (strcmp(state, "running") != 0 && strcmp(state, "waiting") != 0) {
+			if (c->json)
+				out_json(&r.body);
+			else
+				image_test_boot(get(r.json, "boot"));
+			return strcmp(state, "finished") == 0 || strcmp(state, "passed") == 0 ||
+					       get_true(r.json, "boot.passed")
+				       ? CLI_OK
+				       : CLI_FAILED;
+		}
+		cli_sleep(1);
+	}
+}
+
+CLI_COMMAND(images_boot)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL, *path = NULL;
+	int x = cli_find(c, &cli_image, argv[0], &id, e);
+
+	if (x < 0)
+		return x;
+	path = cli_path(&cli_image, id, "/boot");
+	if (!path)
+		return err_nomem(e);
+	x = cli_http(c, "POST", path, NULL, &r, e);
+	if (x < 0 || !c->watch) {
+		if (x == 0 || c->json)
+			cli_done(c, &r, "image %s is being booted in a throw-away copy ('replant images show' tells how it "
+					"went)", id);
+		return x;
+	}
+	return image_watch_boot(c, id, e);
+}

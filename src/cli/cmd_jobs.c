@@ -1,0 +1,386 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/jsn.h"
+#include "base/util.h"
+#include "cli/cli_int.h"
+
+static enum out_colour job_source(struct str *b, const json_t *j)
+{
+	const char *name = get_str(j, "source_name");
+
+	out_clean(b, *name ? name : get_str(j, "source"));
+	return OUT_PLAIN;
+}
+
+static enum out_colour job_state(struct str *b, const json_t *j)
+{
+	const char *stage = get_str(j, "stage");
+	enum out_colour c = cell_state(b, j);
+
+	if (strcmp(get_str(j, "state"), "running") == 0 && *stage) {
+		str_release(b);
+		out_word(b, stage);
+	}
+	return c;
+}
+
+static enum out_colour job_percent(struct str *b, const json_t *j)
+{
+	double p = get_num(j, "progress.percent", -1);
+
+	if (p >= 0 && strcmp(get_str(j, "state"), "running") == 0)
+		str_addf(b, "%.0f %%", p > 99 && p < 100 ? 99 : p);
+	return OUT_PLAIN;
+}
+
+static const struct out_col job_cols[] = {
+	{"NAME", false, true, cell_name},	{"STATE", false, false, job_state}, {"DONE", true, false, job_percent},
+	{"SOURCE", false, true, job_source},	{"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{0},
+};
+
+static void job_when(const char *label, const json_t *j, const char *key)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	if (get_num(j, key, 0) <= 0)
+		return;
+	out_when(&b, get_num(j, key, 0));
+	out_field(label, b.s ? b.s : "", OUT_PLAIN);
+}
+
+static void job_parameters(const json_t *j)
+{
+	_cleanup_(str_release) struct str b = {0};
+	double rate = get_num(j, "parameters.rate_mbit", 0);
+
+	if (!get(j, "parameters"))
+		return;
+	str_addf(&b, "%.0f connections, compression %.0f, ", get_num(j, "parameters.connections", 0),
+		 get_num(j, "parameters.compression", 0));
+	if (rate > 0)
+		str_addf(&b, "at most %.0f Mbit/s, ", rate);
+	str_addf(&b, "%s digests, %s, %s", get_true(j, "parameters.checksum") ? "SHA-256" : "XXH3-128",
+		 strcmp(get_str(j, "parameters.on_read_error"), "zero") == 0 ? "unreadable sectors become zeros"
+									    : "fails on unreadable sectors",
+		 get_true(j, "parameters.test_boot") ? "test boot" : "no test boot");
+	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
+}
+
+static const struct out_col stage_cols[] = {
+	{"STAGE", false, false, NULL}, {"STARTED", false, false, NULL}, {"TOOK", true, false, NULL}, {0}};
+
+static void job_stages(const json_t *j)
+{
+	_cleanup_table_ struct out_table t;
+	const json_t *stage;
+	struct str b = {0};
+	size_t i;
+
+	out_table_init(&t, stage_cols, 2);
+	if (json_array_size(get(j, "stages")) == 0)
+		return;
+	out_section("Stages");
+	json_array_foreach(get(j, "stages"), i, stage) {
+		out_word(&b, get_str(stage, "name"));
+		out_table_cell(&t, &b, OUT_PLAIN);
+		out_when(&b, get_num(stage, "started", 0));
+		out_table_cell(&t, &b, OUT_PLAIN);
+		if (get(stage, "seconds"))
+			out_duration(&b, get_num(stage, "seconds", 0));
+		out_table_cell(&t, &b, OUT_PLAIN);
+	}
+	(void)out_table_print(&t, NULL);
+}
+
+static void job_bytes(const json_t *j, const char *key, const char *label)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	if (get_num(j, key, 0) <= 0)
+		return;
+	out_size(&b, get_num(j, key, 0));
+	out_field(label, b.s ? b.s : "", OUT_PLAIN);
+}
+
+static void job_progress(const json_t *j)
+{
+	_cleanup_(str_release) struct str b = {0};
+	double froze = get_num(j, "progress.freeze_ms", 0);
+
+	job_percent(&b, j);
+	out_field("Done", b.s ? b.s : "", OUT_PLAIN);
+	job_bytes(j, "progress.bytes_read", "Read");
+	job_bytes(j, "progress.bytes_sent", "Sent");
+	job_bytes(j, "progress.bytes_written", "Written");
+	str_release(&b);
+	if (froze > 0)
+		out_duration(&b, froze / 1000);
+	out_field("Frozen", b.s ? b.s : "", OUT_PLAIN);
+}
+
+static void job_show(struct cli *c, json_t *j)
+{
+	_cleanup_(str_release) struct str b = {0};
+	const char *remedy = cli_remedy(get_str(j, "error.code")), *step = get_str(j, "step.text");
+
+	out_title(get_str(j, "name"), get_str(j, "id"));
+	cell_state(&b, j);
+	if (*get_str(j, "stage") && strcmp(get_str(j, "state"), "finished") != 0) {
+		str_add(&b, ", ");
+		out_word(&b, get_str(j, "stage"));
+	}
+	out_field("State", b.s ? b.s : "", out_state_colour(get_str(j, "state")));
+	out_fieldf("Step", "%s", *step ? step : get_str(j, "step.name"));
+	str_release(&b);
+	out_clean(&b, get_str(j, "error.message"));
+	out_field("Error", b.s ? b.s : "", OUT_RED);
+	out_field("What to do", remedy ? remedy : "", OUT_PLAIN);
+	out_fieldf("Description", "%s", get_str(j, "description"));
+	if (*get_str(j, "source_name"))
+		out_fieldf("Source", "%s (%s)", get_str(j, "source_name"), get_str(j, "source"));
+	else
+		out_fieldf("Source", "%s", get_str(j, "source"));
+	out_fieldf("Region", "%s", get_str(j, "region"));
+	out_fieldf("Image name", "%s", get_str(j, "image_name"));
+	out_fieldf("Image", "%s", get_str(j, "image"));
+	job_parameters(j);
+	job_progress(j);
+	job_when("Created", j, "created");
+	job_when("Started", j, "started");
+	job_when("Finished", j, "finished");
+	if (!get(j, "finished"))
+		job_when("Expires", j, "expires");
+	job_stages(j);
+}
+
+/* Shown alone, a job's source has its name, too. */
+static void job_show_named(struct cli *c, json_t *j)
+{
+	_cleanup_json_ json_t *one = json_array();
+
+	if (one && json_array_append(one, j) == 0)
+		cli_name_sources(c, one);
+	job_show(c, j);
+}
+
+const struct cli_noun cli_job = {"job",
+				 "jobs",
+				 "/v1/jobs",
+				 job_cols,
+				 job_show_named,
+				 "'replant jobs create SOURCE --start --watch' makes one.",
+				 cli_name_sources};
+
+CLI_COMMAND(jobs_ls)
+{
+	return cli_ls(c, &cli_job, e);
+}
+
+CLI_COMMAND(jobs_show)
+{
+	return cli_show(c, &cli_job, argv[0], e);
+}
+
+CLI_COMMAND(jobs_rename)
+{
+	return cli_rename(c, &cli_job, argv[0], argv[1], e);
+}
+
+CLI_COMMAND(jobs_rm)
+{
+	return cli_rm(c, &cli_job, argc, argv, e);
+}
+
+static int job_post(struct cli *c, const char *id, const char *suffix, const char *done, struct err *e)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *path = cli_path(&cli_job, id, suffix);
+	int x;
+
+	if (!path)
+		return err_nomem(e);
+	x = cli_http(c, "POST", path, NULL, &r, e);
+	if ((x == 0 && !c->watch) || c->json)
+		cli_done(c, &r, "job %s %s", id, done);
+	return x;
+}
+
+static void job_put(json_t *o, const char *key, json_t *value)
+{
+	if (value)
+		json_object_set_new(o, key, value);
+}
+
+static void job_put_str(json_t *o, const char *key, const char *s)
+{
+	if (s)
+		json_object_set_new(o, key, json_string(s));
+}
+
+static void job_put_num(json_t *o, const char *key, uint64_t n)
+{
+	if (n != CLI_UNSET)
+		json_object_set_new(o, key, json_integer((json_int_t)n));
+}
+
+/* Only what was given: the center knows the defaults. */
+static json_t *job_request(const struct cli *c, const char *source)
+{
+	json_t *o = json_pack("{s:s, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters");
+
+	if (!o)
+		return NULL;
+	job_put_str(o, "name", c->name);
+	job_put_str(o, "description", c->description);
+	job_put_str(o, "image_name", c->image_name);
+	job_put_str(o, "region", c->region);
+	job_put_num(p, "compression", c->compression);
+	job_put_num(p, "rate_mbit", c->rate);
+	job_put_num(p, "connections", c->connections);
+	job_put_str(p, "on_read_error", c->on_read_error);
+	job_put(p, "checksum", c->checksum ? json_true() : c->no_checksum ? json_false() : NULL);
+	job_put(p, "test_boot", c->no_test_boot ? json_false() : NULL);
+	return o;
+}
+
+/* Starts the new job, if it is wanted, and watches it. */
+static int job_go_on(struct cli *c, char *id, struct err *e)
+{
+	int r = 0;
+
+	if (c->start || c->watch)
+		r = job_post(c, id, "/start", "started", e);
+	if (r < 0)
+		return err_prefix(e, "job %s was created but could not be started", id);
+	return c->watch ? cli_watch(c, &id, 1, e) : CLI_OK;
+}
+
+CLI_COMMAND(jobs_create)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *source = NULL, *id = NULL;
+	_cleanup_json_ json_t *body = NULL;
+	int x;
+
+	if (c->checksum && c->no_checksum) {
+		out_error("--checksum and --no-checksum exclude each other");
+		return CLI_USAGE;
+	}
+	x = cli_find(c, &cli_source, argv[0], &source, e);
+	if (x < 0)
+		return x;
+	body = job_request(c, source);
+	if (!body)
+		return err_nomem(e);
+	x = cli_http(c, "POST", "/v1/jobs", body, &r, e);
+	if (x < 0) {
+		if (c->json)
+			out_json(&r.body);
+		return x;
+	}
+	x = cli_find(c, &cli_job, get_str(r.json, "id"), &id, e);
+	if (x < 0)
+		return x;
+	cli_done(c, &r, "job '%s' created: %s%s", get_str(r.json, "name"), id,
+		 c->start || c->watch ? "" : " (start it with 'replant jobs start')");
+	fflush(stdout);
+	return job_go_on(c, id, e);
+}
+
+static int job_find_all(struct cli *c, int n, char **words, char **ret_ids, struct err *e)
+{
+	for (int i = 0; i < n; i++) {
+		int r = cli_find(c, &cli_job, words[i], &ret_ids[i], e);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static void job_free_ids(char **ids, size_t n)
+{
+	for (size_t i = 0; ids && i < n; i++)
+		free(ids[i]);
+	free(ids);
+}
+
+CLI_COMMAND(jobs_start)
+{
+	char **ids = calloc((size_t)argc, sizeof(*ids));
+	int r = ids ? job_find_all(c, argc, argv, ids, e) : err_nomem(e);
+
+	for (int i = 0; i < argc && r == 0; i++)
+		r = job_post(c, ids[i], "/start", "started", e);
+	if (r == 0 && c->watch)
+		r = cli_watch(c, ids, (size_t)argc, e);
+	job_free_ids(ids, (size_t)argc);
+	return r;
+}
+
+CLI_COMMAND(jobs_stop)
+{
+	for (int i = 0; i < argc; i++) {
+		_cleanup_free_ char *id = NULL;
+		int r = cli_find(c, &cli_job, argv[i], &id, e);
+
+		if (r == 0)
+			r = job_post(c, id, "/stop", "stopped", e);
+		if (r < 0)
+			return r;
+	}
+	return CLI_OK;
+}
+
+/* Without operands: all that are at work now. */
+static int job_running(struct cli *c, char ***ret_ids, size_t *ret_n, struct err *e)
+{
+	_cleanup_json_ json_t *items = NULL;
+	json_t *item;
+	size_t i, n = 0;
+	char **ids;
+	int r = cli_list(c, &cli_job, &items, e);
+
+	if (r < 0)
+		return r;
+	ids = calloc(json_array_size(items) + 1, sizeof(*ids));
+	if (!ids)
+		return err_nomem(e);
+	json_array_foreach(items, i, item) {
+		const char *state = get_str(item, "state");
+
+		if (strcmp(state, "running") == 0 || strcmp(state, "waiting") == 0)
+			ids[n++] = strdup(get_str(item, "id"));
+		if (n && !ids[n - 1]) {
+			job_free_ids(ids, n);
+			return err_nomem(e);
+		}
+	}
+	*ret_ids = ids;
+	*ret_n = n;
+	return 0;
+}
+
+CLI_COMMAND(jobs_watch)
+{
+	char **ids = NULL;
+	size_t n = (size_t)argc;
+	int r;
+
+	if (argc > 0) {
+		ids = calloc(n, sizeof(*ids));
+		r = ids ? job_find_all(c, argc, argv, ids, e) : err_nomem(e);
+	} else {
+		r = job_running(c, &ids, &n, e);
+	}
+	if (r == 0 && n == 0)
+		fprintf(stderr, "No job is running.\n");
+	if (r == 0)
+		r = cli_watch(c, ids, n, e);
+	job_free_ids(ids, n);
+	return r;
+}
