@@ -114,8 +114,8 @@ void out_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 struct out_col {
 	const char *head;
-	bool right;  /* aligned to the right */
-	bool shrink; /* may be cut when the terminal is narrow */
+	bool right; /* aligned to the right */
+	int shrink; /* may be cut when the terminal is narrow: 2 first, 1 when that isn't enough, 0 never */
 	/* Adds the cell for the item (cleaned); NULL for tables filled by hand. */
 	enum out_colour (*cell)(struct str *b, const json_t *item);
 };

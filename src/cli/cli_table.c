@@ -64,20 +64,21 @@ void out_table_item(struct out_table *t, const json_t *item)
 	}
 }
 
-/* Takes columns from the widest shrinkable one until the table fits or none can give any more. */
-static void table_shrink(const struct out_table *t, size_t w[], size_t total, size_t width)
+/* Takes columns from the widest of those that go first, until the table fits or none can give any more. */
+static size_t table_shrink(const struct out_table *t, int level, size_t w[], size_t total, size_t width)
 {
 	while (total > width) {
 		size_t best = t->ncols;
 
 		for (size_t i = 0; i < t->ncols; i++)
-			if (t->cols[i].shrink && w[i] > TABLE_SHRINK_TO && (best == t->ncols || w[i] > w[best]))
+			if (t->cols[i].shrink == level && w[i] > TABLE_SHRINK_TO && (best == t->ncols || w[i] > w[best]))
 				best = i;
 		if (best == t->ncols)
-			return;
+			break;
 		w[best]--;
 		total--;
 	}
+	return total;
 }
 
 static void table_put(const char *text, size_t width, bool right, bool last, enum out_colour c)
@@ -107,8 +108,8 @@ int out_table_print(const struct out_table *t, struct err *e)
 			w[i] = MAX(w[i], t->cells[k].columns);
 		total += w[i] + (i ? 2 : 0);
 	}
-	if (width)
-		table_shrink(t, w, total, width);
+	for (int level = 2; width && level > 0; level--)
+		total = table_shrink(t, level, w, total, width);
 	printf("%*s", (int)t->indent, "");
 	for (size_t i = 0; i < t->ncols; i++)
 		table_put(t->cols[i].head, w[i], t->cols[i].right, i + 1 == t->ncols, OUT_DIM);

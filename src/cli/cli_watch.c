@@ -96,7 +96,20 @@ static bool watch_is(const struct watched *w, const char *state)
 	return strcmp(get_str(w->job, "state"), state) == 0;
 }
 
-/* "syncing, round 2, frozen", or the state when it isn't at work. */
+/* The sender's phases as a person would say them. */
+static const char *watch_phase(const char *phase)
+{
+	static const struct {
+		const char *phase, *text;
+	} rows[] = {{"full", "copying"}, {"compare", "comparing"}, {"frozen", "source is frozen"}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+		if (strcmp(phase, rows[i].phase) == 0)
+			return rows[i].text;
+	return phase;
+}
+
+/* "syncing, round 2, comparing", or the state when it isn't at work. */
 static void watch_where(struct str *b, const json_t *job)
 {
 	const char *stage = get_str(job, "stage"), *text = get_str(job, "step.text"), *phase;
@@ -116,7 +129,7 @@ static void watch_where(struct str *b, const json_t *job)
 		str_addf(b, ", round %.0f", round);
 	if (strcmp(stage, "syncing") == 0 && *phase) {
 		str_add(b, ", ");
-		out_word(b, phase);
+		out_word(b, watch_phase(phase));
 	} else if (*text) {
 		str_add(b, ": ");
 		out_clean(b, text);

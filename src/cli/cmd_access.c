@@ -19,8 +19,8 @@ static enum out_colour code_expires(struct str *b, const json_t *j)
 }
 
 static const struct out_col code_cols[] = {
-	{"NAME", false, true, cell_name},	 {"STATE", false, false, cell_state},	  {"USED", false, false, code_uses},
-	{"EXPIRES", false, false, code_expires}, {"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{"NAME", false, 1, cell_name},	 {"STATE", false, 0, cell_state},	  {"USED", false, 0, code_uses},
+	{"EXPIRES", false, 0, code_expires}, {"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
 	{0},
 };
 
@@ -99,8 +99,8 @@ static enum out_colour token_role(struct str *b, const json_t *j)
 }
 
 static const struct out_col token_cols[] = {
-	{"NAME", false, true, cell_name},	  {"ROLE", false, false, token_role},
-	{"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{"NAME", false, 1, cell_name},	  {"ROLE", false, 0, token_role},
+	{"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
 	{0},
 };
 

@@ -33,9 +33,9 @@ static enum out_colour region_accelerator(struct str *b, const json_t *j)
 }
 
 static const struct out_col region_cols[] = {
-	{"NAME", false, true, cell_name},	{"PROVIDER", false, false, region_kind},
-	{"FREE", true, false, region_free},	{"ACCELERATOR", false, false, region_accelerator},
-	{"ID", false, false, cell_id},		{0},
+	{"NAME", false, 1, cell_name},	{"PROVIDER", false, 0, region_kind},
+	{"FREE", true, 0, region_free},	{"ACCELERATOR", false, 0, region_accelerator},
+	{"ID", false, 0, cell_id},		{0},
 };
 
 static void region_show(struct cli *c, json_t *r)

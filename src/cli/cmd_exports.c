@@ -37,9 +37,9 @@ static enum out_colour export_size(struct str *b, const json_t *j)
 }
 
 static const struct out_col export_cols[] = {
-	{"IMAGE", false, false, export_image}, {"DISK", true, false, export_disk},	 {"FORMAT", false, false, export_format},
-	{"STATE", false, false, cell_state},   {"SIZE", true, false, export_size}, {"CREATED", false, false, cell_created},
-	{"ID", false, false, cell_id},	       {0},
+	{"IMAGE", false, 0, export_image}, {"DISK", true, 0, export_disk},	 {"FORMAT", false, 0, export_format},
+	{"STATE", false, 0, cell_state},   {"SIZE", true, 0, export_size}, {"CREATED", false, 0, cell_created},
+	{"ID", false, 0, cell_id},	       {0},
 };
 
 const struct cli_noun cli_export = {"export",

@@ -51,15 +51,15 @@ static enum out_colour image_source(struct str *b, const json_t *i)
 }
 
 static const struct out_col image_cols[] = {
-	{"NAME", false, true, cell_name},	{"SIZE", true, false, image_size}, {"TEST BOOT", false, false, image_boot_state},
-	{"SOURCE", false, true, image_source}, {"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{"NAME", false, 1, cell_name},	{"SIZE", true, 0, image_size}, {"TEST BOOT", false, 0, image_boot_state},
+	{"SOURCE", false, 2, image_source}, {"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
 	{0},
 };
 
 /* ---- the manifest: what lies there ---- */
-static const struct out_col image_disk_cols[] = {{"DISK", true, false, NULL},	{"SIZE", true, false, NULL},
-						 {"STORED", true, false, NULL}, {"FORMAT", false, false, NULL},
-						 {"SOURCE", false, true, NULL}, {0}};
+static const struct out_col image_disk_cols[] = {{"DISK", true, 0, NULL},	{"SIZE", true, 0, NULL},
+						 {"STORED", true, 0, NULL}, {"FORMAT", false, 0, NULL},
+						 {"SOURCE", false, 2, NULL}, {0}};
 
 static void image_disk(struct out_table *t, const json_t *disk, size_t i)
 {
@@ -119,6 +119,8 @@ static void image_facts(const json_t *o)
 		else
 			image_value(&b, v);
 		out_word(&label, key);
+		if (label.len && label.s[0] >= 'a' && label.s[0] <= 'z')
+			label.s[0] = (char)(label.s[0] - 'a' + 'A');
 		if (label.s && b.len)
 			out_field(label.s, b.s, strcmp(key, "state") == 0 ? out_state_colour(b.s) : OUT_PLAIN);
 	}

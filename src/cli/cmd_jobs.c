@@ -37,8 +37,8 @@ static enum out_colour job_percent(struct str *b, const json_t *j)
 }
 
 static const struct out_col job_cols[] = {
-	{"NAME", false, true, cell_name},	{"STATE", false, false, job_state}, {"DONE", true, false, job_percent},
-	{"SOURCE", false, true, job_source},	{"CREATED", false, false, cell_created}, {"ID", false, false, cell_id},
+	{"NAME", false, 1, cell_name},	{"STATE", false, 0, job_state}, {"DONE", true, 0, job_percent},
+	{"SOURCE", false, 2, job_source},	{"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
 	{0},
 };
 
@@ -71,7 +71,7 @@ static void job_parameters(const json_t *j)
 }
 
 static const struct out_col stage_cols[] = {
-	{"STAGE", false, false, NULL}, {"STARTED", false, false, NULL}, {"TOOK", true, false, NULL}, {0}};
+	{"STAGE", false, 0, NULL}, {"STARTED", false, 0, NULL}, {"TOOK", true, 0, NULL}, {0}};
 
 static void job_stages(const json_t *j)
 {

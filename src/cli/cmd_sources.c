@@ -40,12 +40,12 @@ static double source_bytes(const json_t *s, const char *key)
 }
 
 static const struct out_col source_cols[] = {
-	{"NAME", false, true, cell_name},  {"STATE", false, false, cell_state}, {"SYSTEM", false, true, source_system},
-	{"SEEN", false, false, source_seen}, {"ID", false, false, cell_id},	{0},
+	{"NAME", false, 1, cell_name},  {"STATE", false, 0, cell_state}, {"SYSTEM", false, 2, source_system},
+	{"SEEN", false, 0, source_seen}, {"ID", false, 0, cell_id},	{0},
 };
 
-static const struct out_col disk_cols[] = {{"DISK", false, false, NULL}, {"SIZE", true, false, NULL},
-					   {"USED", true, false, NULL}, {"MODEL", false, true, NULL}, {0}};
+static const struct out_col disk_cols[] = {{"DISK", false, 0, NULL}, {"SIZE", true, 0, NULL},
+					   {"USED", true, 0, NULL}, {"MODEL", false, 2, NULL}, {0}};
 
 static void source_disk(struct out_table *t, const json_t *disk)
 {
