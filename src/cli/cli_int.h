@@ -164,6 +164,8 @@ extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_cod
 int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **ret_id, struct err *e);
 /* All items of a noun, whatever the pages; *ret_json is a new reference to an array. */
 int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct err *e);
+/* May it be part of a URL? What the center calls an id must be asked first. */
+bool cli_is_id(const char *s);
 /* "/v1/jobs/ID" + suffix; the caller frees. */
 char *cli_path(const struct cli_noun *n, const char *id, const char *suffix);
 int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e);
@@ -179,6 +181,8 @@ enum out_colour cell_name(struct str *b, const json_t *item);
 enum out_colour cell_state(struct str *b, const json_t *item);
 enum out_colour cell_created(struct str *b, const json_t *item);
 
+/* Most a center gives in one answer. */
+#define CLI_PAGE 500
 /* Gives jobs and images "source_name": their sources' names instead of ids. Does without when it can't. */
 void cli_name_sources(struct cli *c, json_t *items);
 
@@ -186,8 +190,8 @@ void cli_name_sources(struct cli *c, json_t *items);
 
 /* Watches jobs until each has ended; the exit code. */
 int cli_watch(struct cli *c, char **ids, size_t n, struct err *e);
-/* What a person should do about an error's code, or NULL. */
-const char *cli_remedy(const char *code);
+/* What a person should do about a job's error; NULL when nothing is known, or the message says it. */
+const char *cli_remedy(const json_t *job);
 void cli_sleep(double seconds);
 /* The clock of a connection that is tried again: 0 when there is time left, else the error stands. */
 struct cli_patience {

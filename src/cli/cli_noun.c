@@ -15,7 +15,7 @@
 #define NOUN_PAGES_MAX 1000
 
 /* Ids become part of a URL and of a shell's completion. */
-static bool noun_is_id(const char *s)
+bool cli_is_id(const char *s)
 {
 	size_t n = strlen(s);
 
@@ -29,7 +29,7 @@ static bool noun_is_id(const char *s)
 
 char *cli_path(const struct cli_noun *n, const char *id, const char *suffix)
 {
-	must(noun_is_id(id));
+	must(cli_is_id(id));
 	return str_printf("%s/%s%s", n->path, id, suffix);
 }
 
@@ -42,7 +42,7 @@ static int noun_page(struct cli *c, const struct cli_noun *n, json_t *items, boo
 	json_t *page;
 	int x;
 
-	path = have ? str_printf("%s?offset=%zu", n->path, have) : strdup(n->path);
+	path = str_printf("%s?limit=%d&offset=%zu", n->path, CLI_PAGE, have);
 	if (!path)
 		return err_nomem(e);
 	x = cli_http(c, "GET", path, NULL, &r, e);
@@ -135,7 +135,7 @@ static int noun_match(const struct cli_noun *n, const json_t *items, const char 
 			       n->plural);
 	if (twice)
 		return noun_ambiguous(n, items, word, rank, e);
-	if (!noun_is_id(get_str(best, "id")))
+	if (!cli_is_id(get_str(best, "id")))
 		return err_set(e, -EPROTO, "the center gave the %s '%s' an id that is none", n->noun, word);
 	*ret = best;
 	return 0;
@@ -164,24 +164,38 @@ static int noun_print_ids(const json_t *items)
 	json_t *item;
 	size_t i;
 
-	json_array_foreach(items, i, item) if (noun_is_id(get_str(item, "id"))) puts(get_str(item, "id"));
+	json_array_foreach(items, i, item) if (cli_is_id(get_str(item, "id"))) puts(get_str(item, "id"));
 	return CLI_OK;
+}
+
+/* The API's own JSON, so one page; that there is more must not go unnoticed. */
+static int noun_ls_json(struct cli *c, const struct cli_noun *n, struct err *e)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *path = str_printf("%s?limit=%d", n->path, CLI_PAGE);
+	size_t have;
+	int x;
+
+	if (!path)
+		return err_nomem(e);
+	x = cli_http(c, "GET", path, NULL, &r, e);
+	out_json(&r.body);
+	have = json_array_size(get(r.json, "items"));
+	if (x == 0 && get_num(r.json, "total", 0) > (double)have)
+		out_error("warning: only the first %zu of %.0f %s are printed", have, get_num(r.json, "total", 0), n->plural);
+	return x;
 }
 
 int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e)
 {
-	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_json_ json_t *items = NULL;
 	_cleanup_table_ struct out_table t = {0};
 	json_t *item;
 	size_t i;
 	int x;
 
-	if (c->json) {
-		x = cli_http(c, "GET", n->path, NULL, &r, e);
-		out_json(&r.body);
-		return x;
-	}
+	if (c->json)
+		return noun_ls_json(c, n, e);
 	x = cli_list(c, n, &items, e);
 	if (x < 0)
 		return x;

@@ -1,4 +1,4 @@
-/* Aligned tables. When the terminal is too narrow, the widest of the columns that may be cut are cut. */
+/* Aligned tables. A column without any text isn't shown. When the terminal is too narrow, the widest of the columns that may be cut are cut. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,7 +81,8 @@ static size_t table_shrink(const struct out_table *t, int level, size_t w[], siz
 	return total;
 }
 
-static void table_put(const char *text, size_t width, bool right, bool last, enum out_colour c)
+/* `pad`: something follows on the line. */
+static void table_put(const char *text, size_t width, bool right, bool pad, enum out_colour c)
 {
 	_cleanup_(str_release) struct str b = {0};
 	size_t cols;
@@ -91,9 +92,36 @@ static void table_put(const char *text, size_t width, bool right, bool last, enu
 	if (right)
 		printf("%*s", (int)(width - cols), "");
 	printf("%s%s%s", out_on(c), b.s ? b.s : "", c == OUT_PLAIN ? "" : out_off());
-	if (!right && !last)
+	if (!right && pad)
 		printf("%*s", (int)(width - cols), "");
-	printf("%s", last ? "\n" : "  ");
+	if (pad)
+		printf("  ");
+}
+
+/* Columns after the last that has text are left out, so that no line ends with spaces. A width of 0 hides a column. */
+static void table_row(const struct out_table *t, const size_t w[], const struct out_cell *cells)
+{
+	size_t last = 0;
+
+	for (size_t i = 0; i < t->ncols; i++)
+		if (w[i] && (!cells || cells[i].columns))
+			last = i;
+	printf("%*s", (int)t->indent, "");
+	for (size_t i = 0; i <= last; i++)
+		if (w[i])
+			table_put(cells ? cells[i].text : t->cols[i].head, w[i], t->cols[i].right, i < last,
+				  cells ? cells[i].colour : OUT_DIM);
+	printf("\n");
+}
+
+/* The widest cell of a column; 0 when all are empty. */
+static size_t table_width(const struct out_table *t, size_t col)
+{
+	size_t w = 0;
+
+	for (size_t k = col; k < t->ncells; k += t->ncols)
+		w = MAX(w, t->cells[k].columns);
+	return w ? MAX(w, strlen(t->cols[col].head)) : 0;
 }
 
 int out_table_print(const struct out_table *t, struct err *e)
@@ -103,21 +131,13 @@ int out_table_print(const struct out_table *t, struct err *e)
 	if (t->failed)
 		return err_nomem(e);
 	for (size_t i = 0; i < t->ncols; i++) {
-		w[i] = strlen(t->cols[i].head);
-		for (size_t k = i; k < t->ncells; k += t->ncols)
-			w[i] = MAX(w[i], t->cells[k].columns);
-		total += w[i] + (i ? 2 : 0);
+		w[i] = table_width(t, i);
+		total += w[i] ? w[i] + (i ? 2 : 0) : 0;
 	}
 	for (int level = 2; width && level > 0; level--)
 		total = table_shrink(t, level, w, total, width);
-	printf("%*s", (int)t->indent, "");
-	for (size_t i = 0; i < t->ncols; i++)
-		table_put(t->cols[i].head, w[i], t->cols[i].right, i + 1 == t->ncols, OUT_DIM);
-	for (size_t k = 0; k + t->ncols <= t->ncells; k += t->ncols) {
-		printf("%*s", (int)t->indent, "");
-		for (size_t i = 0; i < t->ncols; i++)
-			table_put(t->cells[k + i].text, w[i], t->cols[i].right, i + 1 == t->ncols,
-				  t->cells[k + i].colour);
-	}
+	table_row(t, w, NULL);
+	for (size_t k = 0; k + t->ncols <= t->ncells; k += t->ncols)
+		table_row(t, w, &t->cells[k]);
 	return 0;
 }

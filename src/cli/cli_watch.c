@@ -60,24 +60,31 @@ int cli_patience_wait(const struct cli *c, struct cli_patience *p, struct err *e
 	return 0;
 }
 
-const char *cli_remedy(const char *code)
+const char *cli_remedy(const json_t *job)
 {
+	const char *code = get_str(job, "error.code");
 	static const struct {
 		const char *code, *remedy;
 	} rows[] = {
-		{"no_space", "Free space in the region, or remove images that are no longer needed, then start the job "
-			     "again: it goes on from what is there."},
-		{"read_error", "The source's disk has unreadable sectors. Repair it, or create the job with "
+		{"no_space", "Free space in the region, then start the job again: it goes on from what is there."},
+		{"read_error", "The source's disk has unreadable sectors. Repair it, or make the job anew with "
 			       "--on-read-error zero to have them replaced by zeros and listed."},
-		{"source_lost", "See that the source is running and that 'replant-agent status' on it says it is "
-				"connected, then start the job again."},
-		{"connection", "See that the source can reach the center's host on the port the receiver listens on, then "
-			       "start the job again."},
-		{"boot_failed", "Look at 'replant images screenshot' and 'replant images report'. The source is as it "
-				"was."},
-		{"unsupported", "The system on the source's disk isn't one that can be converted; the replica is kept."},
+		{"source_offline", "See that the server runs and that 'replant-agent status' on it is well, then start the "
+				   "job again."},
+		{"source_silent", "See that the server runs and that 'replant-agent status' on it is well, then start the "
+				  "job again."},
+		{"source_gone", "The server was removed from the center. Enrol it again and make a new job."},
+		{"connection_failed", "See that the server reaches the center's host on every port the receiver may use, then "
+				      "start the job again."},
+		{"timed_out", "See that the connection between server and center is stable, then start the job again."},
+		{"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
+		{"convert_failed", "The copy is kept and the server is as it was. Starting the job again converts it anew."},
+		{"test_boot_failed", "Look at 'replant images report' and 'replant images screenshot'; starting the job again "
+				     "repeats the boot."},
 	};
 
+	if (strstr(get_str(job, "error.message"), "start the job again"))
+		return NULL;
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
 		if (strcmp(code, rows[i].code) == 0)
 			return rows[i].remedy;
@@ -328,7 +335,7 @@ static void watch_stages(const json_t *job)
 static void watch_error(const json_t *job)
 {
 	_cleanup_(str_release) struct str b = {0};
-	const char *remedy = cli_remedy(get_str(job, "error.code"));
+	const char *remedy = cli_remedy(job);
 
 	out_clean(&b, get_str(job, "error.message"));
 	if (b.len && str_ok(&b))
@@ -366,10 +373,10 @@ static void watch_end(const struct watched *j)
 			   get_str(j->job, "image"));
 }
 
-/* States that last until a person does something. */
+/* States that last until a person does something, or until the next run of an incremental job. */
 static bool watch_has_ended(const struct watched *j)
 {
-	static const char *const ends[] = {"ready", "stopped", "in_error", "finished", "expired", "deleting"};
+	static const char *const ends[] = {"ready", "stopped", "in_error", "finished", "waiting", "expired", "deleting"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(ends); i++)
 		if (watch_is(j, ends[i]))
@@ -466,7 +473,7 @@ static bool watch_all_ended(const struct watch *w, int *ret_exit)
 	for (size_t i = 0; i < w->n; i++) {
 		if (!w->jobs[i].ended)
 			return false;
-		if (!watch_is(&w->jobs[i], "finished"))
+		if (!watch_is(&w->jobs[i], "finished") && !watch_is(&w->jobs[i], "waiting"))
 			*ret_exit = CLI_FAILED;
 	}
 	return true;

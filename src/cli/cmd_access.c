@@ -1,4 +1,5 @@
 /* Who may come in: activation codes for servers, tokens for people and programs. Secrets are shown once, on stdout alone. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -62,6 +63,9 @@ CLI_COMMAND(codes_create)
 		out_json(&r.body);
 		return x;
 	}
+	if (!*get_str(r.json, "command"))
+		return err_set(e, -EIO, "code %s was made, but not the command: %s", get_str(r.json, "id"),
+			       get_str(r.json, "command_error"));
 	out_when(&b, get_num(r.json, "expires", 0));
 	out_error("paste this on the server to migrate, as root; it works %.0f times, until %s. It is shown only now.",
 		  get_num(r.json, "uses", 0), b.s ? b.s : "");

@@ -52,9 +52,27 @@ static void region_show(struct cli *c, json_t *r)
 	out_field("Created", b.s ? b.s : "", OUT_PLAIN);
 }
 
+/* How much room there is isn't in the list: asking takes a moment. */
+static void region_prepare(struct cli *c, json_t *items)
+{
+	json_t *item;
+	size_t i;
+
+	json_array_foreach(items, i, item) {
+		_cleanup_reply_ struct cli_reply r = {0};
+		_cleanup_free_ char *path = NULL;
+
+		if (!cli_is_id(get_str(item, "id")))
+			continue;
+		path = cli_path(&cli_region, get_str(item, "id"), "");
+		if (path && cli_http(c, "GET", path, NULL, &r, NULL) == 0)
+			json_object_set(item, "capacity", json_object_get(r.json, "capacity"));
+	}
+}
+
 const struct cli_noun cli_region = {"region",	 "regions",	"/v1/regions",
 				    region_cols, region_show,	"The center's operator adds them.",
-				    NULL};
+				    region_prepare};
 
 CLI_COMMAND(regions_ls)
 {

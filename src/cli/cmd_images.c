@@ -27,18 +27,13 @@ static enum out_colour image_size(struct str *b, const json_t *i)
 	return OUT_PLAIN;
 }
 
-/* "passed", "failed", or how far the boot is. */
 static enum out_colour image_boot_state(struct str *b, const json_t *i)
 {
-	const json_t *boot = get(i, "boot");
-	const char *state = get_str(boot, "state");
+	const char *state = get_str(i, "boot.state");
 
-	if (*state)
-		out_word(b, state);
-	else if (get(boot, "passed"))
-		str_add(b, state = get_true(boot, "passed") ? "passed" : "failed");
-	else
+	if (!*state)
 		str_add(b, "not booted");
+	out_word(b, state);
 	return *state ? out_state_colour(state) : OUT_DIM;
 }
 
@@ -59,24 +54,23 @@ static const struct out_col image_cols[] = {
 /* ---- the manifest: what lies there ---- */
 static const struct out_col image_disk_cols[] = {{"DISK", true, 0, NULL},	{"SIZE", true, 0, NULL},
 						 {"STORED", true, 0, NULL}, {"FORMAT", false, 0, NULL},
-						 {"SOURCE", false, 2, NULL}, {0}};
+						 {"SHA-256", false, 2, NULL}, {0}};
 
 static void image_disk(struct out_table *t, const json_t *disk, size_t i)
 {
 	struct str b = {0};
-	const char *source = get_str(disk, "source");
 
-	str_addf(&b, "%.0f", get_num(disk, "index", (double)i));
+	str_addf(&b, "%zu", i);
 	out_table_cell(t, &b, OUT_PLAIN);
 	out_size(&b, get_num(disk, "size", 0));
 	out_table_cell(t, &b, OUT_PLAIN);
-	if (get(disk, "stored") || get(disk, "allocated"))
-		out_size(&b, get_num(disk, "stored", get_num(disk, "allocated", 0)));
+	if (get(disk, "allocated"))
+		out_size(&b, get_num(disk, "allocated", 0));
 	out_table_cell(t, &b, OUT_PLAIN);
 	out_clean(&b, get_str(disk, "format"));
 	out_table_cell(t, &b, OUT_PLAIN);
-	out_clean(&b, *source ? source : get_str(disk, "name"));
-	out_table_cell(t, &b, OUT_PLAIN);
+	out_clean(&b, get_str(disk, "sha256"));
+	out_table_cell(t, &b, OUT_DIM);
 }
 
 static void image_disks(const json_t *image)
@@ -94,37 +88,6 @@ static void image_disks(const json_t *image)
 }
 
 /* ---- the report: what was verified, what conversion changed ---- */
-
-/* A plain value for people; what is deeper is for --json. */
-static void image_value(struct str *b, const json_t *v)
-{
-	if (json_is_string(v))
-		out_clean(b, json_string_value(v));
-	else if (json_is_boolean(v))
-		str_add(b, json_is_true(v) ? "yes" : "no");
-	else if (json_is_number(v))
-		str_addf(b, "%.10g", json_number_value(v));
-}
-
-static void image_facts(const json_t *o)
-{
-	const char *key;
-	json_t *v;
-
-	json_object_foreach((json_t *)o, key, v) {
-		_cleanup_(str_release) struct str label = {0}, b = {0};
-
-		if (str_ends(key, "seconds") && json_is_number(v))
-			out_duration(&b, json_number_value(v));
-		else
-			image_value(&b, v);
-		out_word(&label, key);
-		if (label.len && label.s[0] >= 'a' && label.s[0] <= 'z')
-			label.s[0] = (char)(label.s[0] - 'a' + 'A');
-		if (label.s && b.len)
-			out_field(label.s, b.s, strcmp(key, "state") == 0 ? out_state_colour(b.s) : OUT_PLAIN);
-	}
-}
 
 static void image_texts(const char *title, const json_t *list, enum out_colour c)
 {
@@ -178,43 +141,71 @@ static void image_steps(const json_t *steps, bool all)
 	}
 }
 
-/* The conversion's part of the report may be the report itself. */
-static const json_t *report_part(const json_t *report, const char *name, const char *mark)
+static void image_conversion(const json_t *conversion, bool all)
 {
-	const json_t *part = get(report, name);
-
-	return part ? part : get(report, mark) ? report : NULL;
+	if (!json_object_size(conversion))
+		return;
+	out_section("Conversion");
+	out_fieldf("System", "%s", get_str(conversion, "system.name"));
+	out_fieldf("Boots by", "%s", get_str(conversion, "firmware"));
+	image_steps(get(conversion, "steps"), all);
+	image_texts("Look at", get(conversion, "warnings"), OUT_YELLOW);
 }
 
-static void image_report(const json_t *report, bool all)
+/* What sender and receiver computed independently and found equal, when the copy was committed. */
+static void image_verified(const json_t *replica)
 {
-	const json_t *conversion = report_part(report, "conversion", "steps");
-	const json_t *verified = get(report, "verification") ? get(report, "verification") : get(report, "verified");
+	const char *digest = get_str(replica, "digest");
+	const json_t *disk;
+	size_t i;
 
-	if (verified) {
+	if (json_array_size(get(replica, "disks")))
 		out_section("Verified");
-		image_facts(verified);
-		image_texts("Unread", get(verified, "unreadable"), OUT_YELLOW);
-	}
-	if (conversion) {
-		out_section("Conversion");
-		out_fieldf("System", "%s", get_str(conversion, "system.name"));
-		out_fieldf("Firmware", "%s", get_str(conversion, "firmware"));
-		image_steps(get(conversion, "steps"), all);
-		image_texts("Look at", get(conversion, "warnings"), OUT_YELLOW);
+	json_array_foreach(get(replica, "disks"), i, disk) {
+		_cleanup_(str_release) struct str b = {0};
+		char label[32];
+
+		snprintf(label, sizeof(label), "Disk %zu", i);
+		out_size(&b, get_num(disk, "used_bytes", 0));
+		str_addf(&b, " by %s of every block; both sides state ", *digest ? digest : "digest");
+		str_add(&b, get_str(disk, "statement"));
+		out_fieldf(label, "%s", b.s ? b.s : "");
 	}
 }
 
+/* The boot's own report: problems first, then facts; the serial console's end is for --json. */
 static void image_test_boot(const json_t *boot)
 {
+	static const struct {
+		const char *key, *label;
+	} texts[] = {{"hostname", "Host name"}, {"kernel", "Kernel"}, {"state", "System state"},
+		     {"accelerator", "Accelerator"}};
+	_cleanup_(str_release) struct str b = {0};
+	const json_t *report = get(boot, "report"), *a;
+	size_t i;
+
 	if (!json_object_size(boot))
 		return;
 	out_section("Test boot");
-	image_facts(boot);
+	out_word(&b, get_str(boot, "state"));
+	out_field("State", b.s ? b.s : "", out_state_colour(get_str(boot, "state")));
 	out_fieldf("Error", "%s", get_str(boot, "error.message"));
-	if (json_is_object(get(boot, "report")))
-		image_facts(get(boot, "report"));
-	image_texts("Failed units", get(boot, "failed_units"), OUT_YELLOW);
+	json_array_foreach(get(report, "problems"), i, a) out_fieldf("Problem", "%s", get_str(a, "message"));
+	str_release(&b);
+	if (get(report, "boot_seconds")) {
+		out_duration(&b, get_num(report, "boot_seconds", 0));
+		out_field("Up after", b.s ? b.s : "", OUT_PLAIN);
+	}
+	for (i = 0; i < ARRAY_SIZE(texts); i++)
+		out_fieldf(texts[i].label, "%s", get_str(report, texts[i].key));
+	json_array_foreach(get(report, "addresses"), i, a) {
+		out_fieldf("Address", "%s %s", get_str(a, "address"), get_str(a, "interface"));
+	}
+	str_release(&b);
+	if (get(boot, "finished")) {
+		out_when(&b, get_num(boot, "finished", 0));
+		out_field("Booted", b.s ? b.s : "", OUT_PLAIN);
+	}
 }
 
 static int image_get(struct cli *c, const char *id, const char *suffix, struct cli_reply *r, struct err *e)
@@ -243,9 +234,10 @@ static void image_show(struct cli *c, json_t *image)
 	out_when(&b, get_num(image, "created", 0));
 	out_field("Created", b.s ? b.s : "", OUT_PLAIN);
 	image_disks(image);
+	image_verified(get(image, "manifest.replica"));
 	if (image_get(c, get_str(image, "id"), "/report", &r, NULL) == 0)
-		image_report(r.json, false);
-	image_test_boot(get(image, "boot") ? get(image, "boot") : get(r.json, "boot"));
+		image_conversion(get(r.json, "conversion"), false);
+	image_test_boot(get(image, "boot"));
 }
 
 const struct cli_noun cli_image = {"image",
@@ -289,7 +281,8 @@ CLI_COMMAND(images_report)
 		out_json(&r.body);
 	} else if (x == 0) {
 		out_title("Report", id);
-		image_report(r.json, true);
+		image_conversion(get(r.json, "conversion"), true);
+		image_test_boot(get(r.json, "boot"));
 	}
 	return x;
 }
@@ -325,24 +318,17 @@ static int image_watch_boot(struct cli *c, const char *id, struct err *e)
 			return x;
 		cli_patience_ok(&patience);
 		out_word(&b, state);
-		if (*get_str(r.json, "boot.step.text")) {
-			str_add(&b, ": ");
-			out_clean(&b, get_str(r.json, "boot.step.text"));
-		}
 		if (b.s && !c->json && (!said.s || strcmp(said.s, b.s) != 0))
 			printf("test boot %s\n", b.s);
 		fflush(stdout);
 		str_release(&said);
 		str_add(&said, b.s ? b.s : "");
-		if (strcmp(state, "running") != 0 && strcmp(state, "waiting") != 0) {
+		if (strcmp(state, "running") != 0) {
 			if (c->json)
 				out_json(&r.body);
 			else
 				image_test_boot(get(r.json, "boot"));
-			return strcmp(state, "finished") == 0 || strcmp(state, "passed") == 0 ||
-					       get_true(r.json, "boot.passed")
-				       ? CLI_OK
-				       : CLI_FAILED;
+			return strcmp(state, "passed") == 0 ? CLI_OK : CLI_FAILED;
 		}
 		cli_sleep(1);
 	}

@@ -125,7 +125,7 @@ static void job_progress(const json_t *j)
 static void job_show(struct cli *c, json_t *j)
 {
 	_cleanup_(str_release) struct str b = {0};
-	const char *remedy = cli_remedy(get_str(j, "error.code")), *step = get_str(j, "step.text");
+	const char *remedy = cli_remedy(j), *step = get_str(j, "step.text");
 
 	out_title(get_str(j, "name"), get_str(j, "id"));
 	cell_state(&b, j);
@@ -351,9 +351,7 @@ static int job_running(struct cli *c, char ***ret_ids, size_t *ret_n, struct err
 	if (!ids)
 		return err_nomem(e);
 	json_array_foreach(items, i, item) {
-		const char *state = get_str(item, "state");
-
-		if (strcmp(state, "running") == 0 || strcmp(state, "waiting") == 0)
+		if (strcmp(get_str(item, "state"), "running") == 0)
 			ids[n++] = strdup(get_str(item, "id"));
 		if (n && !ids[n - 1]) {
 			job_free_ids(ids, n);

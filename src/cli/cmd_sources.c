@@ -29,13 +29,15 @@ static enum out_colour source_system(struct str *b, const json_t *s)
 	return OUT_PLAIN;
 }
 
-static double source_bytes(const json_t *s, const char *key)
+/* What a migration would read: a disk whose content isn't understood is copied whole. */
+static double source_bytes(const json_t *s)
 {
 	double sum = 0;
 	const json_t *disk;
 	size_t i;
 
-	json_array_foreach(get(s, "inventory.disks"), i, disk) sum += get_num(disk, key, 0);
+	json_array_foreach(get(s, "inventory.disks"), i, disk)
+		sum += get_num(disk, "used", get_num(disk, "size", 0));
 	return sum;
 }
 
@@ -50,14 +52,16 @@ static const struct out_col disk_cols[] = {{"DISK", false, 0, NULL}, {"SIZE", tr
 static void source_disk(struct out_table *t, const json_t *disk)
 {
 	struct str b = {0};
-	const char *name = get_str(disk, "name");
+	const char *path = get_str(disk, "path");
 
-	out_clean(&b, *name ? name : get_str(disk, "path"));
+	out_clean(&b, *path ? path : get_str(disk, "name"));
 	out_table_cell(t, &b, OUT_PLAIN);
 	out_size(&b, get_num(disk, "size", 0));
 	out_table_cell(t, &b, OUT_PLAIN);
 	if (get(disk, "used"))
 		out_size(&b, get_num(disk, "used", 0));
+	else
+		str_add(&b, "unknown");
 	out_table_cell(t, &b, OUT_PLAIN);
 	out_clean(&b, get_str(disk, "model"));
 	out_table_cell(t, &b, OUT_PLAIN);
@@ -77,19 +81,38 @@ static void source_disks(const json_t *s)
 	(void)out_table_print(&t, NULL);
 }
 
-/* Reasons why the agent thinks that a migration would fail or suffer. */
-static void source_problems(const json_t *s)
+/* What the agent noticed that may hinder a migration. */
+static void source_warnings(const json_t *s)
 {
-	static const char *const keys[] = {"inventory.problems", "inventory.warnings", "inventory.notes"};
-	const json_t *p;
+	const json_t *w;
 	size_t i;
 
-	for (size_t k = 0; k < ARRAY_SIZE(keys); k++) {
-		json_array_foreach(get(s, keys[k]), i, p) {
-			const char *text = json_is_string(p) ? json_string_value(p) : get_str(p, "message");
+	json_array_foreach(get(s, "inventory.warnings"), i, w) {
+		_cleanup_(str_release) struct str b = {0};
 
-			out_fieldf(k ? "Note" : "Problem", "%s", text);
-		}
+		out_clean(&b, json_is_string(w) ? json_string_value(w) : get_str(w, "message"));
+		out_field("Warning", b.s ? b.s : "", OUT_YELLOW);
+	}
+}
+
+static void source_machine(const json_t *s)
+{
+	_cleanup_(str_release) struct str b = {0};
+	const char *virt = get_str(s, "inventory.virtualization");
+
+	out_fieldf("System", "%s", source_os(s));
+	if (*get_str(s, "inventory.kernel"))
+		out_fieldf("Kernel", "%s, %s", get_str(s, "inventory.kernel"), get_str(s, "inventory.arch"));
+	if (*get_str(s, "inventory.boot.mode"))
+		out_fieldf("Boots by", "%s%s%s%s", get_str(s, "inventory.boot.mode"),
+			   *get_str(s, "inventory.boot.loader") ? ", " : "", get_str(s, "inventory.boot.loader"),
+			   get_true(s, "inventory.boot.secure_boot") ? ", secure boot" : "");
+	if (get(s, "inventory.memory.total")) {
+		out_size(&b, get_num(s, "inventory.memory.total", 0));
+		str_addf(&b, ", %.0f processors", get_num(s, "inventory.cpu.count", 1));
+		if (*virt && strcmp(virt, "none") != 0)
+			str_addf(&b, ", virtualized by %s", virt);
+		out_fieldf("Machine", "%s", b.s ? b.s : "");
 	}
 }
 
@@ -103,17 +126,7 @@ static void source_show(struct cli *c, json_t *s)
 	str_release(&b);
 	out_fieldf("Description", "%s", get_str(s, "description"));
 	out_fieldf("Host", "%s", get_str(s, "hostname"));
-	out_fieldf("System", "%s", source_os(s));
-	out_fieldf("Kernel", "%s", get_str(s, "inventory.kernel"));
-	out_fieldf("Architecture", "%s", get_str(s, "inventory.arch"));
-	out_fieldf("Firmware", "%s", get_str(s, "inventory.firmware"));
-	if (get(s, "inventory.memory")) {
-		out_size(&b, get_num(s, "inventory.memory", 0));
-		out_field("Memory", b.s ? b.s : "", OUT_PLAIN);
-		str_release(&b);
-	}
-	if (get(s, "inventory.cpus"))
-		out_fieldf("Processors", "%.0f", get_num(s, "inventory.cpus", 0));
+	source_machine(s);
 	str_add(&b, get_str(s, "agent_version"));
 	str_add(&b, ", seen ");
 	out_when(&b, get_num(s, "last_seen", 0));
@@ -122,12 +135,12 @@ static void source_show(struct cli *c, json_t *s)
 	out_when(&b, get_num(s, "created", 0));
 	out_field("Enrolled", b.s ? b.s : "", OUT_PLAIN);
 	out_fieldf("Job", "%s", get_str(s, "job"));
-	source_problems(s);
+	source_warnings(s);
 	source_disks(s);
-	if (source_bytes(s, "used") > 0) {
+	if (source_bytes(s) > 0) {
 		str_release(&b);
-		out_size(&b, source_bytes(s, "used"));
-		printf("\n  %s are in use and would be copied.\n", b.s ? b.s : "");
+		out_size(&b, source_bytes(s));
+		printf("\n  A migration copies %s.\n", b.s ? b.s : "");
 	}
 }
 

@@ -6,6 +6,7 @@ import time
 GIB = 1 << 30
 MIN, HOUR, DAY = 60, 3600, 86400
 SYSTEM = "Debian GNU/Linux 12 (bookworm)"
+OS = {"id": "debian", "pretty_name": SYSTEM}
 HOSTILE = "mail\x1b[2J\x07\x9b31m\u202egnp.exe\x7f\r\nroot"
 
 
@@ -18,11 +19,14 @@ def ago(seconds):
 
 
 def source(i, name, state, seen):
-    return {"id": ident("source", i), "name": name, "description": "", "state": state, "hostname": "web", "os": SYSTEM,
+    return {"id": ident("source", i), "name": name, "description": "", "state": state, "hostname": "web", "os": OS,
             "agent_version": "0.1.0", "created": ago(3.5 * DAY), "last_seen": ago(seen), "job": None,
-            "inventory": {"os": SYSTEM, "kernel": "6.1.0-18-amd64", "firmware": "bios", "memory": 2 * GIB, "cpus": 2, "disks": [
-                {"name": "/dev/sda", "size": 20 * GIB, "used": 3 * GIB, "model": "QEMU HARDDISK"},
-                {"name": "/dev/sdb", "size": 100 * GIB, "used": 41 * GIB, "model": "QEMU HARDDISK"}]}}
+            "inventory": {
+                "os": OS, "kernel": "6.1.0-18-amd64", "arch": "x86_64", "boot": {"mode": "bios", "loader": "grub"},
+                "memory": {"total": 2 * GIB}, "cpu": {"count": 2}, "virtualization": "kvm",
+                "warnings": ["disk 'sdb' is unreadable in parts"],
+                "disks": [{"name": "sda", "path": "/dev/sda", "size": 20 * GIB, "used": 3 * GIB, "model": "QEMU HARDDISK"},
+                          {"name": "sdb", "path": "/dev/sdb", "size": 100 * GIB, "used": None, "model": None}]}}
 
 
 def progress(percent, **more):
@@ -48,7 +52,7 @@ def finished(i, name):
         {"name": "cleaning", "started": ago(30), "seconds": 0.06}])
 
 
-REPORT = {
+CONVERSION = {
     "system": {"id": "debian", "version": "12", "name": SYSTEM}, "firmware": "bios", "kernels": ["6.1.0-18-amd64"],
     "steps": [
         {"name": "fstab", "state": "done", "summary": "2 devices are now named by UUID",
@@ -57,6 +61,18 @@ REPORT = {
         {"name": "net_names", "state": "not_needed", "summary": "nothing to change", "files": [], "notes": []},
         {"name": "initramfs", "state": "failed", "summary": "no room in '/boot'", "files": [], "notes": []}],
     "warnings": ["initramfs: no room in '/boot'"]}
+
+
+BOOT = {"state": "failed", "started": ago(4.5 * MIN), "finished": ago(3.5 * MIN), "report": {
+    "state": "degraded", "boot_seconds": 52.2, "kernel": "6.1.0-18-amd64", "hostname": "web", "accelerator": "tcg",
+    "verified": False, "problems": [{"code": "failed_unit", "message": "'shop.service' failed"}],
+    "failed_units": ["shop.service"], "addresses": [{"interface": "enp0s2", "address": "10.0.2.15"}],
+    "serial": "long\ntext"}}
+REPORT = {"image": ident("image", 0), "conversion": CONVERSION, "boot": BOOT}
+MANIFEST = {
+    "disks": [{"path": "disk0.qcow2", "format": "qcow2", "base": "disk0.raw", "size": 20 * GIB, "allocated": 3 * GIB, "sha256": "5e" * 32}],
+    "replica": {"format": 1, "run": "run-0000000000000001", "block_size": 65536, "digest": "sha256", "time": 1.0, "disks": [
+        {"file": "disk0.raw", "size": 20 * GIB, "used_bytes": 3 * GIB, "statement": "ab" * 32}]}}
 
 
 def fill(center):
@@ -71,8 +87,7 @@ def fill(center):
         job(3, "web-2", "ready", None)]
     items["images"].append({
         "id": ident("image", 0), "name": "web-1", "description": "", "job": ident("job", 2), "source": ident("source", 0),
-        "region": "local", "created": ago(5.5 * MIN), "boot": {"state": "passed", "seconds": 52.2},
-        "manifest": {"disks": [{"index": 0, "size": 20 * GIB, "stored": 3 * GIB, "format": "qcow2", "source": "/dev/sda"}]}})
+        "region": "local", "created": ago(5.5 * MIN), "boot": BOOT, "manifest": MANIFEST})
     center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [(200, REPORT)]
     items["codes"].append({"id": ident("code", 0), "name": "shop", "uses": 100, "used": 3, "state": "active",
                            "created": ago(90 * MIN), "expires": time.time() + 29.5 * DAY})

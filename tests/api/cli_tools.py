@@ -232,6 +232,12 @@ class Terminal:
                 self.answer = None
         return False
 
+    def until(self, text, seconds=30):
+        """Reads until the screen has the text."""
+        end = time.monotonic() + seconds
+        while text not in self.screen():
+            assert time.monotonic() < end and not self.pump(0.1), f"no '{text}' on the screen:\n{self.screen()}"
+
     def wait(self, seconds=60):
         """The exit code, and the screen as it is at the end."""
         if not self.pump(seconds):
