@@ -203,8 +203,9 @@ void out_when(struct str *b, double t)
 	}
 	while (d >= steps[i].below && i + 1 < ARRAY_SIZE(steps))
 		i++;
-	str_addf(b, "%s%.0f %s%s", ago < 0 ? "in " : "", floor(d / steps[i].unit), steps[i].name,
-		 ago < 0 ? "" : " ago");
+	/* What is to come is rounded: a code for 7 days expires in 7 days, not in 6, a second after it was made. */
+	str_addf(b, "%s%.0f %s%s", ago < 0 ? "in " : "", ago < 0 ? round(d / steps[i].unit) : floor(d / steps[i].unit),
+		 steps[i].name, ago < 0 ? "" : " ago");
 }
 
 void out_size(struct str *b, double bytes)

@@ -116,10 +116,11 @@ static const char *watch_phase(const char *phase)
 	return phase;
 }
 
-/* "syncing, round 2, comparing", or the state when it isn't at work. */
+/* "syncing, round 2: comparing", or the state when it isn't at work. */
 static void watch_where(struct str *b, const json_t *job)
 {
-	const char *stage = get_str(job, "stage"), *text = get_str(job, "step.text"), *phase;
+	const char *stage = get_str(job, "stage"), *text = get_str(job, "step.text"), *step = get_str(job, "step.name");
+	const char *phase;
 	double round = get_num(job, "progress.round", 0);
 
 	if (!*stage || strcmp(get_str(job, "state"), "running") != 0) {
@@ -131,19 +132,15 @@ static void watch_where(struct str *b, const json_t *job)
 		return;
 	}
 	out_word(b, stage);
-	phase = get_str(job, "progress.phase");
 	if (strcmp(stage, "syncing") == 0 && round > 0)
 		str_addf(b, ", round %.0f", round);
-	if (strcmp(stage, "syncing") == 0 && *phase) {
-		str_add(b, ", ");
-		out_word(b, watch_phase(phase));
-	} else if (*text) {
+	phase = strcmp(stage, "syncing") == 0 ? get_str(job, "progress.phase") : "";
+	if (*text || *phase || *step)
 		str_add(b, ": ");
+	if (*text)
 		out_clean(b, text);
-	} else if (*get_str(job, "step.name")) {
-		str_add(b, ": ");
-		out_word(b, get_str(job, "step.name"));
-	}
+	else
+		out_word(b, *phase ? watch_phase(phase) : step);
 }
 
 static void watch_sep(struct str *b)

@@ -67,7 +67,7 @@ CLI_COMMAND(codes_create)
 		return err_set(e, -EIO, "code %s was made, but not the command: %s", get_str(r.json, "id"),
 			       get_str(r.json, "command_error"));
 	out_when(&b, get_num(r.json, "expires", 0));
-	out_error("paste this on the server to migrate, as root; it works %.0f times, until %s. It is shown only now.",
+	out_error("run this as root on the server to migrate; it works %.0f times and expires %s; it is shown only now:",
 		  get_num(r.json, "uses", 0), b.s ? b.s : "");
 	str_release(&b);
 	out_clean(&b, get_str(r.json, "command"));

@@ -41,7 +41,7 @@ def job(i, name, state, stage, **more):
             "parameters": {"connections": 4, "compression": 1, "rate_mbit": 0, "checksum": True, "on_read_error": "fail",
                            "test_boot": True},
             "error": None, "image": None, "created": ago(10.5 * MIN), "started": ago(8.5 * MIN), "finished": None,
-            "expires": time.time() + 29.5 * DAY, **more}
+            "expires": time.time() + 29.8 * DAY, **more}
 
 
 def finished(i, name):
@@ -90,7 +90,7 @@ def fill(center):
         "region": "local", "created": ago(5.5 * MIN), "boot": BOOT, "manifest": MANIFEST})
     center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [(200, REPORT)]
     items["codes"].append({"id": ident("code", 0), "name": "shop", "uses": 100, "used": 3, "state": "active",
-                           "created": ago(90 * MIN), "expires": time.time() + 29.5 * DAY})
+                           "created": ago(90 * MIN), "expires": time.time() + 29.8 * DAY})
     items["tokens"].append({"id": ident("token", 0), "name": "first", "role": "admin", "created": ago(90 * MIN)})
     items["regions"].append({"id": "local", "name": "this host", "provider": "local", "created": ago(5.5 * DAY),
                              "capacity": {"free": 100 * GIB, "total": 400 * GIB, "accelerator": "kvm"}})

@@ -58,9 +58,9 @@ def test_a_line_per_change(cli, center):
     assert done.returncode == 0, done.stderr
     more = "112 MiB/s  42 s left  expected freeze 0.8 s"
     assert lines(done.stdout)[:4] == [
-        f"{NAME}: syncing, round 1, copying  2 %  164 MiB of 8.0 GiB  {more}",
-        f"{NAME}: syncing, round 1, copying  43 %  3.5 GiB of 8.0 GiB  {more}",
-        f"{NAME}: syncing, round 2, comparing  100 %  8.0 GiB of 8.0 GiB  {more}",
+        f"{NAME}: syncing, round 1: copying  2 %  164 MiB of 8.0 GiB  {more}",
+        f"{NAME}: syncing, round 1: copying  43 %  3.5 GiB of 8.0 GiB  {more}",
+        f"{NAME}: syncing, round 2: comparing  100 %  8.0 GiB of 8.0 GiB  {more}",
         f"{NAME}: processing: making the system bootable"]
     assert "Frozen             0.6 s" in done.stdout and ident("image", 0) in done.stdout
 
@@ -71,7 +71,7 @@ def test_in_place_on_a_terminal(cli, center):
     terminal.until(" 43 %")
     screen = terminal.screen()
     first, bar, freeze = screen.splitlines()
-    assert first == f"{NAME}  syncing, round 1, copying"
+    assert first == f"{NAME}  syncing, round 1: copying"
     assert bar.startswith("  ━━━━") and " 43 %  3.5 GiB of 8.0 GiB  112 MiB/s  42 s left" in bar
     assert 0.38 < bar.count("━") / (bar.count("━") + bar.count("─")) < 0.48
     assert freeze == "  expected freeze 0.8 s"
@@ -130,7 +130,7 @@ def test_several(cli, center):
     terminal.until("70 %")
     terminal.until(" 2 %")
     assert [x for x in terminal.screen().splitlines() if not x.startswith(" ")] == [
-        "db  syncing, round 2, comparing", f"{NAME}  syncing, round 1, copying"]
+        "db  syncing, round 2: comparing", f"{NAME}  syncing, round 1: copying"]
     code, screen = terminal.wait()
     assert code == 1
     assert [x for x in screen.splitlines() if not x.startswith(" ")] == [f"db  {ident('job', 1)}", f"{NAME}  {ID}"]
