@@ -75,14 +75,16 @@ int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct
 	return 0;
 }
 
+/* With or without the noun in front; less than three characters of the rest mean too much. */
 static bool noun_id_starts(const struct cli_noun *n, const char *id, const char *word)
 {
 	size_t prefix = strlen(n->noun);
 
-	if (str_starts(id, word))
-		return true;
-	return strlen(word) >= 3 && str_starts(id, n->noun) && id[prefix] == '-' &&
-	       str_starts(id + prefix + 1, word);
+	if (str_starts(id, n->noun) && id[prefix] == '-')
+		id += prefix + 1;
+	if (str_starts(word, n->noun) && word[prefix] == '-')
+		word += prefix + 1;
+	return strlen(word) >= 3 && str_starts(id, word);
 }
 
 /* An exact id wins over a name, a name over the beginning of an id. */

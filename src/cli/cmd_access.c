@@ -30,7 +30,7 @@ const struct cli_noun cli_code = {"code",
 				  "/v1/codes",
 				  code_cols,
 				  NULL,
-				  "'replant codes create' makes one and prints the command that enrols a server.",
+				  "'replant codes create' makes one.",
 				  NULL};
 
 CLI_COMMAND(codes_ls)

@@ -47,7 +47,7 @@ const struct cli_noun cli_export = {"export",
 				    "/v1/exports",
 				    export_cols,
 				    NULL,
-				    "'replant images export IMAGE --format qcow2 -o FILE' makes and fetches one.",
+				    "'replant images export' makes and fetches one.",
 				    NULL};
 
 CLI_COMMAND(exports_ls)

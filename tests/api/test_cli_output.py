@@ -140,8 +140,8 @@ def test_names_and_beginnings_of_ids(cli):
 
 
 def test_ambiguous_and_unknown(cli, center):
-    done = cli.run("jobs", "show", "job-00")
-    assert done.returncode == 1 and "3 jobs are meant by 'job-00': job-0000000000000001, " in done.stderr
+    done = cli.run("jobs", "show", "job-000")
+    assert done.returncode == 1 and "3 jobs are meant by 'job-000': job-0000000000000001, " in done.stderr
     done = cli.run("jobs", "show", "nothing")
     assert done.returncode == 1 and "there is no job 'nothing' ('replant jobs ls' lists them)" in done.stderr
     done = cli.run("jobs", "show", "job-ffffffffffffffff")
