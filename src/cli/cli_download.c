@@ -17,7 +17,7 @@
 struct download {
 	int fd;
 	uint64_t at, size;
-	int error;	  /* of writing, -errno */
+	int error;        /* of writing, -errno */
 	const char *what; /* NULL: no progress */
 	double drawn, started;
 	uint64_t from; /* where this attempt began */
@@ -89,8 +89,8 @@ static int download_get(struct cli *c, const char *path, const char *file, struc
 		d->from = d->at;
 		r = cli_http_stream(c, path, d->at, download_write, d, e);
 		if (r == 0 && d->size != UINT64_MAX && d->at < d->size)
-			r = err_set(e, -EAGAIN, "the download ended after %llu of %llu bytes", (unsigned long long)d->at,
-				    (unsigned long long)d->size);
+			r = err_set(e, -EAGAIN, "the download ended after %llu of %llu bytes",
+				    (unsigned long long)d->at, (unsigned long long)d->size);
 		if (d->at > d->from)
 			cli_patience_ok(&patience);
 		if (r != -EAGAIN || d->size == UINT64_MAX || cli_patience_wait(c, &patience, e) < 0)

@@ -1,4 +1,5 @@
-/* HTTPS to the center. Trust is the given certificate and nothing else: no system store, no redirects, no other scheme. */
+/* HTTPS to the center. Trust is the given certificate and nothing else: no system store, no redirects, no other scheme.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

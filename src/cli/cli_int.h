@@ -59,9 +59,9 @@ void cli_reply_release(struct cli_reply *r);
 
 void cli_http_release(struct cli *c);
 /*
- * One request; `body` may be NULL. 0 when the center answered 2xx with JSON or nothing. Errors: -EAGAIN when trying again
- * may help (no connection, 429, 502 to 504), -ENOENT 404, -EACCES 401 and 403, -EBUSY 409, -EINVAL other 4xx, -EPROTO not our API. The
- * center's own message is in `e`; r->body holds its answer.
+ * One request; `body` may be NULL. 0 when the center answered 2xx with JSON or nothing. Errors: -EAGAIN when trying
+ * again may help (no connection, 429, 502 to 504), -ENOENT 404, -EACCES 401 and 403, -EBUSY 409, -EINVAL other 4xx,
+ * -EPROTO not our API. The center's own message is in `e`; r->body holds its answer.
  */
 int cli_http(struct cli *c, const char *method, const char *path, json_t *body, struct cli_reply *r, struct err *e);
 /* Gets bytes as they come. `write` is curl's write callback. -EAGAIN as above; -ECANCELED when the callback refused. */
@@ -149,12 +149,12 @@ bool get_true(const json_t *o, const char *path);
 /* ---- cli_noun.c: what all nouns have in common ---- */
 
 struct cli_noun {
-	const char *noun;	    /* "job": also the ids' prefix */
-	const char *plural;	    /* "jobs" */
-	const char *path;	    /* "/v1/jobs" */
+	const char *noun;           /* "job": also the ids' prefix */
+	const char *plural;         /* "jobs" */
+	const char *path;           /* "/v1/jobs" */
 	const struct out_col *cols; /* of `ls` */
 	void (*show)(struct cli *c, json_t *item);
-	const char *none; /* what an empty list says to do next */
+	const char *none;                              /* what an empty list says to do next */
 	void (*prepare)(struct cli *c, json_t *items); /* before `cols` see them, or NULL */
 };
 
@@ -195,7 +195,7 @@ const char *cli_remedy(const json_t *job);
 void cli_sleep(double seconds);
 /* The clock of a connection that is tried again: 0 when there is time left, else the error stands. */
 struct cli_patience {
-	double lost;	   /* id_now_mono() of the first failure, 0 when all is well */
+	double lost;       /* id_now_mono() of the first failure, 0 when all is well */
 	unsigned failures; /* in a row */
 };
 void cli_patience_ok(struct cli_patience *p);
@@ -207,9 +207,10 @@ int cli_patience_wait(const struct cli *c, struct cli_patience *p, struct err *e
 /* Runs fn with the settings loaded, prints its error, releases everything; the exit code. */
 int cli_run(struct cli *c, int (*fn)(struct cli *, int, char **, struct err *), int argc, char **argv);
 
+typedef int cli_command_fn(void *options, int argc, char **argv);
 #define CLI_COMMAND(name)                                                                                              \
 	static int name(struct cli *c, int argc, char **argv, struct err *e);                                          \
-	int cli_##name(void *options, int argc, char **argv);                                                          \
+	cli_command_fn cli_##name;                                                                                     \
 	int cli_##name(void *options, int argc, char **argv)                                                           \
 	{                                                                                                              \
 		return cli_run(options, name, argc, argv);                                                             \

@@ -105,7 +105,8 @@ static int noun_ambiguous(const struct cli_noun *n, const json_t *items, const c
 	size_t i, found = 0;
 	json_t *item;
 
-	json_array_foreach(items, i, item) {
+	json_array_foreach(items, i, item)
+	{
 		if (noun_rank(n, item, word) == rank && found++ < 5)
 			str_addf(&b, "%s%s", found > 1 ? ", " : "", get_str(item, "id"));
 	}
@@ -123,7 +124,8 @@ static int noun_match(const struct cli_noun *n, const json_t *items, const char 
 	int rank = 0;
 	size_t i;
 
-	json_array_foreach(items, i, item) {
+	json_array_foreach(items, i, item)
+	{
 		int r = noun_rank(n, item, word);
 
 		if (r < rank || r == 0)
@@ -184,7 +186,8 @@ static int noun_ls_json(struct cli *c, const struct cli_noun *n, struct err *e)
 	out_json(&r.body);
 	have = json_array_size(get(r.json, "items"));
 	if (x == 0 && get_num(r.json, "total", 0) > (double)have)
-		out_error("warning: only the first %zu of %.0f %s are printed", have, get_num(r.json, "total", 0), n->plural);
+		out_error("warning: only the first %zu of %.0f %s are printed", have, get_num(r.json, "total", 0),
+			  n->plural);
 	return x;
 }
 
@@ -340,8 +343,10 @@ void cli_name_sources(struct cli *c, json_t *items)
 
 	if (cli_list(c, &cli_source, &sources, NULL) < 0)
 		return;
-	json_array_foreach(items, i, item) {
-		json_array_foreach(sources, k, source) {
+	json_array_foreach(items, i, item)
+	{
+		json_array_foreach(sources, k, source)
+		{
 			if (strcmp(get_str(item, "source"), get_str(source, "id")) == 0)
 				json_object_set(item, "source_name", json_object_get(source, "name"));
 		}

@@ -55,8 +55,8 @@ size_t out_width(void)
 const char *out_on(enum out_colour c)
 {
 	static const char *const codes[] = {
-		[OUT_PLAIN] = "",	  [OUT_BOLD] = "\033[1m",    [OUT_DIM] = "\033[2m",  [OUT_RED] = "\033[31m",
-		[OUT_GREEN] = "\033[32m", [OUT_YELLOW] = "\033[33m", [OUT_CYAN] = "\033[36m"};
+	    [OUT_PLAIN] = "",         [OUT_BOLD] = "\033[1m",    [OUT_DIM] = "\033[2m",  [OUT_RED] = "\033[31m",
+	    [OUT_GREEN] = "\033[32m", [OUT_YELLOW] = "\033[33m", [OUT_CYAN] = "\033[36m"};
 
 	return out.colour ? codes[c] : "";
 }
@@ -188,8 +188,12 @@ void out_when(struct str *b, double t)
 	static const struct {
 		double below, unit;
 		const char *name;
-	} steps[] = {{60, 1, "s"}, {3600, 60, "min"}, {86400 * 2, 3600, "h"}, {86400 * 60, 86400, "days"},
-		     {86400.0 * 730, 86400 * 30.4, "months"}, {1e18, 86400 * 365.25, "years"}};
+	} steps[] = {{60, 1, "s"},
+		     {3600, 60, "min"},
+		     {86400 * 2, 3600, "h"},
+		     {86400 * 60, 86400, "days"},
+		     {86400.0 * 730, 86400 * 30.4, "months"},
+		     {1e18, 86400 * 365.25, "years"}};
 	double ago = id_now() - t, d = fabs(ago);
 	size_t i = 0;
 
@@ -232,8 +236,8 @@ enum out_colour out_state_colour(const char *s)
 	static const struct {
 		const char *state;
 		enum out_colour colour;
-	} rows[] = {{"available", OUT_GREEN}, {"finished", OUT_GREEN}, {"passed", OUT_GREEN},	{"booted", OUT_GREEN},
-		    {"in_use", OUT_CYAN},     {"running", OUT_CYAN},   {"in_error", OUT_RED},	{"failed", OUT_RED},
+	} rows[] = {{"available", OUT_GREEN}, {"finished", OUT_GREEN}, {"passed", OUT_GREEN},   {"booted", OUT_GREEN},
+		    {"in_use", OUT_CYAN},     {"running", OUT_CYAN},   {"in_error", OUT_RED},   {"failed", OUT_RED},
 		    {"unavailable", OUT_RED}, {"error", OUT_RED},      {"stopped", OUT_YELLOW}, {"waiting", OUT_YELLOW},
 		    {"deleting", OUT_DIM},    {"expired", OUT_DIM},    {"revoked", OUT_DIM}};
 
@@ -327,7 +331,8 @@ void out_json(const struct str *body)
 	if (!out.tty) {
 		fwrite(p, 1, n, stdout);
 	} else {
-		/* The same JSON, but some terminals obey C1 controls and DEL. Valid JSON has no bare C0 but white space. */
+		/* The same JSON, but some terminals obey C1 controls and DEL. Valid JSON has no bare C0 but white
+		 * space. */
 		for (size_t i = 0; i < n; i++) {
 			if (p[i] == 0xc2 && i + 1 < n && p[i + 1] >= 0x80 && p[i + 1] < 0xa0)
 				printf("\\u00%02x", p[++i]);

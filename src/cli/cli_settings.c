@@ -150,9 +150,10 @@ static int settings_check(struct cli *c, struct err *e)
 	size_t n;
 
 	if (!c->url)
-		return err_set(e, -EINVAL,
-			       "no center given (use --server, REPLANT_URL or ~/.config/replant/config; on the center's "
-			       "own host run as root)");
+		return err_set(
+		    e, -EINVAL,
+		    "no center given (use --server, REPLANT_URL or ~/.config/replant/config; on the center's "
+		    "own host run as root)");
 	/* "center.example.org:8443" is what people type. */
 	if (!strstr(c->url, "://")) {
 		char *url = str_printf("https://%s", c->url);

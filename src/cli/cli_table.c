@@ -1,4 +1,5 @@
-/* Aligned tables. A column without any text isn't shown. When the terminal is too narrow, the widest of the columns that may be cut are cut. */
+/* Aligned tables. A column without any text isn't shown. When the terminal is too narrow, the widest of the columns
+ * that may be cut are cut. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,7 @@ struct out_cell {
 	enum out_colour colour;
 };
 
-#define TABLE_COLS_MAX 16
+#define TABLE_COLS_MAX  16
 #define TABLE_SHRINK_TO 8 /* no narrower than this */
 
 void out_table_init(struct out_table *t, const struct out_col *cols, size_t indent)
@@ -71,7 +72,8 @@ static size_t table_shrink(const struct out_table *t, int level, size_t w[], siz
 		size_t best = t->ncols;
 
 		for (size_t i = 0; i < t->ncols; i++)
-			if (t->cols[i].shrink == level && w[i] > TABLE_SHRINK_TO && (best == t->ncols || w[i] > w[best]))
+			if (t->cols[i].shrink == level && w[i] > TABLE_SHRINK_TO &&
+			    (best == t->ncols || w[i] > w[best]))
 				best = i;
 		if (best == t->ncols)
 			break;

@@ -1,6 +1,6 @@
 /*
- * Watching jobs: on a terminal a few lines in place, elsewhere a line per change. The center is asked once a second; it may be
- * away for a while (a restart, a network that hiccups) without ending the watch.
+ * Watching jobs: on a terminal a few lines in place, elsewhere a line per change. The center is asked once a second; it
+ * may be away for a while (a restart, a network that hiccups) without ending the watch.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@
 
 struct watched {
 	const char *id; /* borrowed */
-	json_t *job;	/* last seen, NULL: not yet */
+	json_t *job;    /* last seen, NULL: not yet */
 	bool ended;
 	char *said; /* what the last line was about, when not on a terminal */
 	double percent;
@@ -66,21 +66,24 @@ const char *cli_remedy(const json_t *job)
 	static const struct {
 		const char *code, *remedy;
 	} rows[] = {
-		{"no_space", "Free space in the region, then start the job again: it goes on from what is there."},
-		{"read_error", "The source's disk has unreadable sectors. Repair it, or make the job anew with "
-			       "--on-read-error zero to have them replaced by zeros and listed."},
-		{"source_offline", "See that the server runs and that 'replant-agent status' on it is well, then start the "
-				   "job again."},
-		{"source_silent", "See that the server runs and that 'replant-agent status' on it is well, then start the "
-				  "job again."},
-		{"source_gone", "The server was removed from the center. Enrol it again and make a new job."},
-		{"connection_failed", "See that the server reaches the center's host on every port the receiver may use, then "
-				      "start the job again."},
-		{"timed_out", "See that the connection between server and center is stable, then start the job again."},
-		{"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
-		{"convert_failed", "The copy is kept and the server is as it was. Starting the job again converts it anew."},
-		{"test_boot_failed", "Look at 'replant images report' and 'replant images screenshot'; starting the job again "
-				     "repeats the boot."},
+	    {"no_space", "Free space in the region, then start the job again: it goes on from what is there."},
+	    {"read_error", "The source's disk has unreadable sectors. Repair it, or make the job anew with "
+			   "--on-read-error zero to have them replaced by zeros and listed."},
+	    {"source_offline", "See that the server runs and that 'replant-agent status' on it is well, then start the "
+			       "job again."},
+	    {"source_silent", "See that the server runs and that 'replant-agent status' on it is well, then start the "
+			      "job again."},
+	    {"source_gone", "The server was removed from the center. Enrol it again and make a new job."},
+	    {"connection_failed",
+	     "See that the server reaches the center's host on every port the receiver may use, then "
+	     "start the job again."},
+	    {"timed_out", "See that the connection between server and center is stable, then start the job again."},
+	    {"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
+	    {"convert_failed",
+	     "The copy is kept and the server is as it was. Starting the job again converts it anew."},
+	    {"test_boot_failed",
+	     "Look at 'replant images report' and 'replant images screenshot'; starting the job again "
+	     "repeats the boot."},
 	};
 
 	if (strstr(get_str(job, "error.message"), "start the job again"))
@@ -319,7 +322,8 @@ static void watch_stages(const json_t *job)
 	const json_t *stage;
 	size_t i;
 
-	json_array_foreach(get(job, "stages"), i, stage) {
+	json_array_foreach(get(job, "stages"), i, stage)
+	{
 		str_add(&b, i ? ", " : "");
 		out_word(&b, get_str(stage, "name"));
 		str_add(&b, " ");
@@ -373,7 +377,8 @@ static void watch_end(const struct watched *j)
 /* States that last until a person does something, or until the next run of an incremental job. */
 static bool watch_has_ended(const struct watched *j)
 {
-	static const char *const ends[] = {"ready", "stopped", "in_error", "finished", "waiting", "expired", "deleting"};
+	static const char *const ends[] = {"ready",   "stopped", "in_error", "finished",
+					   "waiting", "expired", "deleting"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(ends); i++)
 		if (watch_is(j, ends[i]))

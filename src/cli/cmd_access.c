@@ -1,4 +1,5 @@
-/* Who may come in: activation codes for servers, tokens for people and programs. Secrets are shown once, on stdout alone. */
+/* Who may come in: activation codes for servers, tokens for people and programs. Secrets are shown once, on stdout
+ * alone. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,17 +21,16 @@ static enum out_colour code_expires(struct str *b, const json_t *j)
 }
 
 static const struct out_col code_cols[] = {
-	{"NAME", false, 1, cell_name},	 {"STATE", false, 0, cell_state},	  {"USED", false, 0, code_uses},
-	{"EXPIRES", false, 0, code_expires}, {"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
-	{0},
+    {"NAME", false, 1, cell_name},
+    {"STATE", false, 0, cell_state},
+    {"USED", false, 0, code_uses},
+    {"EXPIRES", false, 0, code_expires},
+    {"CREATED", false, 0, cell_created},
+    {"ID", false, 0, cell_id},
+    {0},
 };
 
-const struct cli_noun cli_code = {"code",
-				  "codes",
-				  "/v1/codes",
-				  code_cols,
-				  NULL,
-				  "'replant codes create' makes one.",
+const struct cli_noun cli_code = {"code", "codes", "/v1/codes", code_cols, NULL, "'replant codes create' makes one.",
 				  NULL};
 
 CLI_COMMAND(codes_ls)
@@ -67,8 +67,9 @@ CLI_COMMAND(codes_create)
 		return err_set(e, -EIO, "code %s was made, but not the command: %s", get_str(r.json, "id"),
 			       get_str(r.json, "command_error"));
 	out_when(&b, get_num(r.json, "expires", 0));
-	out_error("run this as root on the server to migrate; it works %.0f times and expires %s; it is shown only now:",
-		  get_num(r.json, "uses", 0), b.s ? b.s : "");
+	out_error(
+	    "run this as root on the server to migrate; it works %.0f times and expires %s; it is shown only now:",
+	    get_num(r.json, "uses", 0), b.s ? b.s : "");
 	str_release(&b);
 	out_clean(&b, get_str(r.json, "command"));
 	printf("%s\n", b.s ? b.s : "");
@@ -103,14 +104,15 @@ static enum out_colour token_role(struct str *b, const json_t *j)
 }
 
 static const struct out_col token_cols[] = {
-	{"NAME", false, 1, cell_name},	  {"ROLE", false, 0, token_role},
-	{"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
-	{0},
+    {"NAME", false, 1, cell_name},
+    {"ROLE", false, 0, token_role},
+    {"CREATED", false, 0, cell_created},
+    {"ID", false, 0, cell_id},
+    {0},
 };
 
-const struct cli_noun cli_token = {"token",    "tokens", "/v1/tokens",
-				   token_cols, NULL,	 "'replant tokens create NAME --role operator' makes one.",
-				   NULL};
+const struct cli_noun cli_token = {
+    "token", "tokens", "/v1/tokens", token_cols, NULL, "'replant tokens create NAME --role operator' makes one.", NULL};
 
 CLI_COMMAND(tokens_ls)
 {

@@ -33,9 +33,9 @@ static enum out_colour region_accelerator(struct str *b, const json_t *j)
 }
 
 static const struct out_col region_cols[] = {
-	{"NAME", false, 1, cell_name},	{"PROVIDER", false, 0, region_kind},
-	{"FREE", true, 0, region_free},	{"ACCELERATOR", false, 0, region_accelerator},
-	{"ID", false, 0, cell_id},		{0},
+    {"NAME", false, 1, cell_name},  {"PROVIDER", false, 0, region_kind},
+    {"FREE", true, 0, region_free}, {"ACCELERATOR", false, 0, region_accelerator},
+    {"ID", false, 0, cell_id},      {0},
 };
 
 static void region_show(struct cli *c, json_t *r)
@@ -58,7 +58,8 @@ static void region_prepare(struct cli *c, json_t *items)
 	json_t *item;
 	size_t i;
 
-	json_array_foreach(items, i, item) {
+	json_array_foreach(items, i, item)
+	{
 		_cleanup_reply_ struct cli_reply r = {0};
 		_cleanup_free_ char *path = NULL;
 
@@ -70,9 +71,8 @@ static void region_prepare(struct cli *c, json_t *items)
 	}
 }
 
-const struct cli_noun cli_region = {"region",	 "regions",	"/v1/regions",
-				    region_cols, region_show,	"The center's operator adds them.",
-				    region_prepare};
+const struct cli_noun cli_region = {
+    "region", "regions", "/v1/regions", region_cols, region_show, "The center's operator adds them.", region_prepare};
 
 CLI_COMMAND(regions_ls)
 {
@@ -208,8 +208,8 @@ static size_t events_write(char *p, size_t size, size_t n, void *arg)
 static int events_stream(struct events *v, struct err *e)
 {
 	_cleanup_free_ char *path = v->last == CLI_UNSET
-					    ? strdup("/v1/events")
-					    : str_printf("/v1/events?since=%llu", (unsigned long long)v->last);
+					? strdup("/v1/events")
+					: str_printf("/v1/events?since=%llu", (unsigned long long)v->last);
 	int r;
 
 	if (!path)

@@ -37,18 +37,14 @@ static enum out_colour export_size(struct str *b, const json_t *j)
 }
 
 static const struct out_col export_cols[] = {
-	{"IMAGE", false, 0, export_image}, {"DISK", true, 0, export_disk},	 {"FORMAT", false, 0, export_format},
-	{"STATE", false, 0, cell_state},   {"SIZE", true, 0, export_size}, {"CREATED", false, 0, cell_created},
-	{"ID", false, 0, cell_id},	       {0},
+    {"IMAGE", false, 0, export_image},   {"DISK", true, 0, export_disk},
+    {"FORMAT", false, 0, export_format}, {"STATE", false, 0, cell_state},
+    {"SIZE", true, 0, export_size},      {"CREATED", false, 0, cell_created},
+    {"ID", false, 0, cell_id},           {0},
 };
 
-const struct cli_noun cli_export = {"export",
-				    "exports",
-				    "/v1/exports",
-				    export_cols,
-				    NULL,
-				    "'replant images export' makes and fetches one.",
-				    NULL};
+const struct cli_noun cli_export = {
+    "export", "exports", "/v1/exports", export_cols, NULL, "'replant images export' makes and fetches one.", NULL};
 
 CLI_COMMAND(exports_ls)
 {
@@ -83,8 +79,8 @@ static int export_wait(struct cli *c, const char *path, struct cli_reply *r, str
 		if (strcmp(state, "running") != 0) {
 			export_draw(c, get_num(r->json, "percent", 0), true);
 			return strcmp(state, "finished") == 0
-				       ? 0
-				       : err_set(e, -EIO, "the export failed: %s", get_str(r->json, "error.message"));
+				   ? 0
+				   : err_set(e, -EIO, "the export failed: %s", get_str(r->json, "error.message"));
 		}
 		export_draw(c, get_num(r->json, "percent", 0), false);
 		cli_sleep(0.5);

@@ -46,14 +46,18 @@ static enum out_colour image_source(struct str *b, const json_t *i)
 }
 
 static const struct out_col image_cols[] = {
-	{"NAME", false, 1, cell_name},	{"SIZE", true, 0, image_size}, {"TEST BOOT", false, 0, image_boot_state},
-	{"SOURCE", false, 2, image_source}, {"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
-	{0},
+    {"NAME", false, 1, cell_name},
+    {"SIZE", true, 0, image_size},
+    {"TEST BOOT", false, 0, image_boot_state},
+    {"SOURCE", false, 2, image_source},
+    {"CREATED", false, 0, cell_created},
+    {"ID", false, 0, cell_id},
+    {0},
 };
 
 /* ---- the manifest: what lies there ---- */
-static const struct out_col image_disk_cols[] = {{"DISK", true, 0, NULL},	{"SIZE", true, 0, NULL},
-						 {"STORED", true, 0, NULL}, {"FORMAT", false, 0, NULL},
+static const struct out_col image_disk_cols[] = {{"DISK", true, 0, NULL},     {"SIZE", true, 0, NULL},
+						 {"STORED", true, 0, NULL},   {"FORMAT", false, 0, NULL},
 						 {"SHA-256", false, 2, NULL}, {0}};
 
 static void image_disk(struct out_table *t, const json_t *disk, size_t i)
@@ -96,7 +100,8 @@ static void image_texts(const char *title, const json_t *list, enum out_colour c
 
 	if (json_array_size(list))
 		out_section(title);
-	json_array_foreach(list, i, v) {
+	json_array_foreach(list, i, v)
+	{
 		_cleanup_(str_release) struct str b = {0};
 
 		out_clean(&b, json_is_string(v) ? json_string_value(v) : get_str(v, "message"));
@@ -109,7 +114,8 @@ static void image_step_files(const json_t *step)
 	const json_t *file;
 	size_t i;
 
-	json_array_foreach(get(step, "files"), i, file) {
+	json_array_foreach(get(step, "files"), i, file)
+	{
 		_cleanup_(str_release) struct str b = {0};
 
 		out_word(&b, get_str(file, "action"));
@@ -124,7 +130,8 @@ static void image_steps(const json_t *steps, bool all)
 	const json_t *step;
 	size_t i;
 
-	json_array_foreach(steps, i, step) {
+	json_array_foreach(steps, i, step)
+	{
 		_cleanup_(str_release) struct str label = {0}, b = {0};
 		const char *state = get_str(step, "state");
 		bool idle = strcmp(state, "skipped") == 0 || strcmp(state, "not_needed") == 0;
@@ -161,7 +168,8 @@ static void image_verified(const json_t *replica)
 
 	if (json_array_size(get(replica, "disks")))
 		out_section("Verified");
-	json_array_foreach(get(replica, "disks"), i, disk) {
+	json_array_foreach(get(replica, "disks"), i, disk)
+	{
 		_cleanup_(str_release) struct str b = {0};
 		char label[32];
 
@@ -178,8 +186,8 @@ static void image_test_boot(const json_t *boot)
 {
 	static const struct {
 		const char *key, *label;
-	} texts[] = {{"hostname", "Host name"}, {"kernel", "Kernel"}, {"state", "System state"},
-		     {"accelerator", "Accelerator"}};
+	} texts[] = {
+	    {"hostname", "Host name"}, {"kernel", "Kernel"}, {"state", "System state"}, {"accelerator", "Accelerator"}};
 	_cleanup_(str_release) struct str b = {0};
 	const json_t *report = get(boot, "report"), *a;
 	size_t i;
@@ -198,7 +206,8 @@ static void image_test_boot(const json_t *boot)
 	}
 	for (i = 0; i < ARRAY_SIZE(texts); i++)
 		out_fieldf(texts[i].label, "%s", get_str(report, texts[i].key));
-	json_array_foreach(get(report, "addresses"), i, a) {
+	json_array_foreach(get(report, "addresses"), i, a)
+	{
 		out_fieldf("Address", "%s %s", get_str(a, "address"), get_str(a, "interface"));
 	}
 	str_release(&b);
@@ -240,13 +249,8 @@ static void image_show(struct cli *c, json_t *image)
 	image_test_boot(get(image, "boot"));
 }
 
-const struct cli_noun cli_image = {"image",
-				   "images",
-				   "/v1/images",
-				   image_cols,
-				   image_show,
-				   "A job that finishes makes one.",
-				   cli_name_sources};
+const struct cli_noun cli_image = {
+    "image", "images", "/v1/images", image_cols, image_show, "A job that finishes makes one.", cli_name_sources};
 
 CLI_COMMAND(images_ls)
 {
@@ -348,8 +352,10 @@ CLI_COMMAND(images_boot)
 	x = cli_http(c, "POST", path, NULL, &r, e);
 	if (x < 0 || !c->watch) {
 		if (x == 0 || c->json)
-			cli_done(c, &r, "image %s is being booted in a throw-away copy ('replant images show' tells how it "
-					"went)", id);
+			cli_done(c, &r,
+				 "image %s is being booted in a throw-away copy ('replant images show' tells how it "
+				 "went)",
+				 id);
 		return x;
 	}
 	return image_watch_boot(c, id, e);

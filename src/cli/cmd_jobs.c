@@ -37,9 +37,13 @@ static enum out_colour job_percent(struct str *b, const json_t *j)
 }
 
 static const struct out_col job_cols[] = {
-	{"NAME", false, 1, cell_name},	{"STATE", false, 0, job_state}, {"DONE", true, 0, job_percent},
-	{"SOURCE", false, 2, job_source},	{"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},
-	{0},
+    {"NAME", false, 1, cell_name},
+    {"STATE", false, 0, job_state},
+    {"DONE", true, 0, job_percent},
+    {"SOURCE", false, 2, job_source},
+    {"CREATED", false, 0, cell_created},
+    {"ID", false, 0, cell_id},
+    {0},
 };
 
 static void job_when(const char *label, const json_t *j, const char *key)
@@ -65,13 +69,13 @@ static void job_parameters(const json_t *j)
 		str_addf(&b, "at most %.0f Mbit/s, ", rate);
 	str_addf(&b, "%s digests, %s, %s", get_true(j, "parameters.checksum") ? "SHA-256" : "XXH3-128",
 		 strcmp(get_str(j, "parameters.on_read_error"), "zero") == 0 ? "unreadable sectors become zeros"
-									    : "fails on unreadable sectors",
+									     : "fails on unreadable sectors",
 		 get_true(j, "parameters.test_boot") ? "test boot" : "no test boot");
 	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
 }
 
 static const struct out_col stage_cols[] = {
-	{"STAGE", false, 0, NULL}, {"STARTED", false, 0, NULL}, {"TOOK", true, 0, NULL}, {0}};
+    {"STAGE", false, 0, NULL}, {"STARTED", false, 0, NULL}, {"TOOK", true, 0, NULL}, {0}};
 
 static void job_stages(const json_t *j)
 {
@@ -84,7 +88,8 @@ static void job_stages(const json_t *j)
 	if (json_array_size(get(j, "stages")) == 0)
 		return;
 	out_section("Stages");
-	json_array_foreach(get(j, "stages"), i, stage) {
+	json_array_foreach(get(j, "stages"), i, stage)
+	{
 		out_word(&b, get_str(stage, "name"));
 		out_table_cell(&t, &b, OUT_PLAIN);
 		out_when(&b, get_num(stage, "started", 0));
@@ -167,12 +172,9 @@ static void job_show_named(struct cli *c, json_t *j)
 	job_show(c, j);
 }
 
-const struct cli_noun cli_job = {"job",
-				 "jobs",
-				 "/v1/jobs",
-				 job_cols,
-				 job_show_named,
-				 "'replant jobs create SOURCE --start --watch' makes one.",
+const struct cli_noun cli_job = {"job",           "jobs",
+				 "/v1/jobs",      job_cols,
+				 job_show_named,  "'replant jobs create SOURCE --start --watch' makes one.",
 				 cli_name_sources};
 
 CLI_COMMAND(jobs_ls)
@@ -350,7 +352,8 @@ static int job_running(struct cli *c, char ***ret_ids, size_t *ret_n, struct err
 	ids = calloc(json_array_size(items) + 1, sizeof(*ids));
 	if (!ids)
 		return err_nomem(e);
-	json_array_foreach(items, i, item) {
+	json_array_foreach(items, i, item)
+	{
 		if (strcmp(get_str(item, "state"), "running") == 0)
 			ids[n++] = strdup(get_str(item, "id"));
 		if (n && !ids[n - 1]) {

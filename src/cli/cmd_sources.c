@@ -14,8 +14,8 @@ static enum out_colour source_seen(struct str *b, const json_t *s)
 /* The system's name may be a string or an object made from os-release. */
 static const char *source_os(const json_t *s)
 {
-	static const char *const paths[] = {"os", "os.pretty_name", "os.name", "inventory.os", "inventory.os.pretty_name",
-					    "inventory.os.name"};
+	static const char *const paths[] = {"os",           "os.pretty_name",           "os.name",
+					    "inventory.os", "inventory.os.pretty_name", "inventory.os.name"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(paths); i++)
 		if (*get_str(s, paths[i]))
@@ -36,18 +36,17 @@ static double source_bytes(const json_t *s)
 	const json_t *disk;
 	size_t i;
 
-	json_array_foreach(get(s, "inventory.disks"), i, disk)
-		sum += get_num(disk, "used", get_num(disk, "size", 0));
+	json_array_foreach(get(s, "inventory.disks"), i, disk) sum += get_num(disk, "used", get_num(disk, "size", 0));
 	return sum;
 }
 
 static const struct out_col source_cols[] = {
-	{"NAME", false, 1, cell_name},  {"STATE", false, 0, cell_state}, {"SYSTEM", false, 2, source_system},
-	{"SEEN", false, 0, source_seen}, {"ID", false, 0, cell_id},	{0},
+    {"NAME", false, 1, cell_name},   {"STATE", false, 0, cell_state}, {"SYSTEM", false, 2, source_system},
+    {"SEEN", false, 0, source_seen}, {"ID", false, 0, cell_id},       {0},
 };
 
-static const struct out_col disk_cols[] = {{"DISK", false, 0, NULL}, {"SIZE", true, 0, NULL},
-					   {"USED", true, 0, NULL}, {"MODEL", false, 2, NULL}, {0}};
+static const struct out_col disk_cols[] = {
+    {"DISK", false, 0, NULL}, {"SIZE", true, 0, NULL}, {"USED", true, 0, NULL}, {"MODEL", false, 2, NULL}, {0}};
 
 static void source_disk(struct out_table *t, const json_t *disk)
 {
@@ -87,7 +86,8 @@ static void source_warnings(const json_t *s)
 	const json_t *w;
 	size_t i;
 
-	json_array_foreach(get(s, "inventory.warnings"), i, w) {
+	json_array_foreach(get(s, "inventory.warnings"), i, w)
+	{
 		_cleanup_(str_release) struct str b = {0};
 
 		out_clean(&b, json_is_string(w) ? json_string_value(w) : get_str(w, "message"));
@@ -144,9 +144,10 @@ static void source_show(struct cli *c, json_t *s)
 	}
 }
 
-const struct cli_noun cli_source = {
-	"source", "sources", "/v1/sources", source_cols, source_show,
-	"'replant codes create' prints the command that enrols a server.", NULL};
+const struct cli_noun cli_source = {"source",      "sources",
+				    "/v1/sources", source_cols,
+				    source_show,   "'replant codes create' prints the command that enrols a server.",
+				    NULL};
 
 CLI_COMMAND(sources_ls)
 {

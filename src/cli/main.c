@@ -12,19 +12,31 @@
 #define AT(field) offsetof(struct cli, field)
 
 static const struct opt common[] = {
-	{"server", 's', OPT_STRING, AT(server_opt), "URL", "address of the center (REPLANT_URL)"},
-	{"token-file", 0, OPT_STRING, AT(token_file_opt), "FILE", "file that holds the token (or REPLANT_TOKEN)"},
-	{"ca", 0, OPT_STRING, AT(ca_opt), "FILE", "the center's certificate (REPLANT_CA)"},
-	{"state", 0, OPT_STRING, AT(state_opt), "DIR", "state directory of this host's center, for all three"},
-	{"json", 'j', OPT_FLAG, AT(json), NULL, "print the API's JSON"},
-	{0},
+    {"server", 's', OPT_STRING, AT(server_opt), "URL", "address of the center (REPLANT_URL)"},
+    {"token-file", 0, OPT_STRING, AT(token_file_opt), "FILE", "file that holds the token (or REPLANT_TOKEN)"},
+    {"ca", 0, OPT_STRING, AT(ca_opt), "FILE", "the center's certificate (REPLANT_CA)"},
+    {"state", 0, OPT_STRING, AT(state_opt), "DIR", "state directory of this host's center, for all three"},
+    {"json", 'j', OPT_FLAG, AT(json), NULL, "print the API's JSON"},
+    {0},
 };
 
-#define OPT_YES	  {"yes", 'y', OPT_FLAG, AT(yes), NULL, "don't ask"}
-#define OPT_QUIET {"quiet", 'q', OPT_FLAG, AT(quiet), NULL, "print the ids only"}
+#define OPT_YES                                                                                                        \
+	{                                                                                                              \
+		"yes", 'y', OPT_FLAG, AT(yes), NULL, "don't ask"                                                       \
+	}
+#define OPT_QUIET                                                                                                      \
+	{                                                                                                              \
+		"quiet", 'q', OPT_FLAG, AT(quiet), NULL, "print the ids only"                                          \
+	}
 #define OPT_RETRY                                                                                                      \
-	{"retry", 0, OPT_U64, AT(retry), "SECONDS", "how long to retry a lost connection (default 60)", 0, 86400}
-#define OPT_WATCH(what) {"watch", 'w', OPT_FLAG, AT(watch), NULL, what}
+	{                                                                                                              \
+		"retry", 0, OPT_U64, AT(retry), "SECONDS", "how long to retry a lost connection (default 60)", 0,      \
+		    86400                                                                                              \
+	}
+#define OPT_WATCH(what)                                                                                                \
+	{                                                                                                              \
+		"watch", 'w', OPT_FLAG, AT(watch), NULL, what                                                          \
+	}
 
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
@@ -33,183 +45,177 @@ static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT
 static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
 
 static const struct opt job_opts[] = {
-	{"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
-	{"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
-	{"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
-	{"region", 0, OPT_STRING, AT(region), "ID", "where the image is made (default local)"},
-	{"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest (default 1)", 0, 10},
-	{"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s (default 0, none)", 0, 100000},
-	{"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
-	{"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
-	{"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
-	{"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
-	 "what to do with unreadable sectors (default fail)"},
-	{"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
-	{"start", 0, OPT_FLAG, AT(start), NULL, "start the job at once"},
-	OPT_WATCH("start the job and watch it until it ends"),
-	OPT_RETRY,
-	{0},
+    {"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
+    {"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
+    {"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
+    {"region", 0, OPT_STRING, AT(region), "ID", "where the image is made (default local)"},
+    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest (default 1)", 0, 10},
+    {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s (default 0, none)", 0, 100000},
+    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
+    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
+    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
+    {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
+     "what to do with unreadable sectors (default fail)"},
+    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
+    {"start", 0, OPT_FLAG, AT(start), NULL, "start the job at once"},
+    OPT_WATCH("start the job and watch it until it ends"),
+    OPT_RETRY,
+    {0},
 };
 
 static const struct opt output_opts[] = {
-	{"output", 'o', OPT_STRING, AT(output), "FILE", "where to write the picture (PNG)", 0, 0, true},
-	{0},
+    {"output", 'o', OPT_STRING, AT(output), "FILE", "where to write the picture (PNG)", 0, 0, true},
+    {0},
 };
 
 static const struct opt export_opts[] = {
-	{"format", 'f', OPT_STRING, AT(format), "FORMAT", "qcow2, raw, vmdk or vhdx", 0, 0, true},
-	{"output", 'o', OPT_STRING, AT(output), "FILE", "where to write it", 0, 0, true},
-	{"disk", 0, OPT_U64, AT(disk), "N", "which disk of the image, 0 to 63 (default 0)", 0, 63},
-	{"keep", 0, OPT_FLAG, AT(keep), NULL, "keep the converted file on the center, too"},
-	OPT_RETRY,
-	{0},
+    {"format", 'f', OPT_STRING, AT(format), "FORMAT", "qcow2, raw, vmdk or vhdx", 0, 0, true},
+    {"output", 'o', OPT_STRING, AT(output), "FILE", "where to write it", 0, 0, true},
+    {"disk", 0, OPT_U64, AT(disk), "N", "which disk of the image, 0 to 63 (default 0)", 0, 63},
+    {"keep", 0, OPT_FLAG, AT(keep), NULL, "keep the converted file on the center, too"},
+    OPT_RETRY,
+    {0},
 };
 
 static const struct opt code_opts[] = {
-	{"name", 'n', OPT_STRING, AT(name), "NAME", "what the code is for"},
-	{"uses", 0, OPT_U64, AT(uses), "N", "how many servers may enrol, 1 to 1000 (default 100)", 1, 1000},
-	{"days", 0, OPT_U64, AT(days), "N", "days until it expires, 1 to 90 (default 30)", 1, 90},
-	{0},
+    {"name", 'n', OPT_STRING, AT(name), "NAME", "what the code is for"},
+    {"uses", 0, OPT_U64, AT(uses), "N", "how many servers may enrol, 1 to 1000 (default 100)", 1, 1000},
+    {"days", 0, OPT_U64, AT(days), "N", "days until it expires, 1 to 90 (default 30)", 1, 90},
+    {0},
 };
 
 static const struct opt token_opts[] = {
-	{"role", 'r', OPT_STRING, AT(role), "ROLE", "admin, operator or viewer", 0, 0, true},
-	{0},
+    {"role", 'r', OPT_STRING, AT(role), "ROLE", "admin, operator or viewer", 0, 0, true},
+    {0},
 };
 
 static const struct opt event_opts[] = {
-	{"since", 0, OPT_U64, AT(since), "N", "begin after event N (default: with what happens now)", 0, INT64_MAX},
-	OPT_RETRY,
-	{0},
+    {"since", 0, OPT_U64, AT(since), "N", "begin after event N (default: with what happens now)", 0, INT64_MAX},
+    OPT_RETRY,
+    {0},
 };
 
-#define COMMANDS(X)                                                                                                    \
-	X(sources_ls)                                                                                                  \
-	X(sources_show) X(sources_rename) X(sources_rm) X(jobs_create) X(jobs_start) X(jobs_stop) X(jobs_watch)        \
-		X(jobs_ls) X(jobs_show) X(jobs_rename) X(jobs_rm) X(images_ls) X(images_show) X(images_report)         \
-			X(images_rename) X(images_boot) X(images_screenshot) X(images_export) X(images_rm)             \
-				X(exports_ls) X(exports_rm) X(codes_create) X(codes_ls) X(codes_revoke) X(codes_rm)    \
-					X(tokens_create) X(tokens_ls) X(tokens_rm) X(regions_ls) X(regions_show)       \
-						X(events_follow) X(version)
-#define DECLARE(name) int cli_##name(void *options, int argc, char **argv);
-COMMANDS(DECLARE)
-#undef DECLARE
+cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources_rm, cli_jobs_create, cli_jobs_start,
+    cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_rm, cli_images_ls,
+    cli_images_show, cli_images_report, cli_images_rename, cli_images_boot, cli_images_screenshot, cli_images_export,
+    cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
+    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_events_follow, cli_version;
 
 /* What completes operands. */
 #define SOURCES "replant sources ls --quiet"
-#define JOBS	"replant jobs ls --quiet"
-#define IMAGES	"replant images ls --quiet"
+#define JOBS    "replant jobs ls --quiet"
+#define IMAGES  "replant images ls --quiet"
 #define EXPORTS "replant exports ls --quiet"
-#define CODES	"replant codes ls --quiet"
-#define TOKENS	"replant tokens ls --quiet"
+#define CODES   "replant codes ls --quiet"
+#define TOKENS  "replant tokens ls --quiet"
 #define REGIONS "replant regions ls --quiet"
 
 static const struct opt_command commands[] = {
-	{"sources ls", "", "list the servers that are enrolled",
-	 "Examples:\n  replant sources ls\n  replant sources ls --json | jq -r '.items[].name'", ls_opts, 0, 0,
-	 cli_sources_ls, NULL},
-	{"sources show", "SOURCE", "show a server: its system, disks, and what hinders its migration",
-	 "SOURCE is a name, an id or the beginning of an id.\n\nExample:\n  replant sources show web-1", NULL, 1, 1,
-	 cli_sources_show, SOURCES},
-	{"sources rename", "SOURCE NAME", "give a server another name",
-	 "Example:\n  replant sources rename web-1 shop-frontend", NULL, 2, 2, cli_sources_rename, SOURCES},
-	{"sources rm", "SOURCE...", "forget servers; their agents stop being admitted",
-	 "Nothing is changed on the server itself.\n\nExample:\n  replant sources rm web-1 --yes", rm_opts, 1, -1,
-	 cli_sources_rm, SOURCES},
+    {"sources ls", "", "list the servers that are enrolled",
+     "Examples:\n  replant sources ls\n  replant sources ls --json | jq -r '.items[].name'", ls_opts, 0, 0,
+     cli_sources_ls, NULL},
+    {"sources show", "SOURCE", "show a server: its system, disks, and what hinders its migration",
+     "SOURCE is a name, an id or the beginning of an id.\n\nExample:\n  replant sources show web-1", NULL, 1, 1,
+     cli_sources_show, SOURCES},
+    {"sources rename", "SOURCE NAME", "give a server another name",
+     "Example:\n  replant sources rename web-1 shop-frontend", NULL, 2, 2, cli_sources_rename, SOURCES},
+    {"sources rm", "SOURCE...", "forget servers; their agents stop being admitted",
+     "Nothing is changed on the server itself.\n\nExample:\n  replant sources rm web-1 --yes", rm_opts, 1, -1,
+     cli_sources_rm, SOURCES},
 
-	{"jobs create", "SOURCE", "make a migration job for a server",
-	 "Examples:\n  replant jobs create web-1 --watch\n"
-	 "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3",
-	 job_opts, 1, 1, cli_jobs_create, SOURCES},
-	{"jobs start", "JOB...", "start jobs, or let stopped and failed ones go on",
-	 "A job goes on from what it has; nothing is sent twice.\n\nExample:\n  replant jobs start web-1 --watch",
-	 start_opts, 1, -1, cli_jobs_start, JOBS},
-	{"jobs stop", "JOB...", "stop jobs; what they have is kept", "Example:\n  replant jobs stop web-1", NULL, 1, -1,
-	 cli_jobs_stop, JOBS},
-	{"jobs watch", "[JOB...]", "watch jobs until they end (default: all that run)",
-	 "Exits with 0 when all have finished, 1 when one has not, 75 when the connection stayed lost. Interrupting the "
-	 "watch\ndoes nothing to the jobs.\n\nExamples:\n  replant jobs watch web-1\n"
-	 "  replant jobs watch web-1 && replant images export web-1 -f qcow2 -o web-1.qcow2",
-	 watch_opts, 0, -1, cli_jobs_watch, JOBS},
-	{"jobs ls", "", "list the jobs", "Example:\n  replant jobs ls", ls_opts, 0, 0, cli_jobs_ls, NULL},
-	{"jobs show", "JOB", "show a job: stages, figures, errors and what to do about them",
-	 "Example:\n  replant jobs show web-1", NULL, 1, 1, cli_jobs_show, JOBS},
-	{"jobs rename", "JOB NAME", "give a job another name", "Example:\n  replant jobs rename web-1 web-1-second-try",
-	 NULL, 2, 2, cli_jobs_rename, JOBS},
-	{"jobs rm", "JOB...", "remove jobs and what they left, but not their images",
-	 "Example:\n  replant jobs rm web-1 --yes", rm_opts, 1, -1, cli_jobs_rm, JOBS},
+    {"jobs create", "SOURCE", "make a migration job for a server",
+     "Examples:\n  replant jobs create web-1 --watch\n"
+     "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3",
+     job_opts, 1, 1, cli_jobs_create, SOURCES},
+    {"jobs start", "JOB...", "start jobs, or let stopped and failed ones go on",
+     "A job goes on from what it has; nothing is sent twice.\n\nExample:\n  replant jobs start web-1 --watch",
+     start_opts, 1, -1, cli_jobs_start, JOBS},
+    {"jobs stop", "JOB...", "stop jobs; what they have is kept", "Example:\n  replant jobs stop web-1", NULL, 1, -1,
+     cli_jobs_stop, JOBS},
+    {"jobs watch", "[JOB...]", "watch jobs until they end (default: all that run)",
+     "Exits with 0 when all have finished, 1 when one has not, 75 when the connection stayed lost.\n"
+     "Interrupting the watch does nothing to the jobs.\n\nExamples:\n  replant jobs watch web-1\n"
+     "  replant jobs watch web-1 && replant images export web-1 -f qcow2 -o web-1.qcow2",
+     watch_opts, 0, -1, cli_jobs_watch, JOBS},
+    {"jobs ls", "", "list the jobs", "Example:\n  replant jobs ls", ls_opts, 0, 0, cli_jobs_ls, NULL},
+    {"jobs show", "JOB", "show a job: stages, figures, errors and what to do about them",
+     "Example:\n  replant jobs show web-1", NULL, 1, 1, cli_jobs_show, JOBS},
+    {"jobs rename", "JOB NAME", "give a job another name", "Example:\n  replant jobs rename web-1 web-1-second-try",
+     NULL, 2, 2, cli_jobs_rename, JOBS},
+    {"jobs rm", "JOB...", "remove jobs and what they left, but not their images",
+     "Example:\n  replant jobs rm web-1 --yes", rm_opts, 1, -1, cli_jobs_rm, JOBS},
 
-	{"images ls", "", "list the images", "Example:\n  replant images ls", ls_opts, 0, 0, cli_images_ls, NULL},
-	{"images show", "IMAGE", "show an image: disks, what was verified, what conversion changed, the test boot",
-	 "Example:\n  replant images show web-1", NULL, 1, 1, cli_images_show, IMAGES},
-	{"images report", "IMAGE", "show the whole report of an image, steps that changed nothing too",
-	 "With --json the report has the old content of every file that was changed.\n\nExample:\n"
-	 "  replant images report web-1 --json | jq '.. | .files? // empty | .[].path'",
-	 NULL, 1, 1, cli_images_report, IMAGES},
-	{"images rename", "IMAGE NAME", "give an image another name",
-	 "Example:\n  replant images rename web-1 web-1-golden", NULL, 2, 2, cli_images_rename, IMAGES},
-	{"images boot", "IMAGE", "boot a throw-away copy of an image again, to see that it runs",
-	 "Example:\n  replant images boot web-1 --watch", boot_opts, 1, 1, cli_images_boot, IMAGES},
-	{"images screenshot", "IMAGE", "fetch the picture of the screen that the test boot ended with",
-	 "Example:\n  replant images screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_images_screenshot, IMAGES},
-	{"images export", "IMAGE", "convert a disk of an image and fetch it as a file",
-	 "Waits for the conversion, then downloads. FILE appears when it is whole. A lost connection is resumed.\n\n"
-	 "Example:\n  replant images export web-1 --format qcow2 -o web-1.qcow2",
-	 export_opts, 1, 1, cli_images_export, IMAGES},
-	{"images rm", "IMAGE...", "remove images and their files", "Example:\n  replant images rm web-1 --yes", rm_opts, 1,
-	 -1, cli_images_rm, IMAGES},
+    {"images ls", "", "list the images", "Example:\n  replant images ls", ls_opts, 0, 0, cli_images_ls, NULL},
+    {"images show", "IMAGE", "show an image: disks, what was verified, what conversion changed, the test boot",
+     "Example:\n  replant images show web-1", NULL, 1, 1, cli_images_show, IMAGES},
+    {"images report", "IMAGE", "show the whole report of an image, steps that changed nothing too",
+     "With --json the report has the old content of every file that was changed.\n\nExample:\n"
+     "  replant images report web-1 --json | jq '.. | .files? // empty | .[].path'",
+     NULL, 1, 1, cli_images_report, IMAGES},
+    {"images rename", "IMAGE NAME", "give an image another name",
+     "Example:\n  replant images rename web-1 web-1-golden", NULL, 2, 2, cli_images_rename, IMAGES},
+    {"images boot", "IMAGE", "boot a throw-away copy of an image again, to see that it runs",
+     "Example:\n  replant images boot web-1 --watch", boot_opts, 1, 1, cli_images_boot, IMAGES},
+    {"images screenshot", "IMAGE", "fetch the picture of the screen that the test boot ended with",
+     "Example:\n  replant images screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_images_screenshot, IMAGES},
+    {"images export", "IMAGE", "convert a disk of an image and fetch it as a file",
+     "Waits for the conversion, then downloads. FILE appears when it is whole. A lost connection is resumed.\n\n"
+     "Example:\n  replant images export web-1 --format qcow2 -o web-1.qcow2",
+     export_opts, 1, 1, cli_images_export, IMAGES},
+    {"images rm", "IMAGE...", "remove images and their files", "Example:\n  replant images rm web-1 --yes", rm_opts, 1,
+     -1, cli_images_rm, IMAGES},
 
-	{"exports ls", "", "list the converted files that lie on the center", "Example:\n  replant exports ls", ls_opts,
-	 0, 0, cli_exports_ls, NULL},
-	{"exports rm", "EXPORT...", "remove converted files from the center",
-	 "Example:\n  replant exports rm $(replant exports ls -q) --yes", rm_opts, 1, -1, cli_exports_rm, EXPORTS},
+    {"exports ls", "", "list the converted files that lie on the center", "Example:\n  replant exports ls", ls_opts, 0,
+     0, cli_exports_ls, NULL},
+    {"exports rm", "EXPORT...", "remove converted files from the center",
+     "Example:\n  replant exports rm $(replant exports ls -q) --yes", rm_opts, 1, -1, cli_exports_rm, EXPORTS},
 
-	{"codes create", "", "print the command that enrols a server",
-	 "The command is shown once. It may be run on as many servers as --uses says.\n\nExamples:\n"
-	 "  replant codes create --name 'shop servers' --uses 12\n"
-	 "  ssh root@web-1 \"$(replant codes create --uses 1)\"",
-	 code_opts, 0, 0, cli_codes_create, NULL},
-	{"codes ls", "", "list the activation codes", "Example:\n  replant codes ls", ls_opts, 0, 0, cli_codes_ls, NULL},
-	{"codes revoke", "CODE...", "let no further server enrol with codes",
-	 "Servers that are enrolled stay.\n\nExample:\n  replant codes revoke 'shop servers'", NULL, 1, -1,
-	 cli_codes_revoke, CODES},
-	{"codes rm", "CODE...", "remove codes", "Example:\n  replant codes rm 'shop servers' --yes", rm_opts, 1, -1,
-	 cli_codes_rm, CODES},
+    {"codes create", "", "print the command that enrols a server",
+     "The command is shown once. It may be run on as many servers as --uses says.\n\nExamples:\n"
+     "  replant codes create --name 'shop servers' --uses 12\n"
+     "  ssh root@web-1 \"$(replant codes create --uses 1)\"",
+     code_opts, 0, 0, cli_codes_create, NULL},
+    {"codes ls", "", "list the activation codes", "Example:\n  replant codes ls", ls_opts, 0, 0, cli_codes_ls, NULL},
+    {"codes revoke", "CODE...", "let no further server enrol with codes",
+     "Servers that are enrolled stay.\n\nExample:\n  replant codes revoke 'shop servers'", NULL, 1, -1,
+     cli_codes_revoke, CODES},
+    {"codes rm", "CODE...", "remove codes", "Example:\n  replant codes rm 'shop servers' --yes", rm_opts, 1, -1,
+     cli_codes_rm, CODES},
 
-	{"tokens create", "NAME", "make a token for a person or a program and print it",
-	 "The token is shown once, alone on the standard output.\n\nExample:\n"
-	 "  (umask 077; replant tokens create monitoring --role viewer > monitoring.token)",
-	 token_opts, 1, 1, cli_tokens_create, NULL},
-	{"tokens ls", "", "list the tokens", "Example:\n  replant tokens ls", ls_opts, 0, 0, cli_tokens_ls, NULL},
-	{"tokens rm", "TOKEN...", "remove tokens; they are refused from now on",
-	 "Example:\n  replant tokens rm monitoring --yes", rm_opts, 1, -1, cli_tokens_rm, TOKENS},
+    {"tokens create", "NAME", "make a token for a person or a program and print it",
+     "The token is shown once, alone on the standard output.\n\nExample:\n"
+     "  (umask 077; replant tokens create monitoring --role viewer > monitoring.token)",
+     token_opts, 1, 1, cli_tokens_create, NULL},
+    {"tokens ls", "", "list the tokens", "Example:\n  replant tokens ls", ls_opts, 0, 0, cli_tokens_ls, NULL},
+    {"tokens rm", "TOKEN...", "remove tokens; they are refused from now on",
+     "Example:\n  replant tokens rm monitoring --yes", rm_opts, 1, -1, cli_tokens_rm, TOKENS},
 
-	{"regions ls", "", "list the places where images are made", "Example:\n  replant regions ls", ls_opts, 0, 0,
-	 cli_regions_ls, NULL},
-	{"regions show", "REGION", "show a region and how much room it has", "Example:\n  replant regions show local",
-	 NULL, 1, 1, cli_regions_show, REGIONS},
+    {"regions ls", "", "list the places where images are made", "Example:\n  replant regions ls", ls_opts, 0, 0,
+     cli_regions_ls, NULL},
+    {"regions show", "REGION", "show a region and how much room it has", "Example:\n  replant regions show local", NULL,
+     1, 1, cli_regions_show, REGIONS},
 
-	{"events follow", "", "print what happens in the center, as it happens",
-	 "With --json: a line with the changed object for each event.\n\nExample:\n"
-	 "  replant events follow --json | jq -c '{id, state}'",
-	 event_opts, 0, 0, cli_events_follow, NULL},
-	{"version", "", "print the version of this program and of the center", "Example:\n  replant version", NULL, 0, 0,
-	 cli_version, NULL},
-	{0},
+    {"events follow", "", "print what happens in the center, as it happens",
+     "With --json: a line with the changed object for each event.\n\nExample:\n"
+     "  replant events follow --json | jq -c '{id, state}'",
+     event_opts, 0, 0, cli_events_follow, NULL},
+    {"version", "", "print the version of this program and of the center", "Example:\n  replant version", NULL, 0, 0,
+     cli_version, NULL},
+    {0},
 };
 
 static const struct opt_program program = {
-	.name = "replant",
-	.summary = "Migrates running servers, by way of a Replant center.",
-	.commands = commands,
-	.common = common,
-	.details = "A SOURCE, JOB, IMAGE ... is a name, an id, or the beginning of an id.\n"
-		   "Settings may stand in ~/.config/replant/config as well; see replant(1).\n\n"
-		   "A first migration:\n"
-		   "  replant codes create             # paste what it prints on the server, as root\n"
-		   "  replant sources ls\n"
-		   "  replant jobs create web-1 --watch\n"
-		   "  replant images show web-1",
+    .name = "replant",
+    .summary = "Migrates running servers, by way of a Replant center.",
+    .commands = commands,
+    .common = common,
+    .details = "A SOURCE, JOB, IMAGE ... is a name, an id, or the beginning of an id.\n"
+	       "Settings may stand in ~/.config/replant/config as well; see replant(1).\n\n"
+	       "A first migration:\n"
+	       "  replant codes create             # paste what it prints on the server, as root\n"
+	       "  replant sources ls\n"
+	       "  replant jobs create web-1 --watch\n"
+	       "  replant images show web-1",
 };
 
 static int cli_exit(int r)

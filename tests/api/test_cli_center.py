@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 from cli_tools import PNG, REPLANT, Cli, environment  # noqa: E402
-from harness import Agent, Center, wait_for  # noqa: E402
+from harness import Agent, wait_for  # noqa: E402
 
 
 def cli_of(center, token=None):
