@@ -213,7 +213,8 @@ static int send_run(struct send *s, struct err *e)
 
 int agent_send(void *options, int argc, char **argv)
 {
-	struct send s = {.o = options};
+	struct agent_options *o = options;
+	struct send s = {.o = o};
 	struct sigaction sa = {.sa_handler = send_signal};
 	struct err e = {0};
 	int r;
@@ -222,9 +223,10 @@ int agent_send(void *options, int argc, char **argv)
 	sigaction(SIGTERM, &sa, NULL);
 	r = send_run(&s, &e);
 	send_close(&s);
+	free(take_ptr(&o->disks.v));
 	if (r == 0)
 		return 0;
-	if (s.o->json)
+	if (o->json)
 		send_line(send_event("error", task_error(&e)));
 	fprintf(stderr, "replant-agent: %s\n", e.msg);
 	return stream_is_temporary(r) ? EXIT_TEMPORARY : 1;

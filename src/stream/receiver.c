@@ -58,10 +58,10 @@ void receiver_finish(struct receiver *rv, int result, const struct err *e)
 {
 	pthread_mutex_lock(&rv->lock);
 	if (!rv->finished) {
-		rv->finished = true;
 		rv->result = result;
 		if (result < 0 && e)
 			rv->error = *e;
+		rv->finished = true; /* last: the loop reads the others without the lock once it sees this */
 	}
 	pthread_cond_broadcast(&rv->changed);
 	pthread_mutex_unlock(&rv->lock);

@@ -67,9 +67,18 @@ static int tls_bio_write(BIO *b, const char *p, int n)
 	return n;
 }
 
+/*
+ * What would block stays in our buffer and counts as flushed: OpenSSL's own buffering BIO above us loses the retry flag
+ * of a flush. link_flush() is what makes sure that all is out.
+ */
 static long tls_bio_ctrl(BIO *b, int cmd, long num, void *p)
 {
-	return cmd == BIO_CTRL_FLUSH ? tls_bio_flush(b, BIO_get_data(b)) : 0;
+	if (cmd != BIO_CTRL_FLUSH)
+		return 0;
+	if (tls_bio_flush(b, BIO_get_data(b)) < 0 && !BIO_should_retry(b))
+		return -1;
+	BIO_clear_retry_flags(b);
+	return 1;
 }
 
 static int tls_bio_create(BIO *b)
@@ -199,10 +208,12 @@ static ssize_t tls_write(struct wire_link *l, const void *p, size_t n, struct er
 	size_t put;
 	ssize_t r;
 
-	ERR_clear_error();
-	if (l->since_key >= l->rekey_after && SSL_key_update(l->ssl, SSL_KEY_UPDATE_NOT_REQUESTED))
+	/* Not in the middle of a record that waits for the socket. */
+	if (l->since_key >= l->rekey_after && !l->half_written && SSL_key_update(l->ssl, SSL_KEY_UPDATE_NOT_REQUESTED))
 		l->since_key = 0;
+	ERR_clear_error();
 	r = SSL_write_ex(l->ssl, p, n, &put);
+	l->half_written = r <= 0;
 	if (r > 0) {
 		l->since_key += put;
 		return (ssize_t)put;
@@ -215,7 +226,7 @@ static int tls_flush(struct wire_link *l, struct err *e)
 {
 	BIO *b = SSL_get_wbio(l->ssl);
 
-	if (BIO_flush(b) > 0)
+	if (tls_bio_flush(b, l) > 0)
 		return 0;
 	if (BIO_should_retry(b)) {
 		l->want = POLLOUT;
@@ -261,6 +272,7 @@ static int tls_handshake(struct wire_link *l, double deadline, struct err *e)
 {
 	for (;;) {
 		ssize_t r;
+		short want;
 		int k;
 
 		ERR_clear_error();
@@ -276,7 +288,10 @@ static int tls_handshake(struct wire_link *l, double deadline, struct err *e)
 			e->code = -EACCES;
 		if (r != -EAGAIN)
 			return r == -EBADMSG ? -EACCES : (int)r;
-		r = link_wait(l, l->want, deadline, e);
+		want = l->want;
+		r = link_flush(l, e);
+		if (r == 0)
+			r = link_wait(l, want, deadline, e);
 		if (r < 0)
 			return (int)r;
 	}

@@ -40,6 +40,7 @@ struct wire_link {
 	uint8_t *out; /* sealed bytes on their way into the socket */
 	size_t out_len, out_off;
 	uint64_t rekey_after, since_key;
+	bool half_written; /* the last write is to be repeated */
 };
 
 int link_new(int fd, bool server, const struct wire_env *env, struct wire_link **ret, struct err *e);
