@@ -47,7 +47,17 @@ static void proc_close_others(const struct proc_opts *o, int report_fd)
 	syscall(SYS_close_range, (unsigned)max, ~0u, 0);
 }
 
-static void proc_child(const char *const argv[], const struct proc_opts *o, int null_fd, int report_fd, pid_t parent)
+/* glibc's wrappers would tell the threads that fork() left behind; the child has only itself. */
+static int proc_become(const struct passwd *pw)
+{
+	if (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, pw->pw_gid, pw->pw_gid, pw->pw_gid) < 0 ||
+	    syscall(SYS_setresuid, pw->pw_uid, pw->pw_uid, pw->pw_uid) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return -1;
+	return 0;
+}
+
+static void proc_child(const char *const argv[], const struct proc_opts *o, const struct passwd *pw, int null_fd,
+		       int report_fd, pid_t parent)
 {
 	sigset_t none;
 	int code;
@@ -55,6 +65,9 @@ static void proc_child(const char *const argv[], const struct proc_opts *o, int 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
+	if (pw && proc_become(pw) < 0)
+		goto fail;
+	/* After the change of user, which would clear it. */
 	if (o->die_with_us) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (getppid() != parent)
@@ -78,9 +91,15 @@ int proc_spawn(const char *const argv[], const struct proc_opts *o, pid_t *ret, 
 {
 	_cleanup_close_ int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	_cleanup_close_ int report_r = -1, report_w = -1;
+	const struct passwd *pw = NULL;
 	pid_t pid, self = getpid();
 	int p[2], code = 0;
 
+	if (o->user && geteuid() == 0) {
+		pw = getpwnam(o->user);
+		if (!pw)
+			return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", o->user);
+	}
 	if (null_fd < 0 || pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	report_r = p[0];
@@ -93,7 +112,7 @@ int proc_spawn(const char *const argv[], const struct proc_opts *o, pid_t *ret, 
 	if (pid < 0)
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	if (pid == 0)
-		proc_child(argv, o, null_fd, report_w, self);
+		proc_child(argv, o, pw, null_fd, report_w, self);
 	close(take_fd(&report_w));
 	if (io_read_full(report_r, &code, sizeof(code)) == (ssize_t)sizeof(code)) {
 		waitpid(pid, NULL, 0);

@@ -13,6 +13,7 @@ struct proc_opts {
 	int stderr_fd;	 /* -1: inherited */
 	bool die_with_us; /* SIGKILL when the thread that started it ends: start it from a thread that stays */
 	const char *cwd; /* NULL: ours */
+	const char *user; /* when we are root: the child becomes that user, with no groups and no way back; NULL: ours */
 	const int *keep; /* further descriptors the child gets under the same number */
 	size_t nkeep;
 };
