@@ -1,0 +1,238 @@
+/*
+ * The network cards of the new home have other names and addresses. Whatever is configured for a card of the old one is
+ * switched off (kept as a comment where the file has to stay), and every ethernet card comes up by DHCP.
+ *
+ * systemd-networkd does it: it comes with systemd itself, so nothing has to be installed. Its file sorts last, so that a file
+ * of the server's own that matches the new card wins. NetworkManager brings new cards up by DHCP unasked.
+ */
+#include "guest/guest_int.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/util.h"
+
+#define NETWORKD_FILE "/etc/systemd/network/99-replant-dhcp.network"
+#define NETPLAN_FILE  "/etc/netplan/99-replant-dhcp.yaml"
+#define MARK	      "#replant# "
+
+static const char networkd_text[] = "# Written by Replant: every ethernet card that nothing else configures comes up by DHCP.\n"
+				    "[Match]\nType=ether\nKind=!*\n\n"
+				    "[Network]\nDHCP=yes\n\n"
+				    "[DHCPv4]\nClientIdentifier=mac\n";
+
+static const char netplan_text[] = "# Written by Replant: every ethernet card comes up by DHCP.\n"
+				   "network:\n  version: 2\n  ethernets:\n    replant:\n      match: {name: \"e*\"}\n"
+				   "      dhcp4: true\n      dhcp-identifier: mac\n      optional: true\n";
+
+static const char *network_unit_dir(const struct guest *g)
+{
+	return guest_exists(g, "/usr/lib/systemd/system/systemd-networkd.service") ? "/usr/lib/systemd/system" :
+	       guest_exists(g, "/lib/systemd/system/systemd-networkd.service")	   ? "/lib/systemd/system" :
+										     NULL;
+}
+
+static int network_enable_networkd(struct guest *g, struct guest_result *r, struct err *e)
+{
+	static const struct {
+		const char *link, *unit;
+	} links[] = {
+		{"multi-user.target.wants/systemd-networkd.service", "systemd-networkd.service"},
+		{"dbus-org.freedesktop.network1.service", "systemd-networkd.service"},
+		{"sockets.target.wants/systemd-networkd.socket", "systemd-networkd.socket"},
+		{"network-online.target.wants/systemd-networkd-wait-online.service",
+		 "systemd-networkd-wait-online.service"},
+	};
+	const char *dir = network_unit_dir(g);
+	int rc = 0;
+
+	if (!dir)
+		return err_set(e, -ENOENT, "systemd-networkd is not there, so no network can be configured "
+					   "(configure the first network card for DHCP on the source)");
+	for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(links); i++) {
+		char link[256], target[256];
+
+		snprintf(link, sizeof(link), "/etc/systemd/system/%s", links[i].link);
+		snprintf(target, sizeof(target), "%s/%s", dir, links[i].unit);
+		if (guest_exists(g, target))
+			rc = guest_symlink(g, r, target, link, e);
+	}
+	return rc;
+}
+
+/* ---- ifupdown ---- */
+
+/* Does a stanza's first line speak of a card (anything but the loopback)? `*ret_stanza`: it is the beginning of one. */
+static bool ifupdown_is_card(struct guest_span line, bool *ret_stanza)
+{
+	static const char *const firsts[] = {"auto", "iface", "mapping", "rename"};
+	struct guest_span rest = line, word, name;
+	bool known = false;
+
+	*ret_stanza = false;
+	if (!guest_next_word(&rest, &word) || *word.s == '#')
+		return false;
+	if (guest_span_is(word, "source") || guest_span_is(word, "source-directory") ||
+	    guest_span_is(word, "no-auto-down") || guest_span_is(word, "no-scripts")) {
+		*ret_stanza = true;
+		return false;
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(firsts); i++)
+		known |= guest_span_is(word, firsts[i]);
+	known |= word.n > 6 && memcmp(word.s, "allow-", 6) == 0;
+	if (!known)
+		return false;
+	*ret_stanza = true;
+	while (guest_next_word(&rest, &name)) {
+		if (guest_span_is(name, "lo"))
+			return false;
+		if (guest_span_is(word, "iface"))
+			return true;
+	}
+	return true;
+}
+
+/* Comments out every stanza of a card with the lines that belong to it. */
+unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out)
+{
+	const char *end = text.s + text.n;
+	struct guest_span line, word;
+	bool card = false;
+	unsigned stripped = 0;
+
+	while (guest_next_line(&text, &line)) {
+		struct guest_span rest = line;
+		bool stanza, is_card = ifupdown_is_card(line, &stanza);
+		bool comment = !guest_next_word(&rest, &word) || *word.s == '#';
+
+		if (stanza)
+			card = is_card;
+		if (card && !comment) {
+			str_add(out, MARK);
+			stripped++;
+		}
+		str_add_mem(out, line.s, line.n);
+		if (line.s + line.n < end)
+			str_add(out, "\n");
+	}
+	return stripped;
+}
+
+static int ifupdown_file(struct guest *g, struct guest_result *r, const char *path, unsigned *stripped, struct err *e)
+{
+	_cleanup_(str_release) struct str out = {0};
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	unsigned n;
+	int rc = guest_read(g, path, &text, &len, e);
+
+	if (rc < 0)
+		return rc;
+	n = guest_rewrite_interfaces((struct guest_span){text, len}, &out);
+	if (!n)
+		return 0;
+	*stripped += n;
+	if (!str_ok(&out))
+		return err_nomem(e);
+	return guest_write(g, r, path, out.s, out.len, 0644, e);
+}
+
+static int network_ifupdown(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(guest_names_release) struct guest_names names = {0};
+	unsigned stripped = 0;
+	int rc = ifupdown_file(g, r, "/etc/network/interfaces", &stripped, e);
+
+	if (rc == 0)
+		rc = guest_list(g, "/etc/network/interfaces.d", "", &names, e);
+	for (size_t i = 0; rc == 0 && i < names.n; i++) {
+		char path[512];
+
+		snprintf(path, sizeof(path), "/etc/network/interfaces.d/%s", names.v[i]);
+		rc = ifupdown_file(g, r, path, &stripped, e);
+	}
+	if (rc < 0)
+		return rc;
+	if (stripped)
+		str_addf(&r->summary, "%u lines about old network cards became comments; ", stripped);
+	rc = guest_write(g, r, NETWORKD_FILE, networkd_text, strlen(networkd_text), 0644, e);
+	if (rc == 0)
+		rc = network_enable_networkd(g, r, e);
+	if (rc == 0 && r->state == GUEST_DONE)
+		str_add(&r->summary, "every ethernet card comes up by DHCP (systemd-networkd)");
+	return rc;
+}
+
+/* ---- netplan ---- */
+
+/* Old files stay under a name netplan doesn't read. */
+static int network_netplan(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(guest_names_release) struct guest_names names = {0};
+	int rc = guest_list(g, "/etc/netplan", ".yaml", &names, e);
+
+	for (size_t i = 0; rc == 0 && i < names.n; i++) {
+		_cleanup_free_ char *text = NULL;
+		char path[512], kept[512 + 8];
+		size_t len;
+
+		snprintf(path, sizeof(path), "/etc/netplan/%s", names.v[i]);
+		snprintf(kept, sizeof(kept), "%s.replant", path);
+		if (strcmp(path, NETPLAN_FILE) == 0)
+			continue;
+		rc = guest_read(g, path, &text, &len, e);
+		if (rc == 0)
+			rc = guest_write(g, r, kept, text, len, 0600, e);
+		if (rc == 0)
+			rc = guest_remove(g, r, path, e);
+	}
+	if (rc == 0)
+		rc = guest_write(g, r, NETPLAN_FILE, netplan_text, strlen(netplan_text), 0600, e);
+	if (rc == 0 && r->state == GUEST_DONE)
+		str_add(&r->summary, "every ethernet card comes up by DHCP (netplan); the old files are kept as *.replant");
+	return rc;
+}
+
+/* ---- systemd-networkd and NetworkManager ---- */
+
+static int network_networkd(struct guest *g, struct guest_result *r, struct err *e)
+{
+	int rc = guest_write(g, r, NETWORKD_FILE, networkd_text, strlen(networkd_text), 0644, e);
+
+	if (rc == 0)
+		rc = network_enable_networkd(g, r, e);
+	if (rc == 0 && r->state == GUEST_DONE)
+		str_add(&r->summary, "a card that no file of the server matches comes up by DHCP (systemd-networkd)");
+	return rc;
+}
+
+static bool network_has_manager(const struct guest *g)
+{
+	return guest_exists(g, "/etc/systemd/system/multi-user.target.wants/NetworkManager.service");
+}
+
+static bool network_has_netplan(const struct guest *g)
+{
+	_cleanup_(guest_names_release) struct guest_names names = {0};
+
+	if (!guest_exists(g, "/usr/sbin/netplan") && !guest_exists(g, "/usr/lib/netplan/generate") &&
+	    !guest_exists(g, "/usr/libexec/netplan/generate"))
+		return false;
+	return guest_list(g, "/etc/netplan", ".yaml", &names, NULL) == 0 && names.n;
+}
+
+static int network_run(struct guest *g, struct guest_result *r, struct err *e)
+{
+	if (network_has_netplan(g))
+		return network_netplan(g, r, e);
+	if (network_has_manager(g)) {
+		str_add(&r->summary, "NetworkManager brings new cards up by DHCP");
+		return 0;
+	}
+	if (guest_exists(g, "/sbin/ifup") && guest_exists(g, "/etc/network/interfaces"))
+		return network_ifupdown(g, r, e);
+	return network_networkd(g, r, e);
+}
+
+const struct guest_step guest_step_network = {"network", NULL, network_run};
