@@ -1,0 +1,381 @@
+/* The provider `local`: a directory on this host, and QEMU. */
+#include "provider/local_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/proc.h"
+#include "base/str.h"
+
+#define RECEIVE_GRACE 10.0
+
+int local_path(const struct local *l, struct local_path *ret, struct err *e, const char *fmt, ...)
+{
+	size_t n = (size_t)snprintf(ret->s, sizeof(ret->s), "%s/", l->dir);
+	va_list ap;
+	int m;
+
+	if (n >= sizeof(ret->s))
+		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", l->dir);
+	va_start(ap, fmt);
+	m = vsnprintf(ret->s + n, sizeof(ret->s) - n, fmt, ap);
+	va_end(ap);
+	if (m < 0 || (size_t)m >= sizeof(ret->s) - n)
+		return err_set(e, -ENAMETOOLONG, "path below '%s' is too long", l->dir);
+	return 0;
+}
+
+int local_check_id(const char *noun, const char *id, struct err *e)
+{
+	return id_is(noun, id) ? 0 : err_set(e, -EINVAL, "'%s' is no %s", id, noun);
+}
+
+size_t local_disks(const char *dir)
+{
+	size_t n = 0;
+
+	for (; n < LOCAL_DISKS_MAX; n++) {
+		char path[PATH_MAX + 64];
+		struct stat st;
+
+		if ((size_t)snprintf(path, sizeof(path), "%s/disk%zu.raw", dir, n) >= sizeof(path) ||
+		    lstat(path, &st) < 0 || !S_ISREG(st.st_mode))
+			break;
+	}
+	return n;
+}
+
+int local_give(const struct local *l, const char *path, struct err *e)
+{
+	struct passwd pw, *found = NULL;
+	char buf[4096];
+
+	if (!l->user)
+		return 0;
+	if (getpwnam_r(l->user, &pw, buf, sizeof(buf), &found) != 0 || !found)
+		return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", l->user);
+	if (lchown(path, pw.pw_uid, pw.pw_gid) < 0)
+		return err_sys(e, "cannot give '%s' to '%s'", path, l->user);
+	return 0;
+}
+
+int local_fresh_dir(const struct local *l, const char *path, struct err *e)
+{
+	int r = io_remove_tree(path, e);
+
+	if (r == 0)
+		r = io_mkdirs(path, 0755, e);
+	if (r == 0 && chmod(path, 0700) < 0)
+		r = err_sys(e, "cannot protect '%s'", path);
+	return r < 0 ? r : local_give(l, path, e);
+}
+
+int local_write_json(const char *path, const json_t *j, struct err *e)
+{
+	_cleanup_free_ char *text = json_dumps(j, JSON_INDENT(1));
+
+	return text ? io_write_file_atomic(path, text, strlen(text), 0644, e) : err_nomem(e);
+}
+
+int local_read_json(const char *path, json_t **ret, struct err *e)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int r = io_read_file(path, LOCAL_JSON_MAX, &text, &len, e);
+
+	if (r == 0)
+		r = jsn_parse(text, len, LOCAL_JSON_MAX, ret, e);
+	return r;
+}
+
+bool local_cancelled(const struct provider_watch *w)
+{
+	return w && w->cancelled && w->cancelled(w->arg);
+}
+
+void local_tell(const struct provider_watch *w, const json_t *event)
+{
+	if (w && w->event)
+		w->event(w->arg, event);
+}
+
+int local_overlay(const struct local *l, const char *path, const char *backing, const char *format, struct err *e)
+{
+	const char *const argv[] = {"qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", backing, path, NULL};
+	int r;
+
+	if (unlink(path) < 0 && errno != ENOENT)
+		return err_sys(e, "cannot remove '%s'", path);
+	r = proc_run(argv, 65536, NULL, e);
+	return r < 0 ? r : local_give(l, path, e);
+}
+
+int local_program(const struct local *l, const char *name, struct local_path *ret, struct err *e)
+{
+	if ((size_t)snprintf(ret->s, sizeof(ret->s), "%s/%s", l->programs, name) >= sizeof(ret->s))
+		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", l->programs);
+	if (access(ret->s, X_OK) < 0)
+		return err_sys(e, "cannot run '%s'", ret->s);
+	return 0;
+}
+
+int local_sync(const char *path, struct err *e)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || fsync(fd) < 0)
+		return err_sys(e, "cannot write '%s' to the disk", path);
+	return 0;
+}
+
+static int local_capacity(struct provider *p, json_t **ret, struct err *e)
+{
+	struct local *l = local_of(p);
+	const char *accel = NULL;
+	struct statvfs st;
+	int r;
+
+	if (statvfs(l->dir, &st) < 0)
+		return err_sys(e, "cannot look at '%s'", l->dir);
+	r = qemu_accelerator(l->cache, l->user, &accel, e);
+	if (r < 0)
+		return r;
+	*ret = json_pack("{s:I, s:I, s:s}", "free", (json_int_t)(st.f_bavail * st.f_frsize), "total",
+			 (json_int_t)(st.f_blocks * st.f_frsize), "accelerator", accel);
+	return *ret ? 0 : err_nomem(e);
+}
+
+/* ---- receive ---- */
+
+struct local_receiver {
+	pid_t pid;
+	int out;
+	struct qemu_lines lines;
+	struct err last; /* the error event, if one came */
+	bool committed;
+};
+
+static int receive_error_code(const char *code, bool temporary)
+{
+	if (strcmp(code, "no_space") == 0)
+		return -ENOSPC;
+	return temporary ? -EAGAIN : -EIO;
+}
+
+static void receive_event(struct local_receiver *rc, const json_t *o, const struct provider_watch *w)
+{
+	const char *event = json_string_value(json_object_get(o, "event")) ?: "";
+
+	if (strcmp(event, "committed") == 0)
+		rc->committed = true;
+	if (strcmp(event, "error") == 0) {
+		const char *code = json_string_value(json_object_get(o, "code")) ?: "";
+
+		err_set(&rc->last, receive_error_code(code, json_is_true(json_object_get(o, "temporary"))), "%s",
+			json_string_value(json_object_get(o, "message")) ?: "the receiver failed");
+	}
+	local_tell(w, o);
+}
+
+/* Until its output ends. */
+static int receive_follow(struct local_receiver *rc, const struct provider_watch *w, struct err *e)
+{
+	for (;;) {
+		struct pollfd p = {.fd = rc->out, .events = POLLIN};
+		char buf[8192];
+		json_t *o = NULL;
+		ssize_t n;
+		int r;
+
+		if (local_cancelled(w))
+			return err_set(e, -ECANCELED, "stopped");
+		if (poll(&p, 1, 250) <= 0)
+			continue;
+		n = read(rc->out, buf, sizeof(buf));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return 0;
+		qemu_lines_add(&rc->lines, buf, (size_t)n);
+		while ((r = qemu_lines_next(&rc->lines, &o, e)) == 1) {
+			receive_event(rc, o, w);
+			json_decref(o);
+		}
+		if (r < 0)
+			return err_prefix(e, "the receiver's output");
+	}
+}
+
+static int receive_start(struct local *l, const char *dir, const struct provider_receive *r, struct local_receiver *rc,
+			 struct err *e)
+{
+	_cleanup_close_ int in_r = -1, in_w = -1, out_w = -1;
+	struct proc_opts o = PROC_OPTS_INIT;
+	struct local_path program;
+	char listen_at[128];
+	int p[2], q[2], rc2 = local_program(l, "replant-transition", &program, e);
+	const char *argv[16] = {program.s, "receive", "--dir", dir, "--listen", listen_at, "--run", r->run,
+				"--psk-file", "-", "--once"};
+
+	if (rc2 < 0)
+		return rc2;
+	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:%u" : "%s:%u", r->listen, r->port);
+	if (l->user) {
+		argv[11] = "--user";
+		argv[12] = l->user;
+	}
+	if (pipe2(p, O_CLOEXEC) < 0)
+		return err_sys(e, "cannot start the receiver");
+	in_r = p[0], in_w = p[1];
+	if (pipe2(q, O_CLOEXEC) < 0)
+		return err_sys(e, "cannot start the receiver");
+	rc->out = q[0], out_w = q[1];
+	o.stdin_fd = in_r;
+	o.stdout_fd = out_w;
+	o.die_with_us = true;
+	rc2 = proc_spawn(argv, &o, &rc->pid, e);
+	if (rc2 < 0)
+		return rc2;
+	/* The secret is on no command line and in no file. It fits into the pipe. */
+	if (io_write_full(in_w, r->psk_hex, strlen(r->psk_hex)) < 0 || io_write_full(in_w, "\n", 1) < 0)
+		return err_set(e, -EPIPE, "the receiver did not take its key");
+	return 0;
+}
+
+static int local_receive(struct provider *p, const char *job, const struct provider_receive *r,
+			 const struct provider_watch *w, struct err *e)
+{
+	struct local *l = local_of(p);
+	struct local_receiver rc = {.pid = -1, .out = -1};
+	struct local_path dir;
+	int status = 0, rv = local_check_id("job", job, e);
+
+	if (rv == 0)
+		rv = local_path(l, &dir, e, "jobs/%s/replica", job);
+	if (rv == 0)
+		rv = io_mkdirs(dir.s, 0755, e);
+	/* Somebody's whole server: nobody else on this host may read it. */
+	if (rv == 0 && chmod(dir.s, 0700) < 0)
+		rv = err_sys(e, "cannot protect '%s'", dir.s);
+	if (rv == 0)
+		rv = local_give(l, dir.s, e);
+	if (rv == 0)
+		rv = receive_start(l, dir.s, r, &rc, e);
+	if (rv == 0)
+		rv = receive_follow(&rc, w, e);
+	if (rc.pid > 0 && rv < 0)
+		proc_stop(rc.pid, RECEIVE_GRACE);
+	else if (rc.pid > 0)
+		rv = proc_wait(rc.pid, &status, e);
+	if (rc.out >= 0)
+		close(rc.out);
+	qemu_lines_release(&rc.lines);
+	if (rv < 0)
+		return rv;
+	if (status == 0 && rc.committed)
+		return 0;
+	if (rc.last.code)
+		return err_set(e, rc.last.code, "%s", rc.last.msg);
+	return err_set(e, status == 75 ? -EAGAIN : -EIO, "the receiver ended with status %d before the copy was complete", status);
+}
+
+static int local_job_remove(struct provider *p, const char *job, struct err *e)
+{
+	struct local_path path;
+	int r = local_check_id("job", job, e);
+
+	if (r == 0)
+		r = local_path(local_of(p), &path, e, "jobs/%s", job);
+	if (r == 0)
+		r = io_remove_tree(path.s, e);
+	if (r == 0)
+		r = local_path(local_of(p), &path, e, "runs/%s", job);
+	return r < 0 ? r : io_remove_tree(path.s, e);
+}
+
+static void local_close(struct provider *p)
+{
+	struct local *l = local_of(p);
+
+	free(l->dir);
+	free(l->cache);
+	free(l->programs);
+	free(l->user);
+	free(l);
+}
+
+static const struct provider_ops local_ops = {
+	.kind = "local",
+	.capacity = local_capacity,
+	.receive = local_receive,
+	.convert = local_convert,
+	.image_create = local_image_create,
+	.test_boot = local_test_boot,
+	.image_export = local_image_export,
+	.image_remove = local_image_remove,
+	.job_remove = local_job_remove,
+	.close = local_close,
+};
+
+static char *local_absolute(const char *path, struct err *e)
+{
+	char *s;
+
+	if (io_mkdirs(path, 0755, e) < 0)
+		return NULL;
+	s = realpath(path, NULL);
+	if (!s)
+		err_sys(e, "cannot use directory '%s'", path);
+	return s;
+}
+
+static int local_open(const struct provider_settings *s, struct provider **ret, struct err *e)
+{
+	static const char *const subdirs[] = {"jobs", "images", "runs"};
+	struct local *l = calloc(1, sizeof(*l));
+	struct local_path path;
+	int r = 0;
+
+	if (!l)
+		return err_nomem(e);
+	l->p.ops = &local_ops;
+	l->dir = local_absolute(s->dir, e);
+	l->cache = l->dir ? local_absolute(s->cache, e) : NULL;
+	l->programs = strdup(s->programs);
+	l->user = s->user && geteuid() == 0 ? strdup(s->user) : NULL;
+	if (!l->dir || !l->cache)
+		r = e ? e->code : -EIO;
+	else if (!l->programs || (s->user && geteuid() == 0 && !l->user))
+		r = err_nomem(e);
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(subdirs); i++) {
+		r = local_path(l, &path, e, "%s", subdirs[i]);
+		if (r == 0)
+			r = io_mkdirs(path.s, 0755, e);
+	}
+	if (r < 0) {
+		local_close(&l->p);
+		return r;
+	}
+	*ret = &l->p;
+	return 0;
+}
+
+int provider_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e)
+{
+	if (strcmp(kind, "local") == 0)
+		return local_open(s, ret, e);
+	return err_set(e, -ENOENT, "there is no provider '%s' (there is 'local')", kind);
+}

@@ -1,0 +1,273 @@
+/*
+ * Images. A replica with its conversion becomes one by renaming its directory, then by writing manifest.json: an image without a
+ * manifest is not finished, and making it again goes on from there.
+ */
+#include "provider/local_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <openssl/evp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/proc.h"
+#include "base/str.h"
+
+static int image_sha256(const char *path, char out[65], struct err *e)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_free_ char *buf = malloc(MIB);
+	EVP_MD_CTX *md = EVP_MD_CTX_new();
+	unsigned char digest[EVP_MAX_MD_SIZE];
+	unsigned len = 0;
+	ssize_t n = 0;
+
+	if (fd < 0 || !buf || !md || !EVP_DigestInit_ex(md, EVP_sha256(), NULL)) {
+		EVP_MD_CTX_free(md);
+		return err_sys(e, "cannot read '%s'", path);
+	}
+	while ((n = io_read_full(fd, buf, MIB)) > 0)
+		EVP_DigestUpdate(md, buf, (size_t)n);
+	EVP_DigestFinal_ex(md, digest, &len);
+	EVP_MD_CTX_free(md);
+	if (n < 0)
+		return err_set(e, (int)n, "cannot read '%s': %s", path, strerror((int)-n));
+	str_hex(digest, len, out);
+	return 0;
+}
+
+static int image_disk(const char *dir, size_t i, json_t *disks, struct err *e)
+{
+	char raw[PATH_MAX + 64], overlay[PATH_MAX + 64], name_raw[32], name[32], hex[65];
+	struct stat st, st_overlay;
+	int r;
+
+	snprintf(name_raw, sizeof(name_raw), "disk%zu.raw", i);
+	snprintf(name, sizeof(name), "disk%zu.qcow2", i);
+	if ((size_t)snprintf(raw, sizeof(raw), "%s/%s", dir, name_raw) >= sizeof(raw) ||
+	    (size_t)snprintf(overlay, sizeof(overlay), "%s/%s", dir, name) >= sizeof(overlay))
+		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", dir);
+	if (stat(raw, &st) < 0 || stat(overlay, &st_overlay) < 0)
+		return err_sys(e, "cannot look at disk %zu of '%s' (was it converted?)", i, dir);
+	r = image_sha256(overlay, hex, e);
+	if (r < 0)
+		return r;
+	/* An image doesn't change any more. */
+	if (chmod(raw, 0440) < 0 || chmod(overlay, 0440) < 0)
+		return err_sys(e, "cannot protect '%s'", dir);
+	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "path", name, "format", "qcow2", "base",
+					       name_raw, "size", (json_int_t)st.st_size, "allocated",
+					       (json_int_t)(st.st_blocks + st_overlay.st_blocks) * 512, "sha256", hex));
+	return 0;
+}
+
+static int image_manifest(const char *dir, const char *image, const json_t *meta, json_t **ret, struct err *e)
+{
+	_cleanup_json_ json_t *m = json_object(), *replica = NULL;
+	json_t *disks = json_array();
+	char path[PATH_MAX + 64];
+	size_t n = local_disks(dir);
+	int r = 0;
+
+	if (!m || !disks || json_object_set_new(m, "disks", disks) < 0)
+		return err_nomem(e);
+	json_object_set_new(m, "image", json_string(image));
+	for (size_t i = 0; r == 0 && i < n; i++)
+		r = image_disk(dir, i, disks, e);
+	if (r < 0)
+		return r;
+	snprintf(path, sizeof(path), "%s/replica.json", dir);
+	if (local_read_json(path, &replica, NULL) == 0)
+		json_object_set(m, "replica", replica);
+	if (meta)
+		json_object_set(m, "meta", (json_t *)(uintptr_t)meta);
+	snprintf(path, sizeof(path), "%s/manifest.json", dir);
+	r = local_write_json(path, m, e);
+	if (r == 0)
+		*ret = take_ptr(&m);
+	return r;
+}
+
+static int image_move(struct local *l, const char *job, const char *image_dir, struct err *e)
+{
+	struct local_path replica, jobs, images;
+	char report[PATH_MAX + 64];
+	int r = local_path(l, &replica, e, "jobs/%s/replica", job);
+
+	r = r ?: local_path(l, &jobs, e, "jobs/%s", job);
+	r = r ?: local_path(l, &images, e, "images");
+	if (r < 0)
+		return r;
+	snprintf(report, sizeof(report), "%s/report.json", replica.s);
+	if (access(report, F_OK) < 0)
+		return err_set(e, -ENOENT, "the copy of job '%s' has not been converted", job);
+	if (rename(replica.s, image_dir) < 0)
+		return err_sys(e, "cannot move '%s' to '%s'", replica.s, image_dir);
+	r = local_sync(images.s, e);
+	return r < 0 ? r : local_sync(jobs.s, e);
+}
+
+int local_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
+		       struct err *e)
+{
+	struct local *l = local_of(p);
+	struct local_path dir, manifest;
+	struct stat st;
+	int r = local_check_id("job", job, e);
+
+	r = r ?: local_check_id("image", image, e);
+	r = r ?: local_path(l, &dir, e, "images/%s", image);
+	r = r ?: local_path(l, &manifest, e, "images/%s/manifest.json", image);
+	if (r < 0)
+		return r;
+	if (access(manifest.s, F_OK) == 0)
+		return local_read_json(manifest.s, ret, e);
+	if (stat(dir.s, &st) < 0) {
+		r = image_move(l, job, dir.s, e);
+		if (r < 0)
+			return r;
+	}
+	return image_manifest(dir.s, image, meta, ret, e);
+}
+
+int local_image_remove(struct provider *p, const char *image, struct err *e)
+{
+	struct local *l = local_of(p);
+	struct local_path path, gone;
+	int r = local_check_id("image", image, e);
+
+	r = r ?: local_path(l, &path, e, "images/%s", image);
+	r = r ?: local_path(l, &gone, e, "runs/%s-gone", image);
+	if (r < 0)
+		return r;
+	/* Out of the way at once, so that a half-removed image is never taken for one. */
+	if (rename(path.s, gone.s) < 0 && errno != ENOENT) {
+		r = io_remove_tree(gone.s, e);
+		if (r == 0 && rename(path.s, gone.s) < 0 && errno != ENOENT)
+			r = err_sys(e, "cannot remove '%s'", path.s);
+	}
+	return r < 0 ? r : io_remove_tree(gone.s, e);
+}
+
+/* ---- export ---- */
+
+static const char *export_options(const char *format)
+{
+	if (strcmp(format, "vmdk") == 0)
+		return "subformat=streamOptimized";
+	if (strcmp(format, "vhdx") == 0)
+		return "subformat=dynamic";
+	if (strcmp(format, "qcow2") == 0)
+		return "compat=1.1";
+	return NULL;
+}
+
+/* "    (12.34/100%)\r" again and again. */
+static double export_percent(const char *text)
+{
+	const char *open = strrchr(text, '(');
+	double v = open ? strtod(open + 1, NULL) : 0;
+
+	return isfinite(v) && v >= 0 && v <= 100 ? v : 0;
+}
+
+static int export_follow(int out, pid_t pid, const struct provider_watch *w, struct err *e)
+{
+	double told = -1;
+
+	for (;;) {
+		struct pollfd p = {.fd = out, .events = POLLIN};
+		_cleanup_json_ json_t *event = NULL;
+		char buf[512];
+		double percent;
+		ssize_t n;
+
+		if (local_cancelled(w)) {
+			proc_stop(pid, 1);
+			return err_set(e, -ECANCELED, "stopped");
+		}
+		if (poll(&p, 1, 250) <= 0)
+			continue;
+		n = read(out, buf, sizeof(buf) - 1);
+		if (n <= 0)
+			return 0;
+		buf[n] = '\0';
+		percent = export_percent(buf);
+		if (percent < told + 1)
+			continue;
+		told = percent;
+		event = json_pack("{s:s, s:f}", "event", "export", "percent", percent);
+		local_tell(w, event);
+	}
+}
+
+static int export_run(const char *from, const char *format, const char *to, const struct provider_watch *w, struct err *e)
+{
+	const char *argv[16] = {"qemu-img", "convert", "-p", "-f", "qcow2", "-O", format};
+	_cleanup_close_ int out_r = -1, out_w = -1;
+	struct proc_opts o = PROC_OPTS_INIT;
+	size_t n = 7;
+	int pipe_fd[2], status, r;
+	pid_t pid;
+
+	if (export_options(format)) {
+		argv[n++] = "-o";
+		argv[n++] = export_options(format);
+	}
+	argv[n++] = from;
+	argv[n++] = to;
+	if (pipe2(pipe_fd, O_CLOEXEC) < 0)
+		return err_sys(e, "cannot start qemu-img");
+	out_r = pipe_fd[0], out_w = pipe_fd[1];
+	o.stdout_fd = out_w;
+	o.die_with_us = true;
+	r = proc_spawn(argv, &o, &pid, e);
+	if (r < 0)
+		return r;
+	close(take_fd(&out_w));
+	r = export_follow(out_r, pid, w, e);
+	if (r < 0)
+		return r;
+	r = proc_wait(pid, &status, e);
+	if (r == 0 && status != 0)
+		return err_set(e, -EIO, "the image could not be written as %s (qemu-img ended with status %d; is the disk full?)",
+			       format, status);
+	return r;
+}
+
+int local_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
+		       const struct provider_watch *w, struct err *e)
+{
+	static const char *const formats[] = {"qcow2", "raw", "vmdk", "vhdx"};
+	struct local *l = local_of(p);
+	char partial[PATH_MAX + 64];
+	struct local_path from, manifest;
+	bool known = false;
+	int r = local_check_id("image", image, e);
+
+	for (size_t i = 0; i < ARRAY_SIZE(formats); i++)
+		known |= strcmp(format, formats[i]) == 0;
+	if (!known)
+		return err_set(e, -EINVAL, "format '%s' is not one of qcow2, raw, vmdk and vhdx", format);
+	r = r ?: local_path(l, &from, e, "images/%s/disk%u.qcow2", image, disk);
+	r = r ?: local_path(l, &manifest, e, "images/%s/manifest.json", image);
+	if (r < 0)
+		return r;
+	if (access(manifest.s, F_OK) < 0 || access(from.s, F_OK) < 0)
+		return err_set(e, -ENOENT, "image '%s' has no disk %u", image, disk);
+	if ((size_t)snprintf(partial, sizeof(partial), "%s.partial", path) >= sizeof(partial))
+		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", path);
+	r = export_run(from.s, format, partial, w, e);
+	if (r == 0)
+		r = local_sync(partial, e);
+	if (r == 0 && rename(partial, path) < 0)
+		r = err_sys(e, "cannot write '%s'", path);
+	if (r < 0)
+		unlink(partial);
+	return r;
+}
