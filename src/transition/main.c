@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "base/opt.h"
+#include "transition/transition.h"
 #include "transition/transition_int.h"
 
 #define AT(member) offsetof(struct transition_options, member)
@@ -30,6 +31,10 @@ static const struct opt_command commands[] = {
      receive_opts, 0, 0, transition_receive},
     {"verify", "", "read a replica again and check every entry of its manifests", NULL, verify_opts, 0, 0,
      transition_verify},
+    {"appliance", "", "serve one request inside the appliance (started there by its init)", NULL, NULL, 0, 0,
+     transition_appliance},
+    {"probe", "", "report on a test boot from inside the copied system (started there)", NULL, NULL, 0, 0,
+     transition_probe},
     {0},
 };
 

@@ -1,0 +1,275 @@
+/*
+ * The witness in a test boot: a service of the copied system that says how far it came. Event lines on its port: {"event":"started"},
+ * {"event":"state",...} at every change, and one {"event":"report",...} when systemd has finished starting, or ended in its emergency or
+ * rescue shell.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "transition/port.h"
+#include "transition/transition.h"
+
+#define PORT_NAME    "org.replant.probe.0"
+#define OUTPUT_MAX   (256u << 10)
+#define PROBE_GIVE_UP 3600.0
+
+static double probe_uptime(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_BOOTTIME, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+/* First word of what a program says, whatever its status: systemctl's status is the state once more. */
+static void probe_systemctl(const char *verb, const char *unit, char *out, size_t size)
+{
+	const char *const argv[] = {"/bin/sh", "-c", "systemctl \"$1\" $2 2>/dev/null || true", "sh", verb, unit, NULL};
+	_cleanup_free_ char *text = NULL;
+
+	snprintf(out, size, "unknown");
+	if (proc_run(argv, OUTPUT_MAX, &text, NULL) < 0)
+		return;
+	text[strcspn(text, "\n")] = '\0';
+	if (*text)
+		snprintf(out, size, "%s", text);
+}
+
+/* "starting", "running", "degraded", "emergency", "rescue" ... */
+static void probe_state(char *out, size_t size)
+{
+	char unit[64];
+
+	probe_systemctl("is-active", "emergency.target", unit, sizeof(unit));
+	if (strcmp(unit, "active") == 0) {
+		snprintf(out, size, "emergency");
+		return;
+	}
+	probe_systemctl("is-active", "rescue.target", unit, sizeof(unit));
+	if (strcmp(unit, "active") == 0) {
+		snprintf(out, size, "rescue");
+		return;
+	}
+	probe_systemctl("is-system-running", "", out, size);
+}
+
+/* Every first word of the lines a program says. */
+static json_t *probe_first_words(const char *const argv[])
+{
+	_cleanup_free_ char *text = NULL;
+	json_t *list = json_array();
+	char *save = NULL;
+
+	if (proc_run(argv, OUTPUT_MAX, &text, NULL) < 0)
+		return list;
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		line += strspn(line, " *");
+		line[strcspn(line, " ")] = '\0';
+		if (*line)
+			json_array_append_new(list, json_string(line));
+	}
+	return list;
+}
+
+static json_t *probe_failed_units(void)
+{
+	const char *const argv[] = {"systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager", NULL};
+
+	return probe_first_words(argv);
+}
+
+/* "/dev/vda1 / ext4 rw,relatime 0 0" -> [device, point, type]; octal escapes undone in the point. */
+static json_t *probe_mounts(void)
+{
+	_cleanup_free_ char *text = NULL;
+	json_t *list = json_array();
+	char *save = NULL;
+
+	if (io_read_file("/proc/self/mounts", OUTPUT_MAX, &text, NULL, NULL) < 0)
+		return list;
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		char device[256], point[512], type[64];
+
+		if (sscanf(line, "%255s %511s %63s", device, point, type) == 3 &&
+		    (device[0] == '/' || strcmp(type, "btrfs") == 0))
+			json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "device", device, "point", point, "type",
+							      type));
+	}
+	return list;
+}
+
+/* What fstab asks for and the kernel doesn't show: mount points and swap, except what may be missing. */
+static json_t *probe_missing_mounts(void)
+{
+	const char *const argv[] = {
+		"/bin/sh", "-c",
+		"while read -r spec point type options rest; do\n"
+		"case $spec in ''|\\#*) continue ;; esac\n"
+		"case ,$options, in *,noauto,*|*,nofail,*) continue ;; esac\n"
+		"if [ \"$type\" = swap ]; then [ \"$(wc -l </proc/swaps)\" -gt 1 ] || echo swap; continue; fi\n"
+		"case $point in none|swap) continue ;; esac\n"
+		"grep -qF \" $point \" /proc/self/mounts || echo \"$point\"\n"
+		"done </etc/fstab",
+		NULL};
+
+	return probe_first_words(argv);
+}
+
+static json_t *probe_addresses(void)
+{
+	json_t *list = json_array();
+	struct ifaddrs *all = NULL;
+
+	if (getifaddrs(&all) < 0)
+		return list;
+	for (struct ifaddrs *a = all; a; a = a->ifa_next) {
+		char text[INET6_ADDRSTRLEN];
+		const void *raw;
+
+		if (!a->ifa_addr || a->ifa_flags & IFF_LOOPBACK)
+			continue;
+		if (a->ifa_addr->sa_family == AF_INET)
+			raw = &((struct sockaddr_in *)(void *)a->ifa_addr)->sin_addr;
+		else if (a->ifa_addr->sa_family == AF_INET6)
+			raw = &((struct sockaddr_in6 *)(void *)a->ifa_addr)->sin6_addr;
+		else
+			continue;
+		/* A link-local address says nothing about being reachable. */
+		if (a->ifa_addr->sa_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL((const struct in6_addr *)raw))
+			continue;
+		if (inet_ntop(a->ifa_addr->sa_family, raw, text, sizeof(text)))
+			json_array_append_new(list, json_pack("{s:s, s:s}", "interface", a->ifa_name, "address", text));
+	}
+	freeifaddrs(all);
+	return list;
+}
+
+static void probe_listening_in(const char *path, json_t *list)
+{
+	_cleanup_free_ char *text = NULL;
+	char *save = NULL;
+
+	if (io_read_file(path, OUTPUT_MAX, &text, NULL, NULL) < 0)
+		return;
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		unsigned port, state;
+		bool known = false;
+		json_t *have;
+		size_t i;
+
+		/* "0: 00000000:0016 00000000:0000 0A ..." - local address and port in hex, then the state; 0A listens. */
+		if (sscanf(line, "%*u: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &port, &state) != 2 || state != 0x0a)
+			continue;
+		json_array_foreach(list, i, have)
+			known |= json_integer_value(have) == (json_int_t)port;
+		if (!known)
+			json_array_append_new(list, json_integer(port));
+	}
+}
+
+static json_t *probe_listening(void)
+{
+	json_t *list = json_array();
+
+	probe_listening_in("/proc/net/tcp", list);
+	probe_listening_in("/proc/net/tcp6", list);
+	return list;
+}
+
+static json_t *probe_report(const char *state)
+{
+	char host[256] = "";
+	struct utsname u;
+
+	gethostname(host, sizeof(host) - 1);
+	uname(&u);
+	return json_pack("{s:s, s:s, s:f, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "event", "report", "state", state,
+			 "boot_seconds", probe_uptime(), "kernel", u.release, "hostname", host, "failed_units",
+			 probe_failed_units(), "mounts", probe_mounts(), "missing_mounts", probe_missing_mounts(),
+			 "addresses", probe_addresses(), "listening", probe_listening());
+}
+
+static bool probe_is_final(const char *state)
+{
+	static const char *const finals[] = {"running", "degraded", "emergency", "rescue", "maintenance"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(finals); i++)
+		if (strcmp(state, finals[i]) == 0)
+			return true;
+	return false;
+}
+
+static int probe_send(int port, json_t *event, struct err *e)
+{
+	int r = event ? port_write(port, event, e) : err_nomem(e);
+
+	json_decref(event);
+	return r;
+}
+
+/* DHCP may answer a little after systemd calls itself running: an address is waited for, within reason. */
+static json_t *probe_final_report(const char *state)
+{
+	for (int i = 0;; i++) {
+		json_t *report = probe_report(state);
+
+		if (!report || json_array_size(json_object_get(report, "addresses")) || i == 15)
+			return report;
+		json_decref(report);
+		sleep(1);
+	}
+}
+
+static int probe_watch(int port, struct err *e)
+{
+	char state[64] = "", last[64] = "";
+	int r = probe_send(port, json_pack("{s:s, s:f}", "event", "started", "boot_seconds", probe_uptime()), e);
+
+	while (r == 0 && probe_uptime() < PROBE_GIVE_UP) {
+		probe_state(state, sizeof(state));
+		if (strcmp(state, last) != 0)
+			r = probe_send(port, json_pack("{s:s, s:s, s:f}", "event", "state", "state", state, "boot_seconds",
+						       probe_uptime()), e);
+		snprintf(last, sizeof(last), "%s", state);
+		if (probe_is_final(state))
+			return r ?: probe_send(port, probe_final_report(state), e);
+		sleep(1);
+	}
+	return r;
+}
+
+int transition_probe(void *options, int argc, char **argv)
+{
+	_cleanup_close_ int port = -1;
+	struct err e = {0};
+	int r = -ENODEV;
+
+	setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin", 1);
+	/* The driver of the port may come later than we do. */
+	for (int i = 0; r < 0 && i < 60; i++) {
+		r = port_open(PORT_NAME, &port, &e);
+		if (r < 0)
+			sleep(1);
+	}
+	if (r == 0)
+		r = probe_watch(port, &e);
+	if (r < 0)
+		log_error("%s", e.msg);
+	return r < 0 ? 1 : 0;
+}
