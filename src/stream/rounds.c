@@ -27,12 +27,13 @@ struct rounds {
 };
 
 /* ---- the used map ---- */
-static int rounds_read_used(struct rounds *r, struct err *e)
+/* `live`: writers are at work, so journals are pending and the map is an estimate; the frozen pass reads it exactly. */
+static int rounds_read_used(struct rounds *r, bool live, struct err *e)
 {
 	struct sender *s = r->s;
 	struct stream_used used = {0};
 	double began = id_now_mono();
-	int k = stream_used_read(s->disks, s->ndisks, &used, e);
+	int k = (live ? stream_used_read_live : stream_used_read)(s->disks, s->ndisks, &used, e);
 
 	if (k < 0)
 		return k;
@@ -63,7 +64,7 @@ static int rounds_live(struct rounds *r, struct err *e)
 	pthread_mutex_lock(&s->lock);
 	s->progress.round = ++r->round;
 	pthread_mutex_unlock(&s->lock);
-	k = rounds_read_used(r, e);
+	k = rounds_read_used(r, s->ops->freeze != NULL, e);
 	if (k == 0)
 		k = control_used_map(s, e);
 	if (k < 0)
@@ -156,7 +157,7 @@ static int rounds_frozen(struct rounds *r, double limit, struct err *e)
 	if (k < 0)
 		return k;
 	deadline = id_now_mono() + limit;
-	k = rounds_read_used(r, e);
+	k = rounds_read_used(r, false, e);
 	if (k == 0)
 		k = pass_run(s, PASS_FROZEN, deadline, e);
 	t = s->ops->thaw(s->ops->arg, &seconds, &intact, &te);
