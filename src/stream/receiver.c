@@ -488,19 +488,25 @@ int stream_receive(const struct stream_receive_params *p, stream_event_fn event,
 	return r;
 }
 
-int receiver_serve_plain(const struct stream_receive_params *p, int fd, stream_event_fn event, void *arg)
+int receiver_serve_plain(const struct stream_receive_params *p, const int *fds, size_t n, stream_event_fn event,
+			 void *arg)
 {
 	struct receiver rv;
-	struct receiver_conn *c;
 	int r;
 
 	receiver_init(&rv, p, event, arg);
 	r = receiver_open_dir(&rv, NULL);
-	c = r == 0 ? conn_new(&rv, -1) : NULL;
-	if (c && wire_plain(fd, true, &rv.env, &c->link, NULL) == 0)
-		conn_serve(c, id_now_mono() + RECEIVER_HANDSHAKE);
-	if (c)
+	for (size_t i = 0; i < n; i++) {
+		struct receiver_conn *c = r == 0 ? conn_new(&rv, -1) : NULL;
+
+		if (!c) {
+			close(fds[i]);
+			continue;
+		}
+		if (wire_plain(fds[i], true, &rv.env, &c->link, NULL) == 0)
+			conn_serve(c, id_now_mono() + RECEIVER_HANDSHAKE);
 		conn_remove(c);
+	}
 	receiver_release(&rv);
 	return r;
 }

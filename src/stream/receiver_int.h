@@ -75,5 +75,7 @@ void receiver_close_disks(struct receiver *rv, bool clean);
 int control_serve(struct receiver_conn *c, struct err *e);
 int data_serve(struct receiver_conn *c, struct err *e);
 
-/* For fuzzing: serves one connection over the plain transport in this thread. Takes fd. */
-int receiver_serve_plain(const struct stream_receive_params *p, int fd, stream_event_fn event, void *arg);
+/* For fuzzing: serves connections over the plain transport in this thread, one after the other. Takes the descriptors.
+ */
+int receiver_serve_plain(const struct stream_receive_params *p, const int *fds, size_t n, stream_event_fn event,
+			 void *arg);

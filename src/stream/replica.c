@@ -307,7 +307,7 @@ int replica_write(struct replica *r, const struct wire_blocks *m, const uint8_t 
 	pthread_mutex_lock(lock);
 	k = replica_write_locked(r, m, data, e);
 	pthread_mutex_unlock(lock);
-	if (k == 0 && (r->unflushed += n) >= REPLICA_WRITEBACK) {
+	if (k == 0 && atomic_fetch_add(&r->unflushed, n) + n >= REPLICA_WRITEBACK) {
 		r->unflushed = 0;
 		sync_file_range(r->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 	}
