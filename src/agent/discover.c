@@ -37,10 +37,13 @@ int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct 
 	_cleanup_json_ json_t *o = json_object();
 	json_t *warnings = json_array();
 	size_t ndisks = 0;
-	int r = discover_disks(paths, n, &disks, &ndisks, e);
+	struct err trouble = {0};
 
-	if (r < 0)
-		return r;
+	if (discover_disks(paths, n, &disks, &ndisks, &trouble) < 0) {
+		if (n)
+			return err_set(e, trouble.code, "%s", trouble.msg);
+		json_array_append_new(warnings, json_string(trouble.msg)); /* the rest is worth telling */
+	}
 	json_object_set_new(o, "agent_version", json_string(REPLANT_VERSION));
 	sysinfo_add(o);
 	if (contents_add(o, warnings, disks, ndisks) < 0)

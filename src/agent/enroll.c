@@ -193,6 +193,8 @@ static int enroll(const struct agent_options *o, struct err *e)
 		r = discover_inventory((const char *const *)c.disks, c.ndisks, &inventory, e);
 	if (r < 0)
 		return r;
+	if (!*json_string_value(json_object_get(inventory, "machine_id")))
+		return err_set(e, -ENOENT, "this server has no machine id (no /etc/machine-id; 'systemd-machine-id-setup' makes one)");
 	if (enroll_still_known(o->config_dir, &code, &c)) {
 		r = conf_store(o->config_dir, &c, e);
 		if (r < 0)

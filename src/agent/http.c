@@ -537,6 +537,7 @@ int http_refusal(int status, const json_t *answer, struct err *e)
 {
 	const json_t *o = json_object_get(answer, "error");
 	const char *message = json_string_value(json_object_get(o, "message"));
+	char text[512];
 	int code = -EPROTO;
 
 	if (status == 401 || status == 403)
@@ -547,7 +548,12 @@ int http_refusal(int status, const json_t *answer, struct err *e)
 		code = -EBUSY;
 	else if (status >= 500)
 		code = -EREMOTEIO;
-	if (message)
-		return err_set(e, code, "the center refuses: %.500s", message);
+	if (message) {
+		snprintf(text, sizeof(text), "%s", message);
+		for (char *p = text; *p; p++) /* it goes to a terminal */
+			if ((unsigned char)*p < 0x20 || *p == 0x7f)
+				*p = ' ';
+		return err_set(e, code, "the center refuses: %s", text);
+	}
 	return err_set(e, code, "the center refuses (HTTP status %d)", status);
 }

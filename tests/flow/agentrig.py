@@ -3,7 +3,7 @@ import hashlib
 import http.server
 import json
 import os
-import pathlib
+import socket
 import ssl
 import subprocess
 import threading
@@ -87,6 +87,7 @@ class Center:
     """Speaks the agent's part of the API. `answers` maps a path to a function of the request that returns (status, body)."""
 
     def __init__(self, pem, port=0):
+        self.sockets = []
         self.requests, self.answers = [], {"/v1/agent/enroll": self.enroll, "/v1/agent/sync": self.sync}
         self.task, self.known = None, True
         outer = self
@@ -119,7 +120,10 @@ class Center:
 
             def finish_request(self, request, address):
                 request.settimeout(30)
-                super().finish_request(outer.context.wrap_socket(request, server_side=True), address)
+                outer.sockets.append(request)
+                tls = outer.context.wrap_socket(request, server_side=True)
+                outer.sockets.append(tls)
+                super().finish_request(tls, address)
 
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(pem)
@@ -144,6 +148,11 @@ class Center:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+        for s in self.sockets:  # connections that were kept open
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
 
 
 def code(authority, secret=CODE_SECRET):
