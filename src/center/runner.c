@@ -251,6 +251,7 @@ static bool carry_on(struct live *l)
 		log_error("job %s: %s", l->job, e.msg);
 	if (r < 0 || job.state != JOB_RUNNING)
 		return false;
+	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);
 	if (r < 0 && runner_cancelled(l))
 		return !en->stopping; /* stopped by a person (the row says so), or going on after a restart */

@@ -43,21 +43,27 @@ static int parse_listen(const char *s, char *host, size_t size, uint16_t *ret_po
 	return 0;
 }
 
-/* Beside us when installed, in its room's folder in a build tree. */
+/* In its room's folder of a build tree, or where it is installed; our own folder when it is nowhere, and whoever needs
+ * it says so. */
 static int find_program(const char *name, const char *room, char *dir, size_t size, struct err *e)
 {
-	char self[4096], path[4200];
+	_cleanup_free_ char *in_tree = str_printf("../%s", room);
+	const char *const places[] = {".", in_tree, "../libexec/replant", "../sbin", "../bin"};
+	char self[4096], path[4400];
 	int r = proc_self_dir(self, sizeof(self), e);
 
 	if (r < 0)
 		return r;
-	snprintf(path, sizeof(path), "%s/%s", self, name);
-	snprintf(dir, size, "%s", self);
-	if (access(path, X_OK) == 0)
+	if (!in_tree)
+		return err_nomem(e);
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		snprintf(path, sizeof(path), "%s/%s/%s", self, places[i], name);
+		if (access(path, X_OK) < 0)
+			continue;
+		snprintf(dir, size, "%s/%s", self, places[i]);
 		return 0;
-	snprintf(path, sizeof(path), "%s/../%s/%s", self, room, name);
-	if (access(path, X_OK) == 0)
-		snprintf(dir, size, "%s/../%s", self, room);
+	}
+	snprintf(dir, size, "%s", self);
 	return 0;
 }
 
