@@ -338,6 +338,28 @@ static int opt_leading(const struct opt_program *p, void *options, int argc, cha
 	return optind;
 }
 
+/* Half a command is answered with what may follow. */
+static void opt_no_command(const struct opt_program *p, int argc, char **argv)
+{
+	size_t n = strlen(argv[1]);
+	bool half = false;
+
+	for (const struct opt_command *c = p->commands; c->name; c++) {
+		if (strncmp(c->name, argv[1], n) != 0 || c->name[n] != ' ')
+			continue;
+		if (!half)
+			fprintf(stderr, "%s: after '%s' comes one of", p->name, argv[1]);
+		fprintf(stderr, "%s %s", half ? "," : "", c->name + n + 1);
+		half = true;
+	}
+	if (half)
+		fprintf(stderr, "\n");
+	else
+		fprintf(stderr, "%s: no command '%s%s%s'\n", p->name, argv[1], argc > 2 ? " " : "",
+			argc > 2 ? argv[2] : "");
+	fprintf(stderr, "Try '%s --help'.\n", p->name);
+}
+
 int opt_main(const struct opt_program *p, void *options, int argc, char **argv)
 {
 	const struct opt_command *c;
@@ -355,8 +377,7 @@ int opt_main(const struct opt_program *p, void *options, int argc, char **argv)
 	argv += lead - 1;
 	c = opt_find(p, argc, argv, &words);
 	if (!c) {
-		fprintf(stderr, "%s: no command '%s%s%s'\nTry '%s --help'.\n", p->name, argv[1], argc > 2 ? " " : "",
-			argc > 2 ? argv[2] : "", p->name);
+		opt_no_command(p, argc, argv);
 		return 2;
 	}
 	argv[words] = (char *)p->name; /* what getopt puts in front of its complaints */

@@ -101,6 +101,12 @@ static const char *watch_name(const struct watched *w)
 	return *name ? name : w->id;
 }
 
+/* The figures are the transfer's; in later stages they are history. */
+static bool watch_has_figures(const json_t *job)
+{
+	return strcmp(get_str(job, "state"), "running") == 0 && strcmp(get_str(job, "stage"), "syncing") == 0;
+}
+
 static bool watch_is(const struct watched *w, const char *state)
 {
 	return strcmp(get_str(w->job, "state"), state) == 0;
@@ -170,7 +176,10 @@ static void watch_figures(struct str *b, const json_t *job)
 	}
 	if (left >= 0) {
 		watch_sep(b);
-		out_duration(b, left < 10 ? (double)(int)(left + 0.5) : left);
+		if (left < 59.5)
+			str_addf(b, "%.0f s", left);
+		else
+			out_duration(b, left);
 		str_add(b, " left");
 	}
 }
@@ -249,7 +258,7 @@ static void watch_draw_job(struct watch *w, struct str *screen, const struct wat
 	out_fit(screen, b.s ? b.s : "", out_width() - 3 - MIN(out_columns(name.s ? name.s : ""), out_width() / 2));
 	str_addf(screen, "%s\033[K\n", out_off());
 	w->lines++;
-	if (watch_is(j, "running"))
+	if (watch_has_figures(j->job))
 		watch_draw_progress(w, screen, j);
 }
 
@@ -291,7 +300,7 @@ static void watch_stamp(void)
 static void watch_say(struct watched *j)
 {
 	_cleanup_(str_release) struct str b = {0}, name = {0}, more = {0};
-	double percent = get_num(j->job, "progress.percent", -1);
+	double percent = watch_has_figures(j->job) ? get_num(j->job, "progress.percent", -1) : -1;
 
 	watch_where(&b, j->job);
 	if (!str_ok(&b) || !b.s)
@@ -301,7 +310,7 @@ static void watch_say(struct watched *j)
 	out_clean(&name, watch_name(j));
 	watch_stamp();
 	printf("%s: %s", name.s ? name.s : "", b.s);
-	if (watch_is(j, "running") && percent >= 0) {
+	if (percent >= 0) {
 		watch_figures(&more, j->job);
 		printf("  %.0f %%  %s", percent, more.s ? more.s : "");
 		str_release(&more);

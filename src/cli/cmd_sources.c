@@ -110,7 +110,7 @@ static void source_machine(const json_t *s)
 	if (get(s, "inventory.memory.total")) {
 		out_size(&b, get_num(s, "inventory.memory.total", 0));
 		str_addf(&b, ", %.0f processors", get_num(s, "inventory.cpu.count", 1));
-		if (*virt && strcmp(virt, "none") != 0)
+		if (*virt && strcmp(virt, "none") != 0 && strcmp(virt, "unknown") != 0)
 			str_addf(&b, ", virtualized by %s", virt);
 		out_fieldf("Machine", "%s", b.s ? b.s : "");
 	}

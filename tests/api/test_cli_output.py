@@ -180,6 +180,12 @@ def test_wrong_usage(cli, center, args):
     assert center.requests == []
 
 
+def test_half_a_command_says_what_may_follow(cli):
+    for args in (["regions"], ["regions", "frobnicate"]):
+        done = cli.run(*args)
+        assert done.returncode == 2 and done.stderr.startswith("replant: after 'regions' comes one of ls, show\n")
+
+
 def test_refusals_name_the_field(cli, center):
     center.script["POST", "/v1/jobs"] = [(422, {"error": {"code": "invalid", "message": "must be one of fail, zero",
                                                           "field": "on_read_error"}})]
