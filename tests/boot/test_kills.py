@@ -100,7 +100,7 @@ def test_it_ends_in_a_right_image(center, source, job, fish):
     assert now["state"] == "finished", f"{now.get('error')}\n{center.tail(40)}"
     image = center.cli("images", "show", now["image"])
     assert image["verified"] is True, image["boot"]
-    said = fish(image["manifest"]["disks"][0]["path"], """run
+    said = fish(center.disk_of(image), """run
 debug sh "e2fsck -fn /dev/vg0/root >/dev/null 2>&1; echo root $?"
 debug sh "xfs_repair -n /dev/vg0/data >/dev/null 2>&1; echo data $?"
 mount-ro /dev/vg0/root /

@@ -26,7 +26,7 @@ def migrated(center, source):
     assert job["state"] == "finished", f"{job.get('error')}\n{center.tail(40)}"
     after = tree(source)
     image = center.cli("images", "show", job["image"])
-    return {"job": job, "image": image, "disk": image["manifest"]["disks"][0]["path"], "before": before, "after": after}
+    return {"job": job, "image": image, "disk": center.disk_of(image), "before": before, "after": after}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_agent_is_not_in_the_image(looked):
 
 
 def test_every_unchanged_file_is_equal(migrated, looked):
-    converted = {f["path"] for step in migrated["image"]["report"]["steps"] for f in step.get("files", [])}
+    converted = {f["path"] for step in migrated["image"]["report"]["conversion"]["steps"] for f in step.get("files", [])}
     image = {row["path"]: row for row in map(json.loads, looked["tree"])}
     before, after = migrated["before"], migrated["after"]
     still = {path for path, row in before.items() if after.get(path) == row}
@@ -113,7 +113,7 @@ def test_virt_inspector_recognises_the_system(migrated):
 
 
 def test_the_test_boot_told_the_truth(migrated):
-    report = migrated["image"]["boot"]["report"]
+    report = migrated["image"]["report"]["test_boot"]
     assert migrated["image"]["verified"] is True, report
     assert report["failed_units"] == []
     assert {"/", "/boot", "/srv/data"} <= {m["point"] for m in report["mounts"]}

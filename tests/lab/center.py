@@ -98,6 +98,10 @@ class Center:
             raise qemu.LabError(f"replant {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
         return json.loads(done.stdout) if done.stdout.strip() else None
 
+    def disk_of(self, image, number=0):
+        """The file of an image's disk, in the directory of the region `local`."""
+        return str(self.state / "local" / "images" / image["id"] / image["manifest"]["disks"][number]["path"])
+
     def wait_source(self, timeout=120):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
