@@ -77,9 +77,12 @@ int main(int argc, char **argv)
 					.on_read_error = "fail",
 					.connections = 4,
 					.compress = 1};
+	int code;
 
 	/* The configuration of this server's own OpenSSL may ask for modules that a static program can't load. */
 	OPENSSL_init_ssl(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	return opt_main(&program, &options, argc, argv);
+	code = opt_main(&program, &options, argc, argv);
+	free(options.disks.v);
+	return code;
 }

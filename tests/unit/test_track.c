@@ -534,7 +534,9 @@ static void test_locked(void **state)
 	p = strstr(status, "VmLck:");
 	assert_non_null(p);
 	print_message("%.*s\n", (int)strcspn(p, "\n"), p);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they make mlock() do nothing */
 	assert_true(strtoul(p + 6, NULL, 10) > 100);
+#endif
 	track_guard_free(g);
 	fixture_down(&f);
 }
