@@ -63,12 +63,14 @@ CONVERSION = {
     "warnings": ["initramfs: no room in '/boot'"]}
 
 
-BOOT = {"state": "failed", "started": ago(4.5 * MIN), "finished": ago(3.5 * MIN), "report": {
-    "state": "degraded", "boot_seconds": 52.2, "kernel": "6.1.0-18-amd64", "hostname": "web", "accelerator": "tcg",
-    "verified": False, "problems": [{"code": "failed_unit", "message": "'shop.service' failed"}],
-    "failed_units": ["shop.service"], "addresses": [{"interface": "enp0s2", "address": "10.0.2.15"}],
-    "serial": "long\ntext"}}
-REPORT = {"image": ident("image", 0), "conversion": CONVERSION, "boot": BOOT}
+def boot():
+    return {"state": "failed", "started": ago(4.5 * MIN), "finished": ago(3.5 * MIN), "report": {
+        "state": "degraded", "boot_seconds": 52.2, "kernel": "6.1.0-18-amd64", "hostname": "web", "accelerator": "tcg",
+        "verified": False, "problems": [{"code": "failed_unit", "message": "'shop.service' failed"}],
+        "failed_units": ["shop.service"], "addresses": [{"interface": "enp0s2", "address": "10.0.2.15"}],
+        "serial": "long\ntext"}}
+
+
 MANIFEST = {
     "disks": [{"path": "disk0.qcow2", "format": "qcow2", "base": "disk0.raw", "size": 20 * GIB, "allocated": 3 * GIB, "sha256": "5e" * 32}],
     "replica": {"format": 1, "run": "run-0000000000000001", "block_size": 65536, "digest": "sha256", "time": 1.0, "disks": [
@@ -87,8 +89,9 @@ def fill(center):
         job(3, "web-2", "ready", None)]
     items["images"].append({
         "id": ident("image", 0), "name": "web-1", "description": "", "job": ident("job", 2), "source": ident("source", 0),
-        "region": "local", "created": ago(5.5 * MIN), "boot": BOOT, "manifest": MANIFEST})
-    center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [(200, REPORT)]
+        "region": "local", "created": ago(5.5 * MIN), "boot": boot(), "manifest": MANIFEST})
+    center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [
+        (200, {"image": ident("image", 0), "conversion": CONVERSION, "boot": boot()})]
     items["codes"].append({"id": ident("code", 0), "name": "shop", "uses": 100, "used": 3, "state": "active",
                            "created": ago(90 * MIN), "expires": time.time() + 29.8 * DAY})
     items["tokens"].append({"id": ident("token", 0), "name": "first", "role": "admin", "created": ago(90 * MIN)})
