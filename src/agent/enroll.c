@@ -162,7 +162,7 @@ static int enroll_install(const struct agent_options *o, struct err *e)
 	if (service_systemd())
 		printf("the service %s is running\n", AGENT_UNIT);
 	else
-		printf("systemd is not running here: start it with '%s run', at every boot\n", AGENT_PROGRAM);
+		printf("systemd is not running here: start it with '%s run' (systemd will at the next boot)\n", AGENT_PROGRAM);
 	return 0;
 }
 

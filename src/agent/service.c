@@ -89,8 +89,13 @@ int service_install(struct err *e)
 	if (access("/etc/systemd/system", F_OK) < 0)
 		return 0; /* another init: the person is told how to run it */
 	r = io_write_file_atomic(AGENT_UNIT_PATH, service_unit, sizeof(service_unit) - 1, 0644, e);
-	if (r < 0 || !service_systemd())
+	if (r < 0)
 		return r;
+	if (!service_systemd()) {
+		/* A system that is being set up, not booted: it can still be told to start it then. */
+		proc_run((const char *[]){"systemctl", "enable", AGENT_UNIT, NULL}, 65536, NULL, NULL);
+		return 0;
+	}
 	r = proc_run((const char *[]){"systemctl", "daemon-reload", NULL}, 65536, NULL, e);
 	if (r == 0)
 		r = proc_run((const char *[]){"systemctl", "enable", AGENT_UNIT, NULL}, 65536, NULL, e);
