@@ -116,7 +116,7 @@ static void keep_live(struct engine *en, struct model_job *job)
 
 	l = engine_live(en, job->id);
 	if (l && l->progress)
-		model_take_json(&job->progress, json_copy(l->progress));
+		model_take_json(&job->progress, json_deep_copy(l->progress));
 }
 
 static int apply(struct engine *en, struct model_job *job, const struct job_answer *a,
@@ -240,7 +240,7 @@ static void api_job_live(void *arg, struct model_job *job)
 	if (!l)
 		return;
 	if (l->progress)
-		model_take_json(&job->progress, json_copy(l->progress));
+		model_take_json(&job->progress, json_deep_copy(l->progress));
 	if (*l->step_name &&
 	    (model_set(&job->step_name, l->step_name) < 0 || model_set(&job->step_text, l->step_text) < 0))
 		return;
@@ -265,17 +265,19 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 
 	for (struct live *l = en->live; l && list; l = l->next)
 		if (l->tick > *tick)
-			json_array_append_new(list, json_pack("{s:s, s:s, s:{s:s, s:s}, s:O?}", "id", l->job, "source",
+			json_array_append_new(list, json_pack("{s:s, s:s, s:{s:s, s:s}, s:o?}", "id", l->job, "source",
 							      l->source, "step", "name", l->step_name, "text",
-							      l->step_text, "progress", l->progress));
+							      l->step_text, "progress", json_deep_copy(l->progress)));
 	*tick = en->tick;
 	return list;
 }
 
+/* What leaves the lock is a copy: a value that two threads hold may change under one of them. */
 static json_t *task_json(const struct live *l)
 {
-	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:O}", "job", l->job, "run", l->run, "action", "send",
-			 "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters", l->parameters);
+	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:o}", "job", l->job, "run", l->run, "action", "send",
+			 "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters",
+			 json_deep_copy(l->parameters));
 }
 
 static void merge_progress(struct live *l, const json_t *report)
@@ -296,14 +298,53 @@ static void take_report(struct live *l, const struct model_task_request *t, cons
 	l->active = id_now_mono();
 	if (t->progress)
 		merge_progress(l, t->progress);
-	if (t->result)
-		model_take_json(&l->result, json_deep_copy(t->result));
 	if (t->state == TASK_FAILED && !l->agent_failed) {
 		l->agent_failed = true;
 		snprintf(l->agent_failure.code, sizeof(l->agent_failure.code), "%s", error->code);
 		snprintf(l->agent_failure.message, sizeof(l->agent_failure.message), "%s", error->message);
 		l->agent_failure.temporary = error->temporary;
 	}
+}
+
+/* The agent's last word goes to the store at once: the job may be over before it comes. */
+static int save_result(struct engine *en, const char *source, const struct model_task_request *t, struct err *e)
+{
+	_cleanup_(model_run_release) struct model_run run = {0};
+	_cleanup_(model_job_release) struct model_job job = {0};
+	_cleanup_json_ json_t *progress = t->progress ? model_progress(t->progress) : NULL;
+	struct store *s = en->store;
+	int r = s->ops->get(s, &model_runs, t->run, &run, e);
+
+	if (r == 0)
+		r = s->ops->get(s, &model_jobs, run.job, &job, e);
+	if (r < 0 || run.result || strcmp(job.source, source) != 0 || !job.run || strcmp(job.run, run.id) != 0)
+		return r;
+	model_take_json(&run.result, t->result ? json_incref(t->result) : json_object());
+	if (!job.progress)
+		job.progress = json_object();
+	if (progress)
+		json_object_update(job.progress, progress);
+	r = s->ops->put(s, &model_runs, &run, e);
+	if (r == 0)
+		r = s->ops->put(s, &model_jobs, &job, e);
+	return r < 0 ? r : store_announce(s, &model_jobs, "updated", &job, id_now(), e);
+}
+
+static int keep_result(struct engine *en, const char *source, const struct model_task_request *t, struct api_fault *f)
+{
+	struct store *s = en->store;
+	struct err e = {0};
+	int r = s->ops->begin(s, &e);
+
+	if (r < 0)
+		return api_fault_err(f, &e);
+	r = save_result(en, source, t, &e);
+	if (r == 0)
+		r = s->ops->commit(s, &e);
+	else
+		s->ops->rollback(s);
+	/* A run that was deleted meanwhile is no fault of the agent's. */
+	return r < 0 && r != -ENOENT ? api_fault_err(f, &e) : 0;
 }
 
 static int api_source_sync(void *arg, const char *source, const struct model_task_request *task,
@@ -329,6 +370,10 @@ static int api_source_sync(void *arg, const char *source, const struct model_tas
 	if (l && l->port && !l->cancel && !l->agent_failed)
 		next = task_json(l);
 	pthread_mutex_unlock(&en->lock);
+	if (task && task->state == TASK_DONE && keep_result(en, source, task, f) < 0) {
+		json_decref(next);
+		return -1;
+	}
 	*ret_task = next ? next : json_null();
 	*ret_interval = busy ? en->s.heartbeat_busy : en->s.heartbeat;
 	return 0;

@@ -41,7 +41,6 @@ struct live {
 	json_t *parameters;
 	double active; /* monotonic, when anybody reported progress of the run */
 	uint64_t received;
-	json_t *result; /* of the agent */
 	bool agent_failed, receiver_failed, gave_up;
 	struct engine_failure agent_failure, receiver_failure, give_up;
 };

@@ -233,6 +233,13 @@ static int run_stage(struct live *l, struct model_job *job, struct engine_failur
 	return runner_fail(f, "internal", false, "the job runs but has no stage");
 }
 
+static bool is_stopping(struct engine *en)
+{
+	ENGINE_LOCK(en);
+
+	return en->stopping;
+}
+
 /* One stage; false when the thread has nothing more to do. */
 static bool carry_on(struct live *l)
 {
@@ -254,21 +261,20 @@ static bool carry_on(struct live *l)
 	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);
 	if (r < 0 && runner_cancelled(l))
-		return !en->stopping; /* stopped by a person (the row says so), or going on after a restart */
+		return !is_stopping(en); /* stopped by a person (the row says so), or going on after a restart */
 	if (engine_job_event(en, l->job, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE, r < 0 ? &failure : NULL,
 			     &fault) < 0 &&
 	    fault.status >= 500) {
 		log_error("job %s: %s", l->job, fault.message);
 		return false;
 	}
-	return !en->stopping;
+	return !is_stopping(en);
 }
 
 void runner_free(struct live *l)
 {
 	json_decref(l->progress);
 	json_decref(l->parameters);
-	json_decref(l->result);
 	explicit_bzero(l->psk, sizeof(l->psk));
 	free(l);
 }

@@ -206,7 +206,6 @@ static void offer_open(struct live *l, const char *run, const char *psk, const j
 	l->active = id_now_mono();
 	l->agent_failed = l->receiver_failed = l->gave_up = false;
 	model_take_json(&l->parameters, json_deep_copy(parameters));
-	model_take_json(&l->result, NULL);
 	if (l->progress)
 		json_object_del(l->progress, "phase");
 }
