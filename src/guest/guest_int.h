@@ -57,6 +57,10 @@ int guest_write(struct guest *g, struct guest_result *r, const char *path, const
 		struct err *e);
 /* A missing file is fine. */
 int guest_remove(struct guest *g, struct guest_result *r, const char *path, struct err *e);
+/* The same for what no report may show. */
+int guest_discard(struct guest *g, struct guest_result *r, const char *path, struct err *e);
+/* Only an empty one. */
+void guest_remove_dir(struct guest *g, const char *path);
 int guest_symlink(struct guest *g, struct guest_result *r, const char *target, const char *path, struct err *e);
 int guest_mkdirs(struct guest *g, const char *path, struct err *e);
 /* Sorted names in a directory that end in `suffix`; n may be 0. Freed with guest_names_release(). */

@@ -215,7 +215,7 @@ int guest_write(struct guest *g, struct guest_result *r, const char *path, const
 	return 0;
 }
 
-int guest_remove(struct guest *g, struct guest_result *r, const char *path, struct err *e)
+static int guest_unlink(struct guest *g, struct guest_result *r, const char *path, bool keep_old, struct err *e)
 {
 	_cleanup_free_ char *old = NULL;
 	_cleanup_close_ int dir = -1;
@@ -231,12 +231,31 @@ int guest_remove(struct guest *g, struct guest_result *r, const char *path, stru
 	if (fstatat(dir, base, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : guest_sys(e, -errno, "look at", path);
 	/* Only for the report: what can't be read is removed all the same. */
-	if (S_ISREG(st.st_mode))
+	if (keep_old && S_ISREG(st.st_mode))
 		guest_read(g, path, &old, &len, NULL);
 	if (unlinkat(dir, base, 0) < 0)
 		return guest_sys(e, -errno, "remove", path);
 	guest_record(r, path, "removed", old, len, NULL, 0);
 	return 0;
+}
+
+int guest_remove(struct guest *g, struct guest_result *r, const char *path, struct err *e)
+{
+	return guest_unlink(g, r, path, true, e);
+}
+
+int guest_discard(struct guest *g, struct guest_result *r, const char *path, struct err *e)
+{
+	return guest_unlink(g, r, path, false, e);
+}
+
+void guest_remove_dir(struct guest *g, const char *path)
+{
+	const char *base;
+	_cleanup_close_ int dir = guest_parent(g, path, &base);
+
+	if (dir >= 0)
+		unlinkat(dir, base, AT_REMOVEDIR);
 }
 
 int guest_symlink(struct guest *g, struct guest_result *r, const char *target, const char *path, struct err *e)

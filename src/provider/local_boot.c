@@ -20,6 +20,9 @@
 #define BOOT_SECONDS_KVM 300
 #define BOOT_SECONDS_TCG 900
 #define SETTLE_SECONDS 4.0 /* from the last unit to the login prompt on the screen */
+#define SHELL_SECONDS  8.0
+#define SHELL_SECONDS_PROBE 60.0 /* when a probe is there, which says more */
+#define BLIND_SECONDS  180
 #define SERIAL_LINES   40
 #define PNG_MAX	       (16u << 20)
 
@@ -34,6 +37,7 @@ struct boot {
 	char *disks[LOCAL_DISKS_MAX];
 	json_t *probe;	 /* the probe's report */
 	char state[64];	 /* the last it said before */
+	char no_probe[ERR_MSG_MAX]; /* why there is none */
 	bool started, ended, screenshot;
 	double seconds;
 	char *serial;
@@ -41,26 +45,26 @@ struct boot {
 
 /* ---- where it stopped ---- */
 
-void local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text)
+bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text)
 {
 	static const struct {
 		const char *mark, *stage, *text;
+		bool final;
 	} marks[] = {
-		{"Kernel panic - not syncing", "kernel_panic", "the kernel panicked"},
-		{"ALERT!", "initramfs_shell", "the initramfs did not find the root filesystem and opened a shell"},
-		{"(initramfs)", "initramfs_shell", "the initramfs opened a shell"},
-		{"dracut:/#", "initramfs_shell", "the initramfs opened a shell"},
-		{"You are in emergency mode", "emergency", "the system ended in emergency mode"},
-		{"Give root password for maintenance", "emergency", "the system ended in emergency mode"},
-		{"You are in rescue mode", "emergency", "the system ended in rescue mode"},
-		{"grub rescue>", "boot_loader", "GRUB did not find its files"},
-		{"grub>", "boot_loader", "GRUB found no configuration and opened its shell"},
-		{"Linux version ", "hang", "the system stopped while it was starting"},
-		{"systemd[1]", "hang", "the system stopped while it was starting"},
-		{"Loading initial ramdisk", "kernel", "the boot loader started the kernel, which said nothing"},
-		{"GRUB", "boot_loader", "the boot loader started, the kernel did not"},
-		{"No bootable device", "firmware", "the firmware found nothing to boot"},
-		{"Booting from Hard Disk", "boot_loader", "the boot sector was started and said nothing"},
+		{"Kernel panic - not syncing", "kernel_panic", "the kernel panicked", true},
+		{"(initramfs)", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell", true},
+		{"dracut:/#", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell", true},
+		{"You are in emergency mode", "emergency", "the system ended in emergency mode", true},
+		{"Give root password for maintenance", "emergency", "the system ended in emergency mode", true},
+		{"You are in rescue mode", "emergency", "the system ended in rescue mode", true},
+		{"Linux version ", "hang", "the system stopped while it was starting", false},
+		{"systemd[1]", "hang", "the system stopped while it was starting", false},
+		{"grub rescue>", "boot_loader", "GRUB did not find its files", true},
+		{"grub>", "boot_loader", "GRUB found no configuration and opened its shell", true},
+		{"Loading initial ramdisk", "kernel", "the boot loader started the kernel, which said nothing", false},
+		{"GRUB", "boot_loader", "the boot loader started, the kernel did not", false},
+		{"No bootable device", "firmware", "the firmware found nothing to boot", true},
+		{"Booting from Hard Disk", "boot_loader", "the boot sector was started and said nothing", false},
 	};
 
 	*ret_stage = ended ? "powered_off" : "firmware";
@@ -69,8 +73,9 @@ void local_boot_stage(const char *serial, bool ended, const char **ret_stage, co
 		if (strstr(serial, marks[i].mark)) {
 			*ret_stage = marks[i].stage;
 			*ret_text = marks[i].text;
-			return;
+			return marks[i].final;
 		}
+	return ended;
 }
 
 static const char *boot_tail(const char *serial)
@@ -81,6 +86,34 @@ static const char *boot_tail(const char *serial)
 		if (serial[n - 1] == '\n' && ++lines > SERIAL_LINES)
 			break;
 	return serial + n;
+}
+
+/* The character behind an escape sequence: ESC [ ... letter, or ESC and one character. */
+static const char *boot_skip_escape(const char *s)
+{
+	s++;
+	if (*s != '[')
+		return s + (*s != '\0');
+	for (s++; *s && !(*s >= '@' && *s <= '~'); s++)
+		;
+	return s + (*s != '\0');
+}
+
+/* Text for people: without colours and cursor movements. */
+static char *boot_plain(const char *s)
+{
+	_cleanup_(str_release) struct str out = {0};
+
+	while (*s) {
+		if (*s == '\033') {
+			s = boot_skip_escape(s);
+			continue;
+		}
+		if (*s == '\n' || *s == '\t' || (unsigned char)*s >= ' ')
+			str_add_mem(&out, s, 1);
+		s++;
+	}
+	return str_take(&out);
 }
 
 /* ---- verdict ---- */
@@ -139,6 +172,8 @@ static void boot_judge_silence(const struct boot *b, json_t *problems, json_t *r
 		text = "the machine turned itself off or restarted while it was starting";
 	}
 	boot_problem(problems, stage, "%s%s%s", text, b->state[0] ? "; systemd was " : "", b->state);
+	if (b->no_probe[0])
+		boot_problem(problems, "no_probe", "nothing inside could be asked: %s", b->no_probe);
 	json_object_set_new(report, "state", json_string(stage));
 }
 
@@ -159,8 +194,11 @@ static int boot_verdict(const struct boot *b, json_t **ret, struct err *e)
 	json_object_set_new(report, "seconds", json_real(b->seconds));
 	json_object_set_new(report, "accelerator", json_string(b->accel));
 	json_object_set_new(report, "time", json_integer((json_int_t)id_now()));
-	if (json_array_size(problems) && b->serial)
-		json_object_set_new(report, "serial", json_string(boot_tail(b->serial)) ?: json_string("(not UTF-8)"));
+	if (json_array_size(problems) && b->serial) {
+		_cleanup_free_ char *plain = boot_plain(boot_tail(b->serial));
+
+		json_object_set_new(report, "serial", json_string(plain ? plain : "") ?: json_string("(not UTF-8)"));
+	}
 	if (b->screenshot) {
 		snprintf(screenshot, sizeof(screenshot), "%s/screenshot.png", b->dir.s);
 		json_object_set_new(report, "screenshot", json_string(screenshot));
@@ -185,13 +223,26 @@ static void boot_event(struct boot *b, json_t *event, const struct provider_watc
 		local_tell(w, event);
 }
 
+/* Is there nothing to wait for any more? A shell or a panic is given a little time, in which the probe may still speak. */
+static bool boot_is_over(const struct boot *b, const struct qemu *vm, double *since)
+{
+	const char *stage, *text;
+
+	if (b->probe || qemu_ended(vm))
+		return true;
+	if (!local_boot_stage(qemu_serial(vm), false, &stage, &text))
+		*since = id_now_mono();
+	return id_now_mono() - *since > (b->started ? SHELL_SECONDS_PROBE : SHELL_SECONDS);
+}
+
 /* Serves the machine until `end`, or until the probe has reported when `for_report`. */
 static int boot_watch(struct boot *b, struct qemu *vm, double end, bool for_report, const struct provider_watch *w,
 		      struct err *e)
 {
+	double since = id_now_mono();
 	int r = 0;
 
-	while (r == 0 && id_now_mono() < end && !qemu_ended(vm) && !(for_report && b->probe)) {
+	while (r == 0 && id_now_mono() < end && !qemu_ended(vm) && !(for_report && boot_is_over(b, vm, &since))) {
 		json_t *event = NULL;
 
 		if (local_cancelled(w))
@@ -313,6 +364,7 @@ static int boot_prepare(struct boot *b, const struct provider_watch *w, struct e
 {
 	_cleanup_json_ json_t *request = json_pack("{s:s}", "mode", "probe"), *done = NULL;
 	char run[ID_MAX + 8];
+	struct err why = {0};
 	int r;
 
 	if (!request)
@@ -324,7 +376,16 @@ static int boot_prepare(struct boot *b, const struct provider_watch *w, struct e
 	if (r == 0)
 		r = boot_overlays(b, e);
 	snprintf(run, sizeof(run), "%s-probe", b->image);
-	return r < 0 ? r : local_appliance(b->l, run, b->disks, b->ndisks, request, w, &done, e);
+	if (r < 0)
+		return r;
+	r = local_appliance(b->l, run, b->disks, b->ndisks, request, w, &done, &why);
+	/* Without a witness the screen and the serial line still tell something; verified it can't be. */
+	if (r == -ENOTSUP || r == -ENOENT) {
+		snprintf(b->no_probe, sizeof(b->no_probe), "%s", why.msg);
+		b->timeout = MIN(b->timeout, (uint64_t)BLIND_SECONDS);
+		return 0;
+	}
+	return r < 0 ? err_set(e, r, "%s", why.msg) : 0;
 }
 
 int local_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,

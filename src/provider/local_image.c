@@ -60,7 +60,7 @@ static int image_disk(const char *dir, size_t i, json_t *disks, struct err *e)
 	/* An image doesn't change any more. */
 	if (chmod(raw, 0440) < 0 || chmod(overlay, 0440) < 0)
 		return err_sys(e, "cannot protect '%s'", dir);
-	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "path", name, "format", "qcow2", "base",
+	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "file", name, "format", "qcow2", "base",
 					       name_raw, "size", (json_int_t)st.st_size, "allocated",
 					       (json_int_t)(st.st_blocks + st_overlay.st_blocks) * 512, "sha256", hex));
 	return 0;
@@ -91,6 +91,16 @@ static int image_manifest(const char *dir, const char *image, const json_t *meta
 	if (r == 0)
 		*ret = take_ptr(&m);
 	return r;
+}
+
+/* The file says names only, so that DIR can be moved; who asks is told where they are now. */
+static void image_add_paths(const char *dir, json_t *manifest)
+{
+	json_t *disk;
+	size_t i;
+
+	json_array_foreach(json_object_get(manifest, "disks"), i, disk)
+		json_object_set_new(disk, "path", json_sprintf("%s/%s", dir, json_string_value(json_object_get(disk, "file")) ?: ""));
 }
 
 static int image_move(struct local *l, const char *job, const char *image_dir, struct err *e)
@@ -125,14 +135,16 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 	r = r ?: local_path(l, &manifest, e, "images/%s/manifest.json", image);
 	if (r < 0)
 		return r;
-	if (access(manifest.s, F_OK) == 0)
-		return local_read_json(manifest.s, ret, e);
-	if (stat(dir.s, &st) < 0) {
-		r = image_move(l, job, dir.s, e);
-		if (r < 0)
-			return r;
+	if (access(manifest.s, F_OK) == 0) {
+		r = local_read_json(manifest.s, ret, e);
+	} else {
+		if (stat(dir.s, &st) < 0)
+			r = image_move(l, job, dir.s, e);
+		r = r ?: image_manifest(dir.s, image, meta, ret, e);
 	}
-	return image_manifest(dir.s, image, meta, ret, e);
+	if (r == 0)
+		image_add_paths(dir.s, *ret);
+	return r;
 }
 
 int local_image_remove(struct provider *p, const char *image, struct err *e)

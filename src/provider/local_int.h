@@ -61,8 +61,9 @@ int local_image_remove(struct provider *p, const char *image, struct err *e);
 /* ---- local_boot.c ---- */
 int local_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
 		    json_t **ret, struct err *e);
-/* Where a boot that never reported came to, from the serial line: *ret_stage is static ("kernel_panic" ...). */
-void local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text);
+/* Where a boot that never reported came to, from the serial line: *ret_stage is static ("kernel_panic" ...). True when nothing more
+ * will come of it. */
+bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text);
 
 static inline struct local *local_of(struct provider *p)
 {

@@ -150,7 +150,7 @@ static void args_build(struct qemu_args *a, const struct qemu_settings *s, const
 		id_random(mac, sizeof(mac));
 		args_add(a, "-netdev", "user,id=net,restrict=on");
 		args_take(a, strdup("-device"));
-		args_take(a, str_printf("virtio-net-pci,netdev=net,mac=52:54:00:%02x:%02x:%02x", mac[0], mac[1], mac[2]));
+		args_take(a, str_printf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%02x:%02x:%02x", mac[0], mac[1], mac[2]));
 	}
 }
 
@@ -322,7 +322,7 @@ int qemu_pump(struct qemu *vm, double timeout, struct err *e)
 
 	do {
 		struct pollfd p[CH_COUNT];
-		double left = MAX(end - id_now_mono(), 0.0);
+		double left = end - id_now_mono();
 		bool open = false;
 		int r;
 
@@ -332,7 +332,7 @@ int qemu_pump(struct qemu *vm, double timeout, struct err *e)
 		}
 		if (!open)
 			break;
-		if (poll(p, CH_COUNT, (int)(left * 1000)) < 0 && errno != EINTR)
+		if (poll(p, CH_COUNT, left > 0 ? (int)(left * 1000) : 0) < 0 && errno != EINTR)
 			return err_sys(e, "cannot wait for QEMU");
 		for (int i = 0; i < CH_COUNT; i++) {
 			if (p[i].fd < 0 || !p[i].revents)

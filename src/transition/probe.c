@@ -94,7 +94,7 @@ static json_t *probe_failed_units(void)
 	return probe_first_words(argv);
 }
 
-/* "/dev/vda1 / ext4 rw,relatime 0 0" -> [device, point, type]; octal escapes undone in the point. */
+/* "/dev/vda1 / ext4 rw,relatime 0 0" -> [source, target, type]. */
 static json_t *probe_mounts(void)
 {
 	_cleanup_free_ char *text = NULL;
@@ -108,7 +108,7 @@ static json_t *probe_mounts(void)
 
 		if (sscanf(line, "%255s %511s %63s", device, point, type) == 3 &&
 		    (device[0] == '/' || strcmp(type, "btrfs") == 0))
-			json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "device", device, "point", point, "type",
+			json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "source", device, "target", point, "type",
 							      type));
 	}
 	return list;

@@ -364,13 +364,32 @@ def test_network_manager_is_left_alone(tree):
 
 
 @pytest.mark.parametrize("path", ["/etc/lvm/devices/system.devices", "/etc/blkid.tab", "/etc/multipath/bindings",
-                                  "/etc/udev/rules.d/70-persistent-net.rules", "/usr/local/bin/replant-agent"])
+                                  "/etc/udev/rules.d/70-persistent-net.rules"])
 def test_files_about_the_old_home_are_removed(tree, path):
     tree.write(path, "old\n")
     report = tree.convert()
     assert not tree.exists(path)
     removed = [entry for step in report["steps"] for entry in step["files"] if entry["path"] == path]
     assert [(entry["action"], entry["old"]) for entry in removed] == [("removed", "old\n")]
+
+
+def test_the_agent_goes_and_its_secret_is_in_no_report(tree):
+    tree.write("/etc/replant/agent.json", '{"secret": "dont-tell"}')
+    tree.write("/etc/replant/ca.pem", "")
+    tree.write("/usr/local/sbin/replant-agent", "")
+    tree.write("/etc/systemd/system/replant-agent.service", "")
+    report = tree.convert()
+    assert not tree.exists("/etc/replant") and not tree.exists("/usr/local/sbin/replant-agent")
+    assert not tree.exists("/etc/systemd/system/replant-agent.service")
+    assert "dont-tell" not in json.dumps(report)
+    assert tree.steps["agent"]["state"] == "done"
+
+
+def test_settings_of_others_beside_the_agents_stay(tree):
+    tree.write("/etc/replant/agent.json", "{}")
+    tree.write("/etc/replant/other", "mine")
+    tree.convert()
+    assert os.listdir(tree.path / "etc/replant") == ["other"]
 
 
 def test_cloud_init_gets_no_datasource(tree):

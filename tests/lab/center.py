@@ -96,7 +96,8 @@ class Center:
                               capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
         if check and done.returncode:
             raise qemu.LabError(f"replant {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
-        return json.loads(done.stdout) if done.stdout.strip() else None
+        answers = done.stdout.splitlines()  # one for each call: `jobs create --start` makes two
+        return json.loads(answers[-1]) if answers else None
 
     def disk_of(self, image, number=0):
         """The file of an image's disk, in the directory of the region `local`."""

@@ -1,0 +1,294 @@
+"""A copied disk is converted in the appliance and booted, by the provider alone (no agent, no center).
+
+Slow: whole machines start. What is claimed is checked with libguestfs, which knows nothing of Replant.
+"""
+
+import json
+import mmap
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+from tests.lab import build, cache, servers
+
+BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
+# QEMU gives up root for this user
+USER = "nobody" if os.geteuid() == 0 else "-"
+
+
+class Failed(Exception):
+    pass
+
+
+class Provider:
+    def __init__(self, folder):
+        self.folder = folder
+        self.folder.chmod(0o755)
+        self.count = 0
+
+    def command(self, *words):
+        return [BUILD / "tests/boot/provider_tool", self.folder, cache.root(), BUILD / "src/transition", USER, *words]
+
+    def call(self, *words):
+        """(events, result)"""
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        if done.returncode:
+            raise Failed(done.stderr.strip())
+        return [line for line in lines if "event" in line], next((line for line in lines if "event" not in line), None)
+
+    def new_id(self, noun):
+        self.count += 1
+        return f"{noun}-{self.count:016x}"
+
+    def job(self, disks):
+        """What a receiver leaves: the disks, owned by its user."""
+        job = self.new_id("job")
+        replica = self.folder / "jobs" / job / "replica"
+        self._fill(replica, disks)
+        return job, replica
+
+    def unconverted_image(self, disks):
+        image = self.new_id("image")
+        folder = self.folder / "images" / image
+        for i, raw in enumerate(self._fill(folder, disks)):
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw.name,
+                            folder / f"disk{i}.qcow2"], check=True)
+            if USER != "-":
+                shutil.chown(folder / f"disk{i}.qcow2", USER)
+        return image, folder
+
+    def _fill(self, folder, disks):
+        folder.mkdir(parents=True, mode=0o700)
+        made = []
+        for i, disk in enumerate(disks):
+            made.append(folder / f"disk{i}.raw")
+            subprocess.run(["cp", "--sparse=always", disk, made[-1]], check=True)
+        if USER != "-":
+            for path in [folder, *made]:
+                shutil.chown(path, USER)
+        return made
+
+
+@pytest.fixture(scope="module")
+def provider():
+    # not below pytest's own directory, which only root may enter
+    with tempfile.TemporaryDirectory(prefix="replant-test-", dir="/var/tmp") as folder:
+        yield Provider(pathlib.Path(folder))
+
+
+def fish(disk, commands):
+    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    done = subprocess.run(["guestfish", "--ro", "--format=qcow2", "-a", disk], input="run\n" + commands, env=env,
+                          capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def digest(path):
+    return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def patch(disk, old, new):
+    """Changes every occurrence in the raw disk; same length, so that the filesystem stays right."""
+    assert len(old) == len(new)
+    count = 0
+    with open(disk, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        at = data.find(old)
+        while at >= 0:
+            data[at:at + len(old)] = new
+            count += 1
+            at = data.find(old, at + 1)
+    assert count
+
+
+@pytest.fixture(scope="module")
+def lvm(provider):
+    """An image made of the server with LVM, two filesystems and a device name in its fstab."""
+    disks = build.disks(servers.find("debian12-lvm-bios"))
+    job, replica = provider.job(disks)
+    events, report = provider.call("convert", job, json.dumps({"disks": [{"source": "/dev/sda"}]}))
+    image = provider.new_id("image")
+    _, manifest = provider.call("image-create", job, image)
+    assert not replica.exists()
+    return {"image": image, "report": report, "events": events, "manifest": manifest, "job": job,
+            "disks": disks, "disk": manifest["disks"][0]["path"]}
+
+
+def test_report(lvm):
+    steps = {step["name"]: step for step in lvm["report"]["steps"]}
+    assert [step["name"] for step in steps.values() if step["state"] == "failed"] == []
+    assert steps["fstab"]["state"] == "done" and "/dev/sda2" in steps["fstab"]["files"][0]["old"]
+    assert steps["initramfs"]["state"] == "not_needed"
+    assert [event["name"] for event in lvm["events"] if event["event"] == "step"] == list(steps)
+    assert lvm["report"]["system"]["id"] == "debian" and lvm["report"]["firmware"] == "bios"
+    assert lvm["report"]["seconds"] < 60
+
+
+def test_replica_below_is_untouched(lvm):
+    folder = pathlib.Path(lvm["disk"]).parent
+    for i, disk in enumerate(lvm["disks"]):
+        subprocess.run(["cmp", disk, folder / f"disk{i}.raw"], check=True)
+
+
+def test_manifest_tells_the_truth(lvm, provider):
+    assert digest(lvm["disk"]) == lvm["manifest"]["disks"][0]["sha256"]
+    # again, as after a crash of the center
+    assert provider.call("image-create", lvm["job"], lvm["image"])[1] == lvm["manifest"]
+    (provider.folder / "images" / lvm["image"] / "manifest.json").unlink()
+    again = provider.call("image-create", lvm["job"], lvm["image"])[1]
+    for manifest in (again, lvm["manifest"]):
+        del manifest["disks"][0]["allocated"]  # the host allocates late
+    assert again == lvm["manifest"]
+
+
+def test_filesystems_are_clean_and_files_are_right(lvm):
+    out = fish(lvm["disk"], """
+debug sh "e2fsck -fn /dev/vg0/root; echo root $?"
+debug sh "e2fsck -fn /dev/sda2; echo boot $?"
+debug sh "xfs_repair -n /dev/vg0/data >/dev/null 2>&1; echo data $?"
+mount-ro /dev/vg0/root /
+mount-ro /dev/sda2 /boot
+echo FSTAB
+cat /etc/fstab
+echo UUID
+vfs-uuid /dev/sda2
+""")
+    assert {"root 0", "boot 0", "data 0"} <= set(out.splitlines())
+    fstab, uuid = out.split("FSTAB\n")[1].split("UUID\n")
+    assert f"UUID={uuid.strip()} /boot ext4" in fstab and "/dev/sd" not in fstab
+
+
+def test_boot_is_verified(lvm, provider):
+    _, report = provider.call("test-boot", lvm["image"])
+    assert report["verified"] is True, report
+    assert report["state"] == "running" and report["problems"] == [] and report["hostname"] == "debian12-lvm-bios"
+    assert {"/", "/boot", "/srv/data"} <= {mount["target"] for mount in report["mounts"]}
+    assert {22, 80} <= set(report["listening"]) and report["addresses"]
+    assert pathlib.Path(report["screenshot"]).read_bytes().startswith(b"\x89PNG")
+    # nothing of the test is left in the image, and nothing of the run on the host
+    assert digest(lvm["disk"]) == lvm["manifest"]["disks"][0]["sha256"]
+    assert list((provider.folder / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw", "vmdk", "vhdx"])
+def test_export(lvm, provider, tmp_path, format):
+    events, _ = provider.call("export", lvm["image"], "0", format, tmp_path / "out")
+    compare = subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", format, lvm["disk"], tmp_path / "out"],
+                             capture_output=True, text=True, check=False)
+    assert compare.returncode == 0, compare.stdout + compare.stderr
+    assert events[-1]["percent"] == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_killed_conversion_is_done_again(provider):
+    """The appliance's QEMU dies in the middle; the second conversion starts from the untouched replica."""
+    disks = build.disks(servers.find("debian11-plain"))
+    job, replica = provider.job(disks)
+    process = subprocess.Popen(provider.command("convert", job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "step" in process.stdout.readline()
+    child = subprocess.run(["pgrep", "-P", str(process.pid), "qemu-system"], capture_output=True, text=True, check=True)
+    os.kill(int(child.stdout), signal.SIGKILL)
+    _, message = process.communicate()
+    assert process.returncode == 1 and "ended before it was done" in message
+    assert not (replica / "report.json").exists()
+    with pytest.raises(Failed, match="has not been converted"):
+        provider.call("image-create", job, provider.new_id("image"))
+    provider.call("convert", job)
+    subprocess.run(["cmp", disks[0], replica / "disk0.raw"], check=True)
+    image = provider.new_id("image")
+    _, manifest = provider.call("image-create", job, image)
+    assert "fsck 0" in fish(manifest["disks"][0]["path"], 'debug sh "e2fsck -fn /dev/sda1; echo fsck $?"\n')
+    _, report = provider.call("test-boot", image)
+    assert report["verified"] is True, report
+    provider.call("image-remove", image)
+    provider.call("job-remove", job)
+    assert not (provider.folder / "images" / image).exists() and not (provider.folder / "jobs" / job).exists()
+
+
+def test_qemu_dies_with_the_center(provider):
+    job, _ = provider.job(build.disks(servers.find("debian11-plain")))
+    process = subprocess.Popen(provider.command("convert", job), stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    child = int(subprocess.run(["pgrep", "-P", str(process.pid), "qemu-system"], capture_output=True, text=True,
+                               check=True).stdout)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{child}")
+
+
+def test_cancel(provider):
+    job, _ = provider.job(build.disks(servers.find("debian11-plain")))
+    process = subprocess.Popen(provider.command("convert", job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.terminate()
+    _, message = process.communicate(timeout=10)
+    assert "stopped" in message and list((provider.folder / "runs").iterdir()) == []
+
+
+def test_disk_without_a_system(provider, tmp_path):
+    (tmp_path / "empty").write_bytes(b"\0" * (8 << 20))
+    job, _ = provider.job([tmp_path / "empty"])
+    with pytest.raises(Failed, match="-2: no filesystem on the copied disks holds a Linux system"):
+        provider.call("convert", job)
+
+
+def test_unconverted_copy_is_found_out(provider):
+    """The fstab still says /dev/sda2: systemd waits 90 s, then opens its emergency shell."""
+    image, _ = provider.unconverted_image(build.disks(servers.find("debian12-lvm-bios")))
+    _, report = provider.call("test-boot", image)
+    assert report["verified"] is False and report["state"] == "emergency"
+    assert {"emergency", "missing_mount"} <= {problem["code"] for problem in report["problems"]}
+    assert "/boot" in report["missing_mounts"]
+
+
+@pytest.mark.parametrize("old, new, state", [
+    (b"\tinitrd\t", b"\t#nitrd\t", "kernel_panic"),
+    (b"root=UUID=", b"root=UUId=", "initramfs_shell"),
+    (None, None, "boot_loader")])
+def test_broken_copies_are_told_apart(provider, old, new, state):
+    image, folder = provider.unconverted_image(build.disks(servers.find("debian11-plain")))
+    if old:
+        patch(folder / "disk0.raw", old, new)
+    else:
+        with open(folder / "disk0.raw", "r+b") as disk:
+            disk.seek(512)
+            disk.write(b"\0" * 512 * 62)  # GRUB's second stage
+    _, report = provider.call("test-boot", image, json.dumps({"timeout": 100}))
+    assert report["verified"] is False
+    assert [problem["code"] for problem in report["problems"]] == [state], report
+    assert pathlib.Path(report["screenshot"]).exists() and report["serial"]
+
+
+def test_initramfs_without_virtio_is_built_anew(provider, tmp_path):
+    """Under TCG this takes minutes: the system's own update-initramfs runs in the appliance."""
+    job, replica = provider.job(build.disks(servers.find("debian11-plain")))
+    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    guest = ["guestfish", "--format=raw", "-a", replica / "disk0.raw", "-m", "/dev/sda1"]
+    name = subprocess.run([*guest, "--ro", "glob-expand", "/boot/initrd.img-*"], env=env, capture_output=True, text=True,
+                          check=True).stdout.strip()
+    subprocess.run([*guest, "--ro", "download", name, tmp_path / "initrd"], env=env, check=True)
+    (tmp_path / "tree").mkdir()
+    subprocess.run(["unmkinitramfs", tmp_path / "initrd", tmp_path / "tree"], check=True)
+    gone = [path for path in (tmp_path / "tree").rglob("virtio_blk.ko*")]
+    assert gone
+    for path in gone:
+        path.unlink()
+    subprocess.run("find . | cpio -o -H newc --quiet | gzip -1 >../initrd", shell=True, cwd=tmp_path / "tree", check=True)
+    subprocess.run([*guest, "--rw", "upload", tmp_path / "initrd", name], env=env, check=True)
+    _, report = provider.call("convert", job)
+    step = next(step for step in report["steps"] if step["name"] == "initramfs")
+    assert step["state"] == "done" and "built anew for virtio_blk" in step["summary"], step
+    image = provider.new_id("image")
+    provider.call("image-create", job, image)
+    _, verdict = provider.call("test-boot", image)
+    assert verdict["verified"] is True, verdict

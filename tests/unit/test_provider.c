@@ -1,0 +1,85 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/jsn.h"
+#include "provider/local_int.h"
+
+static void check_stage(const char *serial, bool ended, const char *stage, bool final)
+{
+	const char *got, *text;
+
+	assert_int_equal(local_boot_stage(serial, ended, &got, &text), final);
+	assert_string_equal(got, stage);
+}
+
+/* Lines as real machines wrote them: tests/boot breaks such machines. */
+static void test_boot_stage(void **state)
+{
+	check_stage("", false, "firmware", false);
+	check_stage("", true, "powered_off", true);
+	check_stage("SeaBIOS (version 1.16.2)\nBooting from Hard Disk...\nBoot failed\nNo bootable device.\n", false,
+		    "firmware", true);
+	check_stage("SeaBIOS\nBooting from Hard Disk...\n", false, "boot_loader", false);
+	check_stage("Booting from Hard Disk...\nGRUB loading.\nerror: no such partition.\ngrub rescue> ", false,
+		    "boot_loader", true);
+	check_stage("GRUB loading.\nLoading Linux 6.1.0 ...\nLoading initial ramdisk ...\n", false, "kernel", false);
+	check_stage("GRUB\n[    0.000000] Linux version 6.1.0\n[    3.0] x\n", false, "hang", false);
+	check_stage("[    0.000000] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: VFS: Unable to mount root fs\n",
+		    false, "kernel_panic", true);
+	check_stage("Linux version 5\nALERT!  UUID=x does not exist.  Dropping to a shell!\n(initramfs) ", false,
+		    "initramfs_shell", true);
+	check_stage("Linux version 5\nsystemd[1]: x\nYou are in emergency mode. After logging in\n", false, "emergency", true);
+}
+
+static void test_lines(void **state)
+{
+	struct qemu_lines l = {0};
+	struct err e = {0};
+	json_t *o = NULL;
+
+	qemu_lines_add(&l, "{\"a\":", 5);
+	assert_int_equal(qemu_lines_next(&l, &o, &e), 0);
+	qemu_lines_add(&l, "1}\nnonsense\n[2]\n", 16);
+	assert_int_equal(qemu_lines_next(&l, &o, &e), 1);
+	assert_int_equal(json_integer_value(json_object_get(o, "a")), 1);
+	json_decref(o);
+	assert_int_equal(qemu_lines_next(&l, &o, &e), -EPROTO);
+	assert_int_equal(qemu_lines_next(&l, &o, &e), 1);
+	json_decref(o);
+	assert_int_equal(qemu_lines_next(&l, &o, &e), 0);
+	qemu_lines_release(&l);
+}
+
+static void test_line_without_end(void **state)
+{
+	static char much[1u << 20];
+	struct qemu_lines l = {0};
+	json_t *o = NULL;
+
+	memset(much, 'x', sizeof(much));
+	for (int i = 0; i < 5; i++)
+		qemu_lines_add(&l, much, sizeof(much));
+	assert_int_equal(qemu_lines_next(&l, &o, NULL), -EPROTO);
+	for (int i = 0; i < 100; i++)
+		qemu_lines_add(&l, much, sizeof(much));
+	assert_true(l.cap <= 4 * QEMU_LINE_MAX);
+	qemu_lines_release(&l);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_boot_stage),
+		cmocka_unit_test(test_lines),
+		cmocka_unit_test(test_line_without_end),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
