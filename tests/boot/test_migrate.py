@@ -116,7 +116,7 @@ def test_the_test_boot_told_the_truth(migrated):
     report = migrated["image"]["report"]["test_boot"]
     assert migrated["image"]["verified"] is True, report
     assert report["failed_units"] == []
-    assert {"/", "/boot", "/srv/data"} <= {m["point"] for m in report["mounts"]}
+    assert {"/", "/boot", "/srv/data"} <= {m["target"] for m in report["mounts"]}
     assert {22, 80} <= set(report["listening"])
 
 
