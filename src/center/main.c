@@ -40,7 +40,9 @@ static int run_serve(void *options, int argc, char **argv)
 	const char *cache = getenv("REPLANT_CACHE");
 	struct center_settings s = {.state = o->state,
 				    .listen = o->listen,
-				    .user = o->user,
+				    .user = o->user         ? o->user
+					    : geteuid() == 0 ? "nobody"
+							     : NULL,
 				    .cache = o->cache          ? o->cache
 					     : cache && *cache ? cache
 							       : NULL,
@@ -68,7 +70,7 @@ static const struct opt serve_opts[] = {
     STATE,
     {"listen", 'l', OPT_STRING, offsetof(struct options, listen), "ADDR:PORT", "where to listen (0.0.0.0:8443)"},
     {"user", 'u', OPT_STRING, offsetof(struct options, user), "NAME",
-     "user of receivers and virtual machines when started as root"},
+     "user of receivers and virtual machines when started as root (nobody)"},
     {"cache", 0, OPT_STRING, offsetof(struct options, cache), "DIR",
      "what can be built again (REPLANT_CACHE, or STATE/cache)"},
     {"log-json", 0, OPT_FLAG, offsetof(struct options, log_json), NULL, "log JSON lines"},

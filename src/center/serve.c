@@ -96,6 +96,27 @@ static int open_store(struct engine *en, struct err *e)
 	return store_open_sqlite(db, &en->store, e);
 }
 
+/* Another user's programs have to get through to `path`: every directory above must let them. */
+static int check_way(const char *user, const char *path, struct err *e)
+{
+	_cleanup_free_ char *real = realpath(path, NULL);
+	struct stat st;
+
+	if (!user || geteuid() != 0 || strcmp(user, "root") == 0)
+		return 0;
+	if (!real)
+		return err_sys(e, "cannot find '%s'", path);
+	for (char *slash = real; (slash = strchr(slash + 1, '/'));) {
+		*slash = '\0';
+		if (stat(real, &st) == 0 && !(st.st_mode & S_IXOTH))
+			return err_set(e, -EACCES,
+				       "user '%s' can't get through '%s' to '%s' (put it elsewhere, or name another --user)",
+				       user, real, path);
+		*slash = '/';
+	}
+	return 0;
+}
+
 static int open_provider(struct engine *en, struct err *e)
 {
 	_cleanup_(model_region_release) struct model_region region = {0};
@@ -113,9 +134,16 @@ static int open_provider(struct engine *en, struct err *e)
 	if (en->s.user && geteuid() == 0 && chmod(en->state, 0711) < 0)
 		return err_sys(e, "cannot open the way through '%s'", en->state);
 	ps.cache = en->s.cache ? en->s.cache : cache;
-	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
+	r = io_mkdirs(dir, 0711, e);
 	if (r == 0)
-		r = io_mkdirs(dir, 0711, e);
+		r = check_way(en->s.user, dir, e);
+	if (r == 0)
+		r = io_mkdirs(ps.cache, 0755, e);
+	if (r == 0)
+		r = check_way(en->s.user, ps.cache, e);
+	if (r < 0)
+		return r;
+	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
 	if (r == 0)
 		r = io_mkdirs(en->exports, 0700, e);
 	return r < 0 ? r : en->s.provider_open(region.provider, &ps, &en->provider, e);

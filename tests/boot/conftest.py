@@ -1,17 +1,25 @@
 """A real server that runs, a center, and the agent on it: made once for all tests of this folder."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 
 from tests.lab import build, qemu, servers
-from tests.lab.center import Center
+from tests.lab.center import Center, open_folder
 
 SERVER = "debian12-lvm-bios"
 
 
 @pytest.fixture(scope="session")
-def center(tmp_path_factory):
-    with Center(tmp_path_factory.mktemp("center") / "state") as running:
-        yield running
+def center():
+    folder = open_folder()
+    try:
+        with Center(folder / "state") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +38,6 @@ def source(center, tmp_path_factory):
 
 def guestfish(disk, script, timeout=900):
     """Runs guestfish, which knows nothing of Replant, on a disk of an image without changing it."""
-    import os
-    import subprocess
     env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
     if qemu.accelerator()[0] == "kvm":
         del env["LIBGUESTFS_BACKEND_SETTINGS"]

@@ -5,6 +5,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 import ssl
@@ -16,6 +17,18 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def reachable(path):
+    """Can any user get through to it? Receivers and virtual machines of a center run as nobody."""
+    return all(p.stat().st_mode & 0o001 for p in pathlib.Path(path).resolve().parents)
+
+
+def open_folder():
+    """A new directory that any user can get through to (pytest's own are closed)."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="replant-test-", dir="/var/tmp"))
+    path.chmod(0o711)
+    return path
 
 
 class Center:
@@ -41,7 +54,8 @@ class Center:
         return self
 
     def start(self):
-        env = dict(os.environ, REPLANT_CACHE=str(cache.root()))
+        kept = cache.root() if reachable(cache.root()) else self.state.parent / "cache"
+        env = dict(os.environ, REPLANT_CACHE=str(kept))
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", self.program("replantd"), "serve", "--state", str(self.state),
@@ -101,7 +115,7 @@ class Center:
 
     def disk_of(self, image, number=0):
         """The file of an image's disk, in the directory of the region `local`."""
-        return str(self.state / "local" / "images" / image["id"] / image["manifest"]["disks"][number]["path"])
+        return str(self.state / "local" / "images" / image["id"] / image["manifest"]["disks"][number]["file"])
 
     def wait_source(self, timeout=120):
         end = time.monotonic() + timeout
