@@ -55,7 +55,7 @@ sh "/usr/local/bin/lab-check tree / /boot /srv/data"
         if line.startswith("---"):
             name = line[3:]
             parts[name] = []
-        elif name:
+        elif name and line.strip():
             parts[name].append(line)
     return parts
 
