@@ -9,4 +9,6 @@ import streamrig  # noqa: E402
 
 @pytest.fixture
 def rig(tmp_path):
-    return streamrig.Rig(tmp_path)
+    r = streamrig.Rig(tmp_path)
+    yield r
+    r.close()

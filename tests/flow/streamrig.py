@@ -45,14 +45,16 @@ def same(a, b):
 
 
 class Receiver:
-    def __init__(self, directory, key, port=0, run=RUN, extra=(), prefix=()):
+    def __init__(self, directory, key, port=0, run=RUN, extra=(), started=None):
         self.dir = pathlib.Path(directory)
         self.dir.mkdir(exist_ok=True)
         self.events = []
         self.err = open(self.dir.parent / (self.dir.name + ".err"), "ab")
         self.proc = subprocess.Popen(
-            [*prefix, str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"127.0.0.1:{port}", "--run", run,
+            [str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"127.0.0.1:{port}", "--run", run,
              "--psk-file", str(key), *extra], stdout=subprocess.PIPE, stderr=self.err)
+        if started is not None:
+            started.append(self.proc)
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
         self.port = self.wait("listening")["port"]
@@ -187,16 +189,26 @@ class Proxy:
 
 class Rig:
     def __init__(self, tmp):
+        self.started = []
         self.tmp = pathlib.Path(tmp)
         self.key = self.tmp / "key"
         self.key.write_text(os.urandom(32).hex() + "\n")
         self.dir = self.tmp / "replica"
 
     def receiver(self, **kw):
-        return Receiver(kw.pop("directory", self.dir), kw.pop("key", self.key), **kw)
+        return Receiver(kw.pop("directory", self.dir), kw.pop("key", self.key), started=self.started, **kw)
 
     def sender(self, port, disks, *options, **kw):
-        return Sender(port, kw.pop("key", self.key), disks, *options, **kw)
+        s = Sender(port, kw.pop("key", self.key), disks, *options, **kw)
+        self.started.append(s.proc)
+        return s
+
+    def close(self):
+        """A test that failed half-way leaves nothing running."""
+        for proc in self.started:
+            if proc.poll() is None:
+                proc.kill()
+                proc.wait()
 
     def copy(self, disks, *options, **kw):
         r = self.receiver()
