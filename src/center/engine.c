@@ -154,8 +154,8 @@ static void act(struct engine *en, const struct model_job *job, unsigned actions
 		if (l)
 			l->cancel = true;
 	}
-	if (actions & JOB_DO_RUN)
-		runner_ensure(en, job->id, job->source);
+	if (actions & JOB_DO_RUN && runner_ensure(en, job->id, job->source) < 0)
+		log_error("job %s: no thread for it now; trying again soon", job->id);
 	if (actions & JOB_DO_REMOVE)
 		task_start(en, TASK_REMOVE_JOB, job->id);
 	seen_refresh(en, job->source);
@@ -513,10 +513,46 @@ static bool clockwork_sleep(struct engine *en)
 	return go_on;
 }
 
+/* What runs by its row but not here: at a start of the center everything, later what a thread was missing for. */
+static bool has_runner(struct engine *en, const char *job)
+{
+	ENGINE_LOCK(en);
+
+	return engine_live(en, job);
+}
+
+static int resume_job(void *arg, void *row)
+{
+	const struct model_job *job = row;
+	struct engine *en = arg;
+
+	if (has_runner(en, job->id))
+		return 0;
+	log_info("job %s: goes on with %s", job->id, model_job_stages[job->stage]);
+	return runner_ensure(en, job->id, job->source);
+}
+
+static int resume_jobs(struct engine *en, struct err *e)
+{
+	struct store_filter f = {"state", "running"};
+	struct store_query q = {.filters = &f, .nfilters = 1};
+
+	return en->store->ops->list(en->store, &model_jobs, &q, resume_job, en, NULL, e);
+}
+
+/* What couldn't be started, or ended without being able to write it down. */
+static void resume_left(struct engine *en)
+{
+	struct err e = {0};
+
+	if (resume_jobs(en, &e) < 0 || task_resume_all(en, &e) < 0)
+		log_warn("the clockwork can't start what is to run: %s", *e.msg ? e.msg : "no thread");
+}
+
 static void *clockwork_main(void *arg)
 {
 	struct engine *en = arg;
-	double pinged = id_now_mono(), minute = 0;
+	double pinged = id_now_mono(), minute = 0, resumed = pinged;
 
 	while (clockwork_sleep(en)) {
 		double now = id_now_mono();
@@ -528,6 +564,10 @@ static void *clockwork_main(void *arg)
 		pthread_mutex_unlock(&en->lock);
 		seen_tick(en, now - minute > 60);
 		save_progress(en);
+		if (now - resumed > 10) {
+			resumed = now;
+			resume_left(en);
+		}
 		if (now - minute > 60) {
 			minute = now;
 			expire_jobs(en);
@@ -541,23 +581,6 @@ static void *clockwork_main(void *arg)
 }
 
 /* ---- start and stop ---- */
-
-static int resume_job(void *arg, void *row)
-{
-	const struct model_job *job = row;
-	struct engine *en = arg;
-
-	log_info("job %s: goes on with %s", job->id, model_job_stages[job->stage]);
-	return runner_ensure(en, job->id, job->source);
-}
-
-static int resume_jobs(struct engine *en, struct err *e)
-{
-	struct store_filter f = {"state", "running"};
-	struct store_query q = {.filters = &f, .nfilters = 1};
-
-	return en->store->ops->list(en->store, &model_jobs, &q, resume_job, en, NULL, e);
-}
 
 int engine_start(struct engine *en, struct err *e)
 {

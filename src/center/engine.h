@@ -14,6 +14,7 @@
 
 #define ENGINE_SEEN_BUCKETS 1024u
 #define ENGINE_RETRIES      5u /* of a transfer that brings nothing new */
+#define ENGINE_STORE_PAUSE  5.0 /* seconds until a store that failed is asked again */
 
 /* What one stage failed with. */
 struct engine_failure {

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/err.h"
 #include "base/log.h"
@@ -240,13 +241,36 @@ static bool is_stopping(struct engine *en)
 	return en->stopping;
 }
 
+/* A store that can't be read or written (a full disk) is waited for: nothing else would carry the job on. */
+static void store_pause(struct live *l, const char *why)
+{
+	double end = id_now_mono() + ENGINE_STORE_PAUSE;
+
+	log_error("job %s: %s; trying again", l->job, why);
+	while (id_now_mono() < end && !runner_cancelled(l))
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+}
+
+/* Tells the state machine until it has heard, or has a reason not to listen. */
+static void tell(struct live *l, int stage, enum job_event event, const struct engine_failure *failure)
+{
+	for (;;) {
+		struct api_fault fault = {0};
+
+		if (engine_job_event(l->engine, l->job, stage, event, failure, &fault) == 0 ||
+		    strcmp(fault.code, "invalid_state") == 0 || strcmp(fault.code, "not_found") == 0 ||
+		    is_stopping(l->engine))
+			return;
+		store_pause(l, fault.message);
+	}
+}
+
 /* One stage; false when the thread has nothing more to do. */
 static bool carry_on(struct live *l)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 	struct engine_failure failure = {0};
 	struct engine *en = l->engine;
-	struct api_fault fault;
 	struct err e = {0};
 	int r;
 
@@ -254,20 +278,17 @@ static bool carry_on(struct live *l)
 	l->cancel = l->again = false;
 	pthread_mutex_unlock(&en->lock);
 	r = en->store->ops->get(en->store, &model_jobs, l->job, &job, &e);
-	if (r < 0 && r != -ENOENT)
-		log_error("job %s: %s", l->job, e.msg);
+	if (r < 0 && r != -ENOENT) {
+		store_pause(l, e.msg);
+		return !is_stopping(en);
+	}
 	if (r < 0 || job.state != JOB_RUNNING)
 		return false;
 	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);
 	if (r < 0 && runner_cancelled(l))
 		return !is_stopping(en); /* stopped by a person (the row says so), or going on after a restart */
-	if (engine_job_event(en, l->job, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE, r < 0 ? &failure : NULL,
-			     &fault) < 0 &&
-	    fault.status >= 500) {
-		log_error("job %s: %s", l->job, fault.message);
-		return false;
-	}
+	tell(l, job.stage, r < 0 ? JOB_FAIL : JOB_STAGE_DONE, r < 0 ? &failure : NULL);
 	return !is_stopping(en);
 }
 

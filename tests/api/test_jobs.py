@@ -1,5 +1,8 @@
 """Jobs from creation to the image, what is refused, and a center that is killed in each stage."""
 
+import contextlib
+import sqlite3
+
 import pytest
 
 from harness import wait_for
@@ -282,6 +285,25 @@ def test_kill_at_random_moments(fresh):
         wait_for("the end", check, 40)
     assert center.ok("GET", "/v1/images")["total"] == 3
     assert center.ok("GET", "/v1/jobs")["total"] == 3
+
+
+def test_a_store_that_fails_is_waited_for(fresh):
+    center = fresh()
+    agent = center.agent()
+    job = center.started_job(agent.source, parameters={"test_boot": False})
+    run = agent.wait_task()["run"]
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+        db.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'nothing fits'); END")
+        db.commit()
+        db.execute("CREATE TRIGGER full2 BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'nothing fits'); END")
+        db.commit()
+        center.commit(run)
+        wait_for("the complaint", lambda: "nothing fits; trying again" in center.tail())
+        assert center.job(job)["state"] == "running"
+        db.execute("DROP TRIGGER full")
+        db.execute("DROP TRIGGER full2")
+        db.commit()
+    center.wait_job(job)
 
 
 def test_sigterm_is_clean_while_jobs_run(fresh):
