@@ -191,6 +191,8 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 	    (in->image_name && model_set(&job->image_name, in->image_name) < 0))
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	job->updated = id_now();
+	if (job->state != JOB_EXPIRED)
+		job->expires = job->updated + MODEL_JOB_DAYS * 86400.0;
 	if (s->ops->put(s, &model_jobs, job, &e) < 0 ||
 	    store_announce(s, &model_jobs, "updated", job, id_now(), &e) < 0)
 		return api_fail(q, &e);

@@ -132,6 +132,8 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 	job->state = (int)a->state;
 	job->stage = (int)a->stage;
 	job->updated = now;
+	/* A job's time counts from the last thing that happened to it. */
+	job->expires = now + (a->state == JOB_EXPIRED ? 0 : MODEL_JOB_DAYS * DAY);
 	if (a->state == JOB_FINISHED)
 		job->finished = now;
 	model_take_json(&job->error, failure ? failure_json(failure) : NULL);

@@ -42,6 +42,7 @@ struct live {
 	json_t *parameters;
 	double active; /* monotonic, when anybody reported progress of the run */
 	uint64_t received;
+	uint64_t written_before; /* by earlier attempts: what a replica holds already */
 	bool agent_failed, receiver_failed, gave_up;
 	struct engine_failure agent_failure, receiver_failure, give_up;
 };

@@ -39,7 +39,7 @@ static int prepare(struct live *l, struct model_job *job, struct engine_failure 
 	space = json_object_get(capacity, "free");
 	if (!json_is_integer(space) || !src.inventory)
 		return 0;
-	/* What an earlier attempt has written is there already. */
+	/* What earlier attempts have written is there already. */
 	written = (uint64_t)json_integer_value(json_object_get(job->progress, "bytes_written"));
 	used = model_inventory_used(src.inventory);
 	used = used > written ? used - written : 0;
@@ -67,13 +67,18 @@ static void on_event(void *arg, const json_t *event)
 
 static void set_pending(struct model_job *job, void *arg)
 {
-	if (model_set(&job->image_pending, arg) < 0)
-		return; /* the id is chosen anew after a crash: the provider's leftovers go with the job */
+	char **id = arg;
+
+	free(job->image_pending);
+	job->image_pending = *id;
+	*id = NULL;
 }
 
-/* The image's id is written down before anything is made under it. */
+/* The image's id is written down before anything is made under it, and stays until the image has a row: after
+ * a crash between the provider's image_create and the row, both calls are made again with it. */
 static int pending_id(struct live *l, const struct model_job *job, char id[ID_MAX], struct engine_failure *f)
 {
+	_cleanup_free_ char *copy = NULL;
 	struct err e = {0};
 
 	if (job->image_pending) {
@@ -81,7 +86,10 @@ static int pending_id(struct live *l, const struct model_job *job, char id[ID_MA
 		return 0;
 	}
 	id_new("image", id);
-	if (engine_job_change(l->engine, l->job, JOB_PROCESSING, false, set_pending, id, &e) < 0)
+	copy = strdup(id);
+	if (!copy)
+		return runner_fail(f, "internal", true, "out of memory");
+	if (engine_job_change(l->engine, l->job, JOB_PROCESSING, false, set_pending, &copy, &e) < 0)
 		return fail_err(f, "internal", &e);
 	return 0;
 }

@@ -100,8 +100,11 @@ static void on_progress(struct live *l, const json_t *event)
 	}
 	if (!l->progress)
 		l->progress = json_object();
-	if (json_is_integer(written))
-		json_object_set(l->progress, "bytes_written", written);
+	if (json_is_integer(written) && json_integer_value(written) >= 0)
+		json_object_set_new(
+		    l->progress, "bytes_written",
+		    json_integer((json_int_t)MIN(l->written_before + (uint64_t)json_integer_value(written),
+						 (uint64_t)INT64_MAX)));
 	if (json_is_integer(received))
 		json_object_set(l->progress, "bytes_received", received);
 	l->tick = ++l->engine->tick;
@@ -205,6 +208,7 @@ static void offer_open(struct live *l, const char *run, const char *psk, const j
 	l->received = 0;
 	l->active = id_now_mono();
 	l->agent_failed = l->receiver_failed = l->gave_up = false;
+	l->written_before = (uint64_t)MAX(0, json_integer_value(json_object_get(l->progress, "bytes_written")));
 	model_take_json(&l->parameters, json_deep_copy(parameters));
 	if (l->progress)
 		json_object_del(l->progress, "phase");
@@ -275,9 +279,20 @@ static void retry_pause(struct live *l)
 		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
 }
 
+/* Goes on counting where an earlier attempt, maybe of an earlier center, was. */
+static void take_progress(struct live *l, const struct model_job *job)
+{
+	ENGINE_LOCK(l->engine);
+
+	if (!l->progress && job->progress)
+		l->progress = json_deep_copy(job->progress);
+}
+
 int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	unsigned idle = 0;
+
+	take_progress(l, job);
 
 	for (;;) {
 		int r = sync_once(l, job, f);

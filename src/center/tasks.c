@@ -144,11 +144,16 @@ static int detach_job(struct store *s, const struct model_image *im, struct err 
 
 	if (r == -ENOENT || (r == 0 && (!job.image || strcmp(job.image, im->id) != 0)))
 		return 0;
-	/* A job that failed behind its image would else never make another. */
+	/* A job that failed behind its image would else never make another. The replica became the image and went
+	 * with it, so the job begins with the copy. */
 	if (r == 0 && job_is_unfinished(job.state)) {
 		if (model_set(&job.image, NULL) < 0 || model_set(&job.image_pending, NULL) < 0)
 			return err_nomem(e);
+		job.stage = JOB_NO_STAGE;
+		model_take_json(&job.progress, NULL);
 		r = s->ops->put(s, &model_jobs, &job, e);
+		if (r == 0)
+			r = store_announce(s, &model_jobs, "updated", &job, id_now(), e);
 	}
 	return r;
 }
@@ -328,6 +333,23 @@ static void wait_for_runner(struct task *t)
 		pthread_cond_wait(&en->changed, &en->lock);
 }
 
+/* An image that was made, or begun, but never got its row: nobody else knows it. */
+static int remove_pending(struct engine *en, const struct model_job *job, struct err *e)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	int r;
+
+	if (!job->image_pending)
+		return 0;
+	r = en->store->ops->get(en->store, &model_images, job->image_pending, &im, e);
+	if (r != -ENOENT)
+		return r;
+	if (job->image && strcmp(job->image, job->image_pending) == 0)
+		return 0; /* it had a row and was deleted with its files */
+	r = en->provider->ops->image_remove(en->provider, job->image_pending, e);
+	return r == -ENOENT ? 0 : r;
+}
+
 static void run_remove_job(struct task *t)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
@@ -341,6 +363,8 @@ static void run_remove_job(struct task *t)
 		return;
 	r = s->ops->get(s, &model_jobs, t->id, &job, &e);
 	if (r == 0)
+		r = remove_pending(en, &job, &e);
+	if (r == 0)
 		r = en->provider->ops->job_remove(en->provider, t->id, &e);
 	if (r == 0)
 		r = s->ops->begin(s, &e);
@@ -353,7 +377,7 @@ static void run_remove_job(struct task *t)
 		else
 			s->ops->rollback(s);
 	}
-	if (r < 0) /* it stays in `deleting` and is tried again after a restart */
+	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
 		log_error("job %s can't be deleted: %s", t->id, e.msg);
 	if (job.source)
 		seen_refresh(en, job.source);

@@ -19,7 +19,7 @@ struct err;
 #define MODEL_DESCRIPTION_MAX 512u
 #define MODEL_INVENTORY_MAX   (4u << 20) /* bytes of JSON */
 #define MODEL_JSON_DEPTH      32u
-#define MODEL_JOB_DAYS        30u /* an unfinished job that isn't running expires so long after it was made */
+#define MODEL_JOB_DAYS        30u /* an unfinished job that isn't running expires so long after its last change */
 
 /* ---- words ---- */
 enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE, SOURCE_DELETING };

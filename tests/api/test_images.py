@@ -81,8 +81,26 @@ def test_an_image_of_a_failed_job_can_go(center):
     image = center.wait_job(job, "in_error")["image"]
     center.unplay("test_boot", "bad")
     assert center.call("DELETE", f"/v1/images/{image}").status == 204
+    assert center.job(job)["stage"] is None
     center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()  # the copy went with the image
     assert center.wait_job(job)["image"] not in (None, image)
+
+
+def test_an_image_without_a_row_goes_with_its_job(center):
+    agent = center.agent()
+    center.play("image_create", "fail", "half way")
+    job = center.started_job(agent.source)
+    agent.send_all()
+    center.wait_job(job, "in_error")
+    pending = center.calls("image_create")[-1][1]
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    wait_for("the same id again", lambda: [c[1] for c in center.calls("image_create")].count(pending) == 2)
+    center.wait_job(job, "in_error")
+    center.unplay("image_create", "fail")
+    assert center.call("DELETE", f"/v1/jobs/{job}").status == 202
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
+    assert ["image_remove", pending] in center.calls()
 
 
 def test_rename(center, image):

@@ -139,6 +139,28 @@ def test_no_room_in_the_region(center):
     center.wait_job(job)
 
 
+def test_what_is_copied_needs_no_room_again(center):
+    """Also when the second attempt wrote nothing before it failed."""
+    agent = center.agent(inventory={"disks": [{"path": "/dev/vda", "size": 10 << 30, "used": 65 << 20}]})
+    job = center.started_job(agent.source)
+    agent.wait_task()
+    center.play("receiving", "bytes")
+    wait_for("some bytes", lambda: (center.job(job)["progress"] or {}).get("bytes_written", 0) > 5000)
+    center.ok("POST", f"/v1/jobs/{job}/stop", {})
+    center.unplay("receiving", "bytes")
+    written = center.job(job)["progress"]["bytes_written"]
+    center.restart()
+    agent.sync()
+    center.play("capacity", "free", str((64 << 20) + (65 << 20) - written))
+    for _ in range(2):
+        center.ok("POST", f"/v1/jobs/{job}/start", {})
+        agent.wait_task()
+        center.ok("POST", f"/v1/jobs/{job}/stop", {})
+        assert center.job(job)["progress"]["bytes_written"] == written
+    center.unplay("capacity", "free")
+    center.ok("DELETE", f"/v1/jobs/{job}")
+
+
 def test_a_full_disk_while_receiving(center):
     agent = center.agent()
     job = center.started_job(agent.source)
@@ -199,6 +221,18 @@ def test_a_silent_source(fresh):
     center.ok("POST", f"/v1/jobs/{job}/start", {})
     agent.send_all()
     center.wait_job(job)
+
+
+def test_a_job_expires_after_its_last_change(fresh):
+    center = fresh()
+    job = center.new_job(center.agent().source)
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+        db.execute("UPDATE jobs SET expires = created + 5")
+        db.commit()
+    center.play("capacity", "fail", "no")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    row = center.wait_job(job, "in_error")
+    assert abs(row["expires"] - row["updated"] - 30 * 86400) < 1
 
 
 def test_two_agents_at_once(center):
