@@ -117,35 +117,71 @@ int api_agent_enroll(struct api_request *q)
 	return api_answer(q, 201, text ? json_pack("{s:s, s:s}", "source", src.id, "secret", text) : NULL);
 }
 
-/* The row is written only when something in it changes, not with every heartbeat. */
+/* The inventory without what is different each time anybody looks. */
+static json_t *lasting(const json_t *inventory)
+{
+	static const char *const parts[][2] = {{"cpu", "load"}, {"memory", "available"}};
+	json_t *o = json_copy((json_t *)inventory);
+
+	json_object_del(o, "time");
+	json_object_del(o, "uptime_seconds");
+	for (size_t i = 0; o && i < ARRAY_SIZE(parts); i++) {
+		json_t *part = json_object_get(o, parts[i][0]);
+
+		part = json_is_object(part) ? json_copy(part) : NULL;
+		if (part) {
+			json_object_del(part, parts[i][1]);
+			json_object_set_new(o, parts[i][0], part);
+		}
+	}
+	return o;
+}
+
+static bool inventory_changed(const struct model_source *src, const json_t *inventory)
+{
+	_cleanup_json_ json_t *before = NULL, *now = NULL;
+
+	if (!inventory)
+		return false;
+	before = src->inventory ? lasting(src->inventory) : NULL;
+	now = lasting(inventory);
+	return !before || !now || !json_equal(before, now);
+}
+
+static int write_changes(struct api_request *q, const struct model_sync_request *in, bool visible, struct err *e)
+{
+	struct model_source *src = &q->source;
+	struct store *s = q->api->s.store;
+	int r = s->ops->get(s, &model_sources, q->who, src, e);
+
+	if (r < 0)
+		return r;
+	if (in->inventory)
+		model_take_json(&src->inventory, json_incref(in->inventory));
+	if (model_set(&src->boot_id, in->boot_id) < 0 || model_set(&src->agent_version, in->agent_version) < 0)
+		return err_nomem(e);
+	src->last_seen = id_now();
+	r = s->ops->put(s, &model_sources, src, e);
+	return r < 0 || !visible ? r : store_announce(s, &model_sources, "updated", src, id_now(), e);
+}
+
+/* The row is written, and anybody told, only when something in it changes, not with every heartbeat. */
 static int save_changes(struct api_request *q, const struct model_sync_request *in)
 {
 	struct model_source *src = &q->source;
 	struct store *s = q->api->s.store;
 	struct err e = {0};
-	int r;
+	bool again = src->boot_id && strcmp(src->boot_id, in->boot_id) == 0;
+	bool visible = strcmp(src->agent_version, in->agent_version) != 0 || inventory_changed(src, in->inventory);
 
-	if (src->boot_id && strcmp(src->boot_id, in->boot_id) == 0 &&
-	    strcmp(src->agent_version, in->agent_version) == 0 &&
-	    (!in->inventory || (src->inventory && json_equal(src->inventory, in->inventory))))
+	/* Load and uptime of a minute ago are good enough. */
+	if (again && !visible && (!in->inventory || id_now() - src->last_seen < 60))
 		return 0;
 	/* Read anew inside the transaction: a person may be renaming it. */
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
 	model_source_release(src);
-	r = s->ops->get(s, &model_sources, q->who, src, &e);
-	if (r == 0 && in->inventory)
-		model_take_json(&src->inventory, json_incref(in->inventory));
-	if (r == 0 &&
-	    (model_set(&src->boot_id, in->boot_id) < 0 || model_set(&src->agent_version, in->agent_version) < 0))
-		r = err_nomem(&e);
-	if (r == 0) {
-		src->last_seen = id_now();
-		r = s->ops->put(s, &model_sources, src, &e);
-	}
-	if (r == 0)
-		r = store_announce(s, &model_sources, "updated", src, id_now(), &e);
-	if (r < 0) {
+	if (write_changes(q, in, visible, &e) < 0) {
 		s->ops->rollback(s);
 		return api_fail(q, &e);
 	}

@@ -3,6 +3,7 @@
 
 #include <microhttpd.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "api/api.h"
 #include "base/id.h"
@@ -12,6 +13,9 @@
 
 #define API_BODY_MAX       (1u << 20)
 #define API_BODY_MAX_AGENT (4u << 20)
+#define API_BODY_MARKS     50000u      /* { [ , : of a body: what it becomes in memory is many times its text */
+#define API_HELD_PUBLIC    (16u << 20) /* bytes of all bodies under way, for those who proved nothing */
+#define API_HELD           (128u << 20)
 #define API_PAGE           100u /* rows of a list by default */
 #define API_PAGE_MAX       500u
 #define API_STREAMS_MAX    64u
@@ -57,6 +61,7 @@ struct api {
 	struct api_stream *streams;
 	size_t nstreams;
 	uint64_t generation; /* of wakes */
+	atomic_size_t held;  /* bytes of bodies under way */
 	bool stopping;
 };
 
@@ -70,6 +75,7 @@ struct api_request {
 	const char *method;
 	double started; /* monotonic */
 	struct str raw;
+	size_t held;       /* our part of api->held */
 	uint64_t received; /* bytes of the body, kept or dropped */
 	bool hang_up;
 

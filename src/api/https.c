@@ -148,6 +148,8 @@ static void check_head(struct api_request *q)
 	q->route = api_match(q->method, q->path, q->id, &allow);
 	if (!q->route)
 		refuse_unknown(q, &allow);
+	else if (q->route->handler == api_agent_enroll && api_limit_exceeded(q->api->limit, q->address))
+		api_refuse(q, 429, "too_many_failures", NULL, "too many wrong codes from this address; wait a minute");
 	else if (api_authenticate(q) == 0)
 		MHD_get_connection_values_n(q->conn, MHD_GET_ARGUMENT_KIND, check_parameter, q);
 	if (length && (str_u64(length, 0, UINT64_MAX, &n) < 0 || n > body_limit(q)))
@@ -180,18 +182,25 @@ static struct api_request *request_new(struct api *a, struct MHD_Connection *con
 	return q;
 }
 
+static void release_body(struct api_request *q)
+{
+	if (q->raw.s)
+		explicit_bzero(q->raw.s, q->raw.len); /* it may have held a secret */
+	str_release(&q->raw);
+	atomic_fetch_sub(&q->api->held, q->held);
+	q->held = 0;
+}
+
 static void request_free(struct api_request *q)
 {
 	if (!q)
 		return;
+	release_body(q);
 	model_source_release(&q->source);
 	json_decref(q->body);
 	json_decref(q->json);
 	if (q->response)
 		MHD_destroy_response(q->response);
-	if (q->raw.s)
-		explicit_bzero(q->raw.s, q->raw.len); /* it may have held a secret */
-	str_release(&q->raw);
 	free(q->path);
 	free(q);
 }
@@ -201,6 +210,19 @@ static void request_completed(void *cls, struct MHD_Connection *conn, void **con
 {
 	request_free(*con_cls);
 	*con_cls = NULL;
+}
+
+/* All bodies together have a bound, too, and strangers can't use up what the known need. */
+static bool hold(struct api_request *q, size_t n)
+{
+	size_t limit = *q->who ? API_HELD : API_HELD_PUBLIC;
+
+	if (atomic_fetch_add(&q->api->held, n) + n > limit) {
+		atomic_fetch_sub(&q->api->held, n);
+		return false;
+	}
+	q->held += n;
+	return true;
 }
 
 /* MHD_NO cuts the connection: for clients that send more, or slower, than anything honest would. */
@@ -213,7 +235,10 @@ static enum MHD_Result take_body(struct api_request *q, const char *data, size_t
 	q->received += *size;
 	if (q->received > body_limit(q)) {
 		refuse_size(q);
-		str_release(&q->raw);
+		release_body(q);
+	} else if (!q->fault.status && !hold(q, *size)) {
+		api_refuse(q, 503, "busy", NULL, "too many big requests at once; try again");
+		release_body(q);
 	}
 	if (q->fault.status && q->received > discard_limit(q))
 		return MHD_NO;
@@ -221,6 +246,24 @@ static enum MHD_Result take_body(struct api_request *q, const char *data, size_t
 		str_add_mem(&q->raw, data, *size);
 	*size = 0;
 	return str_ok(&q->raw) ? MHD_YES : MHD_NO;
+}
+
+/* Counts what makes values, without parsing: a MiB of "[[],[],..." would become a hundred in memory. */
+static bool too_complex(const char *s, size_t n)
+{
+	bool quoted = false;
+	size_t marks = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (quoted && s[i] == '\\')
+			i++;
+		else if (s[i] == '"')
+			quoted = !quoted;
+		else if (!quoted && (s[i] == '{' || s[i] == '[' || s[i] == ',' || s[i] == ':') &&
+			 ++marks > API_BODY_MARKS)
+			return true;
+	}
+	return false;
 }
 
 static int parse_body(struct api_request *q)
@@ -233,6 +276,9 @@ static int parse_body(struct api_request *q)
 		q->body = json_object(); /* a body whose members are all optional may be missing */
 		return q->body ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
 	}
+	if (too_complex(q->raw.s, q->raw.len))
+		return api_refuse(q, 400, "too_complex", NULL, "the body has too many members; at most %u of { [ , :",
+				  API_BODY_MARKS);
 	if (jsn_parse(q->raw.s, q->raw.len, API_BODY_MAX_AGENT, &q->body, &e) < 0)
 		return api_refuse(q, 400, "bad_json", NULL, "%s", e.msg);
 	return 0;

@@ -53,7 +53,7 @@ const struct api_route api_routes[] = {
 
     {"GET", "/v1/events", API_VIEWER, API_NO_BODY, NULL, "since", "streamEvents", api_get_events},
 
-    {"POST", "/v1/agent/enroll", API_PUBLIC, API_JSON_BIG, NULL, NULL, "enrollAgent", api_agent_enroll},
+    {"POST", "/v1/agent/enroll", API_PUBLIC, API_JSON, NULL, NULL, "enrollAgent", api_agent_enroll},
     {"POST", "/v1/agent/sync", API_AGENT, API_JSON_BIG, NULL, NULL, "syncAgent", api_agent_sync},
     {0},
 };

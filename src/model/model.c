@@ -270,3 +270,56 @@ json_t *model_json(const struct model_noun *n, const void *obj, bool brief, doub
 	}
 	return o;
 }
+
+/* ---- events ---- */
+
+/* Outside text of at most `max` bytes, cut between characters. */
+static json_t *bounded_text(const char *s, size_t max)
+{
+	size_t n = s ? strlen(s) : 0;
+
+	if (!s)
+		return json_null();
+	if (n > max)
+		for (n = max; n > 0 && ((unsigned char)s[n] & 0xc0) == 0x80;)
+			n--;
+	return json_stringn(s, n);
+}
+
+static json_t *source_event(const struct model_source *s)
+{
+	json_t *os = json_object_get(s->inventory, "os");
+	const char *name = json_string_value(json_object_get(os, "pretty_name"));
+
+	if (!name)
+		name = json_string_value(json_object_get(os, "name"));
+	return json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:f}", "id", s->id, "name", bounded_text(s->name, 255), "state",
+			 model_source_states[s->state], "hostname", bounded_text(s->hostname, 255), "os",
+			 name ? json_pack("{s:o}", "pretty_name", bounded_text(name, 200)) : json_null(),
+			 "agent_version", bounded_text(s->agent_version, 64), "last_seen", s->last_seen);
+}
+
+static json_t *image_event(const struct model_image *im)
+{
+	static const char *const told[] = {"state", "started", "finished"};
+	json_t *boot = im->boot ? json_object() : json_null(), *v, *o;
+
+	for (size_t i = 0; im->boot && i < ARRAY_SIZE(told); i++)
+		if ((v = json_object_get(im->boot, told[i])))
+			json_object_set(boot, told[i], v);
+	o = json_pack("{s:s, s:o, s:s?, s:s?, s:s?, s:f, s:o}", "id", im->id, "name",
+		      bounded_text(im->name, MODEL_NAME_MAX), "job", im->job, "source", im->source, "region", im->region,
+		      "created", im->created, "boot", boot);
+	if (o && add_image_derived(im, o) < 0) {
+		json_decref(o);
+		return NULL;
+	}
+	return o;
+}
+
+json_t *model_event(const struct model_noun *n, const void *obj, double now)
+{
+	if (n == &model_sources)
+		return source_event(obj);
+	return n == &model_images ? image_event(obj) : model_json(n, obj, true, now);
+}

@@ -148,6 +148,9 @@ void model_take_json(json_t **field, json_t *value);
  * of a code, os). `brief` leaves out what can be big (inventory, manifest). New reference, NULL when out of
  * memory. */
 json_t *model_json(const struct model_noun *n, const void *obj, bool brief, double now);
+/* What an event tells of the row: for sources and images a few bounded fields, for others the brief view. New
+ * reference, NULL when out of memory. */
+json_t *model_event(const struct model_noun *n, const void *obj, double now);
 /* Index of `s` in words (NULL-terminated), or -1. */
 int model_word(const char *const *words, const char *s);
 

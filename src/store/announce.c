@@ -1,6 +1,7 @@
 #include "store/store.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "base/jsn.h"
@@ -10,7 +11,15 @@ static int announce(struct store *s, const struct model_noun *n, const char *ver
 		    struct err *e)
 {
 	_cleanup_free_ char *text = data ? jsn_text(data) : NULL;
+	_cleanup_json_ json_t *id = NULL;
 	char type[64];
+
+	/* Who wants to know more asks for the row. */
+	if (text && strlen(text) > STORE_EVENT_MAX) {
+		free(text);
+		id = json_pack("{s:O}", "id", json_object_get(data, "id"));
+		text = id ? jsn_text(id) : NULL;
+	}
 
 	if (!text)
 		return err_nomem(e);
@@ -21,7 +30,7 @@ static int announce(struct store *s, const struct model_noun *n, const char *ver
 int store_announce(struct store *s, const struct model_noun *n, const char *verb, const void *row, double now,
 		   struct err *e)
 {
-	_cleanup_json_ json_t *data = model_json(n, row, true, now);
+	_cleanup_json_ json_t *data = model_event(n, row, now);
 
 	return announce(s, n, verb, data, now, e);
 }

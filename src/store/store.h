@@ -17,6 +17,7 @@ struct err;
 struct store;
 
 #define STORE_EVENTS_KEPT 10000u /* older ones are dropped */
+#define STORE_EVENT_MAX   16384u /* bytes of an event's data; a bigger one has the id only */
 #define STORE_SECRET_HEX  65u    /* a hash as text, with its NUL */
 
 struct store_filter {
@@ -85,7 +86,7 @@ static inline void store_closep(struct store **s)
 	store_close(*s);
 }
 
-/* Adds the event "<noun>.<verb>" with the row's brief JSON. */
+/* Adds the event "<noun>.<verb>" with what model_event() tells of the row. */
 int store_announce(struct store *s, const struct model_noun *n, const char *verb, const void *row, double now,
 		   struct err *e);
 /* "<noun>.deleted" with the id alone. */

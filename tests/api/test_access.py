@@ -109,6 +109,7 @@ def test_failures_are_counted_by_address(fresh):
     assert [enroll(center, bad).status for _ in range(7)] == [403] * 5 + [429] * 2
     got = enroll(center, code)
     assert got.status == 429 and got.headers["Retry-After"] == "60"
+    assert center.call("POST", "/v1/agent/enroll", raw=b"{", token="").status == 429, "before the body is looked at"
     # Who has a right secret isn't locked out by a neighbour.
     assert center.get("/v1/jobs").status == 200
     assert center.get("/v1/jobs", token="wrong").status == 429

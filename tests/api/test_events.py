@@ -110,6 +110,31 @@ def test_nothing_secret_in_events(center):
     stream.close()
 
 
+def test_events_of_sources_are_small_and_few(center):
+    agent = center.agent()
+    agent.sync()
+    center.new_code(name="mark")
+    stream = Stream(center, "?since=0")
+    at = stream.until("code.created", lambda d: d["name"] == "mark")[0]
+    stream.close()
+    big = {"os": {"pretty_name": "\u00e9" * 200000, "x": ["y" * 1000000]}, "disks": []}
+    for n in range(5):
+        agent.sync(inventory=dict(big, time=n, uptime_seconds=n, cpu={"count": 2, "load": [n]}, memory={"total": 1, "available": n}))
+    center.new_code(name="end")
+    stream = Stream(center, f"?since={at}")
+    told = []
+    while True:
+        _, kind, data = stream.next()
+        if kind == "code.created" and data["name"] == "end":
+            break
+        if kind == "source.updated" and data["id"] == agent.source:
+            told.append(data)
+    stream.close()
+    assert len(told) == 1 and len(json.dumps(told[0])) < 2000, len(told)
+    assert told[0]["os"]["pretty_name"] == "\u00e9" * 100
+    assert set(told[0]) == {"id", "name", "state", "hostname", "os", "agent_version", "last_seen"}
+
+
 def test_many_streams_and_their_limit(fresh):
     center = fresh()
     streams = [Stream(center) for _ in range(64)]

@@ -82,6 +82,20 @@ def test_sizes(center):
     agent.sync(inventory={})
 
 
+def test_bodies_that_would_grow_in_memory(center):
+    agent = center.agent()
+    for filler in ("[" + "[]," * 60000 + "0]", "[" + "0," * 60000 + "0]", '"x\\\""' + ',"k":[0' + ",0" * 60000 + "]"):
+        raw = f'{{"agent_version":"1","boot_id":"b","inventory":{{"f":{filler}}}}}'.encode()
+        got = center.call("POST", "/v1/agent/sync", raw=raw, token=agent.secret)
+        assert (got.status, got.code) == (400, "too_complex"), got
+        assert center.call("POST", "/v1/agent/enroll", raw=raw, token="").code == "too_complex"
+    assert agent.sync(inventory={"text": "[{,:" * 60000})["task"] is None, "in a string they are only text"
+    s = raw_tls(center)
+    s.sendall(b"POST /v1/agent/enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+    assert b" 413 " in s.recv(4096).split(b"\r\n")[0]
+    s.close()
+
+
 def test_bad_reports_of_agents(center):
     agent = center.agent()
     base = {"agent_version": "1", "boot_id": "b"}
