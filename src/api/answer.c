@@ -75,26 +75,63 @@ int api_answer_row(struct api_request *q, int status, const struct model_noun *n
 	return api_answer(q, status, model_json(n, row, false, id_now()));
 }
 
+/* "bytes=N-" with N inside the file: where to begin. Every other range may be ignored, and is; 416 is for
+ * what begins behind the end. */
+static int range_start(struct api_request *q, uint64_t size, uint64_t *ret, bool *ret_partial)
+{
+	const char *range = MHD_lookup_connection_value(q->conn, MHD_HEADER_KIND, "Range");
+	char number[24];
+	size_t n;
+
+	*ret = 0;
+	*ret_partial = false;
+	if (!range || MHD_lookup_connection_value(q->conn, MHD_HEADER_KIND, "If-Range") ||
+	    !str_starts(range, "bytes="))
+		return 0;
+	range += strlen("bytes=");
+	n = strspn(range, "0123456789");
+	if (!n || n >= sizeof(number) || strcmp(range + n, "-") != 0)
+		return 0;
+	snprintf(number, sizeof(number), "%.*s", (int)n, range);
+	if (str_u64(number, 0, UINT64_MAX, ret) < 0 || *ret >= size)
+		return api_refuse(q, 416, "bad_range", NULL, "the file has only %llu bytes", (unsigned long long)size);
+	*ret_partial = true;
+	return 0;
+}
+
+static void add_header(struct MHD_Response *response, const char *name, char *value)
+{
+	if (value)
+		MHD_add_response_header(response, name, value);
+	free(value);
+}
+
 int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name)
 {
 	_cleanup_close_ int own = fd;
-	_cleanup_free_ char *disposition = NULL;
+	uint64_t size, start;
 	struct stat st;
+	bool partial;
 
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
 		return api_refuse(q, 404, "not_found", NULL, "the file is not there any more");
-	q->response = MHD_create_response_from_fd64((uint64_t)st.st_size, fd);
+	size = (uint64_t)st.st_size;
+	if (range_start(q, size, &start, &partial) < 0)
+		return -1;
+	q->response = MHD_create_response_from_fd_at_offset64(size - start, fd, start);
 	if (!q->response)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	take_fd(&own);
 	MHD_add_response_header(q->response, "Content-Type", type);
 	MHD_add_response_header(q->response, "X-Content-Type-Options", "nosniff");
-	if (file_name) {
-		disposition = str_printf("attachment; filename=\"%s\"", file_name);
-		if (disposition)
-			MHD_add_response_header(q->response, "Content-Disposition", disposition);
-	}
-	q->status = 200;
+	MHD_add_response_header(q->response, "Accept-Ranges", "bytes");
+	if (file_name)
+		add_header(q->response, "Content-Disposition", str_printf("attachment; filename=\"%s\"", file_name));
+	if (partial)
+		add_header(q->response, "Content-Range",
+			   str_printf("bytes %llu-%llu/%llu", (unsigned long long)start, (unsigned long long)size - 1,
+				      (unsigned long long)size));
+	q->status = partial ? 206 : 200;
 	return 0;
 }
 
