@@ -49,14 +49,36 @@ static int fill_source(const struct model_enroll_request *in, const char *hash, 
 	return 0;
 }
 
+#define ENROLLED_LATELY 300.0
+
 /*
  * A machine that is known gets a new secret and stays the same source: its agent was installed anew. Unless
- * the old agent is alive: then it's a clone with the same machine id, or somebody who wants its place.
+ * somebody holds that place: then it's a clone with the same machine id, or somebody who wants it. (An agent
+ * that still has its secret proves itself with that and doesn't come here.)
  */
+static int check_place(struct api_request *q, const struct model_source *src)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	struct store *s = q->api->s.store;
+
+	if (s->ops->unfinished_job(s, src->id, &job, NULL) == 0)
+		return api_refuse(q, 409, "machine_id_in_use", "machine_id",
+				  "this machine is source '%s' already and has job '%s', which is %s; finish or delete "
+				  "that job and delete the source, then enrol again",
+				  src->id, job.id, model_job_states[job.state]);
+	if (en->source_online(en->arg, src->id) || (!src->boot_id && id_now() - src->last_seen < ENROLLED_LATELY))
+		return api_refuse(q, 409, "machine_id_in_use", "machine_id",
+				  "this machine is source '%s' already, and it enrolled or was heard of just now; delete "
+				  "the source first, or stop its agent and wait some minutes (machines cloned from one "
+				  "image need machine ids of their own)",
+				  src->id);
+	return 0;
+}
+
 static int enroll(struct api_request *q, const struct model_enroll_request *in, const char *hash,
 		  struct model_source *src)
 {
-	const struct api_engine *en = &q->api->s.engine;
 	struct store *s = q->api->s.store;
 	struct err e = {0};
 	char code[ID_MAX];
@@ -69,11 +91,8 @@ static int enroll(struct api_request *q, const struct model_enroll_request *in, 
 	if (r < 0 && r != -ENOENT)
 		return api_fail(q, &e);
 	known = r == 0;
-	if (known && src->boot_id && en->source_online(en->arg, src->id))
-		return api_refuse(q, 409, "already_enrolled", "machine_id",
-				  "this machine is source '%s' already and its "
-				  "agent is running; stop that agent and wait half a minute, or delete the source",
-				  src->id);
+	if (known && check_place(q, src) < 0)
+		return -1;
 	r = s->ops->code_use(s, code, id_now(), &e);
 	if (r == -EACCES)
 		return code_refused(q);

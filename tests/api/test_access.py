@@ -3,6 +3,7 @@
 import hashlib
 import ssl
 import subprocess
+import time
 
 import pytest
 
@@ -62,15 +63,27 @@ def test_wrong_revoked_used_up_and_expired_codes(center):
 def test_enrolling_again(center):
     agent = center.agent()
     code = center.new_code()["code"]
-    # Never synced: the first answer may have been lost.
-    again = enroll(center, code, agent.machine)
-    assert again.status == 201 and again.json["source"] == agent.source
-    assert center.post("/v1/agent/sync", {"agent_version": "1", "boot_id": "b"}, token=agent.secret).status == 401
-    agent.secret = again.json["secret"]
+    # Enrolled just now: nobody else takes its place, heard of or not.
+    for _ in range(2):
+        taken = enroll(center, code, agent.machine)
+        assert (taken.status, taken.code, taken.field) == (409, "machine_id_in_use", "machine_id")
+        time.sleep(1.6)
     agent.sync()
+    assert enroll(center, code, agent.machine).code == "machine_id_in_use"
+    job = center.new_job(agent.source)
+    time.sleep(1.6)
     taken = enroll(center, code, agent.machine)
-    assert (taken.status, taken.code) == (409, "already_enrolled")
-    wait_for("silence", lambda: enroll(center, code, agent.machine).status == 201)
+    assert taken.code == "machine_id_in_use" and job in taken.raw.decode()
+    center.ok("DELETE", f"/v1/jobs/{job}")
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
+    # Silent and idle: its agent was installed anew.
+    again = wait_for("silence", lambda: (lambda a: a.status == 201 and a)(enroll(center, code, agent.machine)))
+    assert again.json["source"] == agent.source
+    assert center.post("/v1/agent/sync", {"agent_version": "1", "boot_id": "b"}, token=agent.secret).status == 401
+    # Deleted: a new source.
+    center.ok("DELETE", f"/v1/sources/{agent.source}")
+    fresh = enroll(center, code, agent.machine)
+    assert fresh.status == 201 and fresh.json["source"] != agent.source
 
 
 def test_forged_tokens(center):
