@@ -91,7 +91,7 @@ def fill(center):
         "id": ident("image", 0), "name": "web-1", "description": "", "job": ident("job", 2), "source": ident("source", 0),
         "region": "local", "created": ago(5.5 * MIN), "boot": boot(), "manifest": MANIFEST})
     center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [
-        (200, {"image": ident("image", 0), "conversion": CONVERSION, "boot": boot()})]
+        (200, {"image": ident("image", 0), "conversion": CONVERSION, "test_boot": boot()["report"]})]
     items["codes"].append({"id": ident("code", 0), "name": "shop", "uses": 100, "used": 3, "state": "active",
                            "created": ago(90 * MIN), "expires": time.time() + 29.8 * DAY})
     items["tokens"].append({"id": ident("token", 0), "name": "first", "role": "admin", "created": ago(90 * MIN)})
