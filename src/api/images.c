@@ -6,9 +6,34 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
+static void without(json_t **field, const char *key)
+{
+	json_t *copy = json_object_get(*field, key) ? json_copy(*field) : NULL;
+
+	if (copy) {
+		json_object_del(copy, key);
+		model_take_json(field, copy);
+	}
+}
+
+/* A page of images must not be a page of inventories and consoles: those are left to GET of the one image. */
+static void brief_image(struct api_request *q, void *row)
+{
+	struct model_image *im = row;
+	json_t *meta = json_incref(json_object_get(im->manifest, "meta"));
+
+	without(&im->boot, "report");
+	if (json_object_get(meta, "inventory")) {
+		without(&im->manifest, "meta");
+		without(&meta, "inventory");
+		json_object_set(im->manifest, "meta", meta);
+	}
+	json_decref(meta);
+}
+
 int api_list_images(struct api_request *q)
 {
-	return api_list(q, &model_images, NULL);
+	return api_list(q, &model_images, brief_image);
 }
 
 /* What conversion did, and what the test boot saw. */

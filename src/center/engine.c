@@ -159,7 +159,7 @@ static void act(struct engine *en, const struct model_job *job, unsigned actions
 	if (actions & JOB_DO_RUN && runner_ensure(en, job->id, job->source) < 0)
 		log_error("job %s: no thread for it now; trying again soon", job->id);
 	if (actions & JOB_DO_REMOVE)
-		task_start(en, TASK_REMOVE_JOB, job->id);
+		task_start(en, TASK_REMOVE_JOB, job->id, NULL);
 	seen_refresh(en, job->source);
 	engine_wake(en);
 }

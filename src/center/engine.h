@@ -55,6 +55,15 @@ struct seen {
 	bool online;       /* as last announced */
 };
 
+/* Who does what with an image: boots one at a time, exports any number, removal alone. Under the lock. */
+enum image_use { IMAGE_BOOT, IMAGE_EXPORT, IMAGE_REMOVE, IMAGE_USES };
+
+struct image_mark {
+	struct image_mark *next;
+	char image[ID_MAX];
+	unsigned uses[IMAGE_USES];
+};
+
 enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB };
 
 struct task {
@@ -62,6 +71,7 @@ struct task {
 	struct task *next;
 	enum task_kind kind;
 	char id[ID_MAX];
+	char image[ID_MAX]; /* marked as used until the end, or "" */
 	double noted; /* monotonic, last progress written */
 	bool cancel;
 };
@@ -79,6 +89,7 @@ struct engine {
 	bool stopping;
 	struct live *live;
 	struct task *tasks;
+	struct image_mark *marks;
 	struct seen *seen[ENGINE_SEEN_BUCKETS];
 	uint64_t tick, tick_announced;
 	pthread_t clockwork;
@@ -131,8 +142,13 @@ void seen_tick(struct engine *en, bool all);
 int seen_load(struct engine *en, struct err *e);
 void seen_free(struct engine *en);
 
-/* tasks.c: what runs beside jobs */
-int task_start(struct engine *en, enum task_kind kind, const char *id);
+/* marks.c: false when it can't be done beside what is done with the image now; else image_unmark() is due. */
+bool image_mark(struct engine *en, const char *image, enum image_use use);
+void image_unmark(struct engine *en, const char *image, enum image_use use);
+
+/* tasks.c: what runs beside jobs. 0; 1 when that task runs already; negative errno. Its thread takes the mark of
+ * `image` (may be NULL) over when it returns 0. */
+int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image);
 bool task_runs(struct engine *en, enum task_kind kind, const char *id);
 int task_boot(void *arg, const char *image, struct api_fault *f);
 int task_image_remove(void *arg, const char *image, struct api_fault *f);
@@ -144,3 +160,5 @@ int task_resume_all(struct engine *en, struct err *e);
 int task_save_boot(struct engine *en, const char *image, const char *state, double started, const json_t *report,
 		   const struct err *failure, struct err *e);
 bool task_boot_passed(const json_t *report);
+/* What a test boot should know of the source: units that had failed there, too. New reference. */
+json_t *task_boot_options(struct engine *en, const char *source);

@@ -94,13 +94,86 @@ static int pending_id(struct live *l, const struct model_job *job, char id[ID_MA
 	return 0;
 }
 
-static json_t *request_of(const struct model_job *job, const struct model_source *src, const char *image)
+/* The disk of the inventory that was copied under this path. */
+static json_t *inventory_disk(const json_t *inventory, const char *path)
+{
+	json_t *disk;
+	size_t i;
+
+	json_array_foreach(json_object_get(inventory, "disks"), i, disk)
+	{
+		if (strcmp(json_string_value(json_object_get(disk, "path")) ?: "", path) == 0)
+			return disk;
+	}
+	return NULL;
+}
+
+/* One disk by the kernel's name of it on the source, and its other names there. */
+static json_t *request_disk(const json_t *inventory, const char *path)
+{
+	json_t *disk = inventory_disk(inventory, path), *aliases = json_array(), *alias, *source;
+	const char *name = json_string_value(json_object_get(disk, "name"));
+	size_t i;
+
+	if (name && str_starts(path, "/dev/disk/")) {
+		source = json_sprintf("/dev/%.200s", name);
+		json_array_append_new(aliases, json_string(path));
+	} else {
+		source = json_string(path);
+	}
+	json_array_foreach(json_object_get(disk, "aliases"), i, alias)
+	{
+		if (json_is_string(alias) && strcmp(json_string_value(alias), path) != 0)
+			json_array_append(aliases, alias);
+	}
+	return json_pack("{s:o, s:o}", "source", source, "aliases", aliases);
+}
+
+/* The disks in the order they were copied: the agent's last word names them; its inventory lists the same ones
+ * when that word isn't there yet. */
+static json_t *request_disks(struct live *l, const struct model_job *job, const json_t *inventory)
+{
+	_cleanup_(model_run_release) struct model_run run = {0};
+	json_t *copied = NULL, *out = json_array(), *v;
+	struct store *s = l->engine->store;
+	size_t i;
+
+	if (job->run && s->ops->get(s, &model_runs, job->run, &run, NULL) == 0)
+		copied = json_object_get(run.result, "disks");
+	if (!json_array_size(copied))
+		copied = json_object_get(inventory, "disks");
+	json_array_foreach(copied, i, v)
+	{
+		const char *path = json_string_value(json_is_object(v) ? json_object_get(v, "path") : v);
+
+		if (i < 64)
+			json_array_append_new(out, request_disk(inventory, path ? path : ""));
+	}
+	return out;
+}
+
+/* What the image's manifest keeps of it. */
+static json_t *meta_of(const struct model_job *job, const struct model_source *src, const char *image)
 {
 	const char *name = job->image_name ? job->image_name : job->name;
 
-	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O?}", "job", job->id, "image", image, "name", name,
-			 "region", job->region, "source", job->source, "hostname", src->hostname, "inventory",
-			 src->inventory);
+	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*}", "job", job->id, "image", image, "name", name, "region",
+			 job->region, "source", job->source, "hostname", src->hostname);
+}
+
+/* What the conversion wants to know, which is more. */
+static json_t *request_of(struct live *l, const struct model_job *job, const struct model_source *src,
+			  const json_t *meta)
+{
+	json_t *o = json_copy((json_t *)meta), *disks = request_disks(l, job, src->inventory);
+
+	if (src->inventory)
+		json_object_set(o, "inventory", src->inventory);
+	if (json_object_set_new(o, "disks", disks) < 0) {
+		json_decref(o);
+		return NULL;
+	}
+	return o;
 }
 
 static int save_image(struct live *l, struct model_job *job, const char *id, json_t *manifest, json_t *report,
@@ -139,7 +212,7 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 static int make_image(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
-	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL;
+	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL, *meta = NULL;
 	const struct provider_watch watch = {l, on_event, runner_cancelled};
 	struct provider *p = l->engine->provider;
 	struct err e = {0};
@@ -151,14 +224,15 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 		return fail_err(f, "internal", &e);
 	if (pending_id(l, job, id, f) < 0)
 		return -1;
-	request = request_of(job, &src, id);
+	meta = meta_of(job, &src, id);
+	request = meta ? request_of(l, job, &src, meta) : NULL;
 	if (!request)
 		return runner_fail(f, "internal", true, "out of memory");
 	engine_step(l, "convert", "preparing the system for its new home");
 	if (p->ops->convert(p, l->job, request, &watch, &report, &e) < 0)
 		return fail_err(f, "convert_failed", &e);
 	engine_step(l, "image", "making the image");
-	if (p->ops->image_create(p, l->job, id, request, &manifest, &e) < 0)
+	if (p->ops->image_create(p, l->job, id, meta, &manifest, &e) < 0)
 		return fail_err(f, "image_failed", &e);
 	if (save_image(l, job, id, manifest, report, &e) < 0)
 		return fail_err(f, "internal", &e);
@@ -166,10 +240,21 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 	return 0;
 }
 
-static int boot_image(struct live *l, const struct model_job *job, struct engine_failure *f)
+/* A person's boot of the same image is waited for. */
+static bool mark_for_boot(struct live *l, const char *image)
+{
+	while (!image_mark(l->engine, image, IMAGE_BOOT)) {
+		if (runner_cancelled(l))
+			return false;
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+	}
+	return true;
+}
+
+static int boot_marked(struct live *l, const struct model_job *job, struct engine_failure *f)
 {
 	const struct provider_watch watch = {l, on_event, runner_cancelled};
-	_cleanup_json_ json_t *report = NULL, *options = json_object();
+	_cleanup_json_ json_t *report = NULL, *options = task_boot_options(l->engine, job->source);
 	struct engine *en = l->engine;
 	double started = id_now();
 	struct err e = {0}, store_e = {0};
@@ -200,6 +285,17 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 		    "start the job again to repeat the boot",
 		    problem ? ": " : "", problem ? problem : "");
 	return 0;
+}
+
+static int boot_image(struct live *l, const struct model_job *job, struct engine_failure *f)
+{
+	int r;
+
+	if (!mark_for_boot(l, job->image))
+		return -1;
+	r = boot_marked(l, job, f);
+	image_unmark(l->engine, job->image, IMAGE_BOOT);
+	return r;
 }
 
 static int process(struct live *l, struct model_job *job, struct engine_failure *f)

@@ -89,15 +89,29 @@ static void ignore_event(void *arg, const json_t *event)
 {
 }
 
+json_t *task_boot_options(struct engine *en, const char *source)
+{
+	_cleanup_(model_source_release) struct model_source src = {0};
+	json_t *units = NULL;
+
+	if (source && en->store->ops->get(en->store, &model_sources, source, &src, NULL) == 0)
+		units = json_object_get(src.inventory, "failed_units");
+	return json_is_array(units) ? json_pack("{s:O}", "known_failed_units", units) : json_object();
+}
+
 static void run_boot(struct task *t)
 {
 	const struct provider_watch watch = {t, ignore_event, task_cancelled};
-	_cleanup_json_ json_t *report = NULL, *options = json_object();
+	_cleanup_(model_image_release) struct model_image im = {0};
+	_cleanup_json_ json_t *report = NULL, *options = NULL;
 	struct engine *en = t->engine;
 	double started = id_now();
 	struct err e = {0}, store_e = {0};
-	int r = en->provider->ops->test_boot(en->provider, t->id, options, &watch, &report, &e);
+	int r = en->store->ops->get(en->store, &model_images, t->id, &im, &e);
 
+	options = task_boot_options(en, im.source);
+	if (r == 0)
+		r = en->provider->ops->test_boot(en->provider, t->id, options, &watch, &report, &e);
 	if (r < 0 && task_cancelled(t))
 		return; /* still marked as running: done again after the restart */
 	if (task_save_boot(en, t->id,
@@ -125,13 +139,17 @@ int task_boot(void *arg, const char *image, struct api_fault *f)
 
 	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0)
 		return api_fault_err(f, &e);
-	if (task_runs(en, TASK_BOOT, image) || image_in_job(en, &im))
+	if (image_in_job(en, &im) || !image_mark(en, image, IMAGE_BOOT))
 		return api_fault_set(f, 409, "invalid_state", NULL,
-				     "the image is being booted or made; wait for its end");
-	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0)
+				     "the image is being booted, made or removed; wait for its end");
+	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0) {
+		image_unmark(en, image, IMAGE_BOOT);
 		return api_fault_err(f, &e);
-	if (task_start(en, TASK_BOOT, image) < 0)
+	}
+	if (task_start(en, TASK_BOOT, image, image) != 0) {
+		image_unmark(en, image, IMAGE_BOOT);
 		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
+	}
 	return 0;
 }
 
@@ -183,12 +201,11 @@ static int count_row(void *arg, void *row)
 	return 0;
 }
 
-int task_image_remove(void *arg, const char *image, struct api_fault *f)
+static int remove_marked(struct engine *en, const char *image, struct api_fault *f)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 	struct store_filter filter = {"image", image};
 	struct store_query q = {.filters = &filter, .nfilters = 1};
-	struct engine *en = arg;
 	struct err e = {0};
 	size_t exports = 0;
 
@@ -197,12 +214,25 @@ int task_image_remove(void *arg, const char *image, struct api_fault *f)
 		return api_fault_err(f, &e);
 	if (exports)
 		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first", exports);
-	if (task_runs(en, TASK_BOOT, image) || image_in_job(en, &im))
-		return api_fault_set(f, 409, "in_use", NULL, "the image is being booted or made; wait for its end");
+	if (image_in_job(en, &im))
+		return api_fault_set(f, 409, "in_use", NULL, "the image is being made; wait for its end");
 	/* Files first: a row without files can be deleted again, files without a row are lost space. */
 	if (en->provider->ops->image_remove(en->provider, image, &e) < 0 || forget_image(en, &im, &e) < 0)
 		return api_fault_err(f, &e);
 	return 0;
+}
+
+int task_image_remove(void *arg, const char *image, struct api_fault *f)
+{
+	struct engine *en = arg;
+	int r;
+
+	if (!image_mark(en, image, IMAGE_REMOVE))
+		return api_fault_set(f, 409, "in_use", NULL,
+				     "the image is being booted, exported or removed; wait for its end");
+	r = remove_marked(en, image, f);
+	image_unmark(en, image, IMAGE_REMOVE);
+	return r;
 }
 
 /* ---- exports ---- */
@@ -277,9 +307,41 @@ static void run_export(struct task *t)
 		    r < 0 ? 0 : (uint64_t)st.st_size, r < 0 ? &e : NULL, true);
 }
 
+static int forget_export(struct store *s, const char *export, struct err *e)
+{
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = s->ops->remove(s, &model_exports, export, e);
+	if (r == 0)
+		r = store_announce_gone(s, &model_exports, export, id_now(), e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	return s->ops->commit(s, e);
+}
+
 int task_export(void *arg, const char *export, struct api_fault *f)
 {
-	if (task_start(arg, TASK_EXPORT, export) < 0)
+	_cleanup_(model_export_release) struct model_export x = {0};
+	struct engine *en = arg;
+	struct err e = {0};
+	int r;
+
+	if (en->store->ops->get(en->store, &model_exports, export, &x, &e) < 0)
+		return api_fault_err(f, &e);
+	if (!image_mark(en, x.image, IMAGE_EXPORT)) {
+		/* Its row must not keep the image's. */
+		if (forget_export(en->store, export, &e) < 0)
+			return api_fault_err(f, &e);
+		return api_fault_set(f, 409, "in_use", NULL, "the image is being removed");
+	}
+	r = task_start(en, TASK_EXPORT, export, x.image);
+	if (r != 0)
+		image_unmark(en, x.image, IMAGE_EXPORT);
+	if (r < 0)
 		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
 	return 0;
 }
@@ -312,14 +374,7 @@ int task_export_remove(void *arg, const char *export, struct api_fault *f)
 		err_sys(&e, "cannot remove '%s'", path);
 		return api_fault_err(f, &e);
 	}
-	if (s->ops->begin(s, &e) < 0)
-		return api_fault_err(f, &e);
-	if (s->ops->remove(s, &model_exports, export, &e) < 0 ||
-	    store_announce_gone(s, &model_exports, export, id_now(), &e) < 0) {
-		s->ops->rollback(s);
-		return api_fault_err(f, &e);
-	}
-	return s->ops->commit(s, &e) < 0 ? api_fault_err(f, &e) : 0;
+	return forget_export(s, export, &e) < 0 ? api_fault_err(f, &e) : 0;
 }
 
 /* ---- removal of jobs ---- */
@@ -402,6 +457,8 @@ static void *task_main(void *arg)
 		run_remove_job(t);
 		break;
 	}
+	if (*t->image)
+		image_unmark(en, t->image, t->kind == TASK_BOOT ? IMAGE_BOOT : IMAGE_EXPORT);
 	pthread_mutex_lock(&en->lock);
 	for (p = &en->tasks; *p != t; p = &(*p)->next)
 		;
@@ -412,7 +469,7 @@ static void *task_main(void *arg)
 	return NULL;
 }
 
-int task_start(struct engine *en, enum task_kind kind, const char *id)
+int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
@@ -421,13 +478,14 @@ int task_start(struct engine *en, enum task_kind kind, const char *id)
 	ENGINE_LOCK(en);
 
 	if (find(en, kind, id))
-		return 0;
+		return 1;
 	t = en->stopping ? NULL : calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
 	t->engine = en;
 	t->kind = kind;
 	snprintf(t->id, sizeof(t->id), "%s", id);
+	snprintf(t->image, sizeof(t->image), "%s", image ? image : "");
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	r = pthread_create(&thread, &attr, task_main, t);
@@ -443,21 +501,37 @@ int task_start(struct engine *en, enum task_kind kind, const char *id)
 
 static int resume_deleting(void *arg, void *row)
 {
-	return task_start(arg, TASK_REMOVE_JOB, ((struct model_job *)row)->id);
+	return MIN(0, task_start(arg, TASK_REMOVE_JOB, ((struct model_job *)row)->id, NULL));
+}
+
+/* With the mark it takes; one that runs, or has just been asked for, is left alone. */
+static int resume_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use)
+{
+	int r;
+
+	if (task_runs(en, kind, id) || !image_mark(en, image, use))
+		return 0;
+	r = task_start(en, kind, id, image);
+	if (r != 0)
+		image_unmark(en, image, use);
+	return MIN(0, r);
 }
 
 static int resume_export(void *arg, void *row)
 {
-	return task_start(arg, TASK_EXPORT, ((struct model_export *)row)->id);
+	const struct model_export *x = row;
+
+	return resume_marked(arg, TASK_EXPORT, x->id, x->image, IMAGE_EXPORT);
 }
 
 static int resume_boot(void *arg, void *row)
 {
-	const char *state = json_string_value(json_object_get(((struct model_image *)row)->boot, "state"));
+	const struct model_image *im = row;
+	const char *state = json_string_value(json_object_get(im->boot, "state"));
 
-	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, row))
+	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, im))
 		return 0;
-	return task_start(arg, TASK_BOOT, ((struct model_image *)row)->id);
+	return resume_marked(arg, TASK_BOOT, im->id, im->id, IMAGE_BOOT);
 }
 
 int task_resume_all(struct engine *en, struct err *e)

@@ -14,6 +14,7 @@
 
 #include "base/err.h"
 #include "base/io.h"
+#include "base/jsn.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "base/util.h"
@@ -53,6 +54,15 @@ static void note(const char *name, const char *id)
 		fprintf(f, "%s %s\n", name, id);
 		fclose(f);
 	}
+}
+
+/* What a call was given, for the test to read: $SCRIPT/NAME.given. */
+static void given(const char *name, const json_t *what)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s.given", script_dir, name), *text = jsn_text(what);
+
+	if (path && text)
+		io_write_file_atomic(path, text, strlen(text), 0600, NULL);
 }
 
 /* Delay, hold, failure: what every call starts with. */
@@ -129,6 +139,7 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 {
 	int r;
 
+	given("convert", request);
 	emit(w, json_pack("{s:s, s:s, s:s, s:s}", "event", "step", "name", "fstab", "state", "changed", "summary",
 			  "by UUID"));
 	r = play("convert", job, w, e);
@@ -143,7 +154,8 @@ static int s_image_create(struct provider *p, const char *job, const char *image
 	int r = play("image_create", image, NULL, e);
 
 	if (r == 0)
-		*ret = json_pack("{s:[{s:s, s:I}]}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30);
+		*ret = json_pack("{s:[{s:s, s:I}], s:O}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30,
+				 "meta", meta);
 	return r;
 }
 
@@ -151,7 +163,10 @@ static int s_test_boot(struct provider *p, const char *image, const json_t *opti
 		       json_t **ret, struct err *e)
 {
 	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir);
-	int r = play("test_boot", image, w, e);
+	int r;
+
+	given("test_boot", options);
+	r = play("test_boot", image, w, e);
 
 	if (r == 0)
 		*ret = json_pack("{s:b, s:[{s:s}], s:s, s:f}", "verified", !script_has("test_boot", "bad"), "problems",

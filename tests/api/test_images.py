@@ -1,5 +1,8 @@
 """Images, boots, exports."""
 
+import concurrent.futures
+import json
+
 import pytest
 
 from harness import wait_for
@@ -50,6 +53,13 @@ def test_export(center, image):
     assert row["size"] == 8 and row["percent"] == 100
     got = center.get(f"/v1/exports/{export}/data")
     assert got.raw == b"EXPORTED" and f"{export}.vmdk" in got.headers["Content-Disposition"]
+    part = center.get(f"/v1/exports/{export}/data", headers={"Range": "bytes=3-"})
+    assert (part.status, part.raw, part.headers["Content-Range"]) == (206, b"ORTED", "bytes 3-7/8")
+    assert center.get(f"/v1/exports/{export}/data", headers={"Range": "bytes=7-"}).raw == b"D"
+    for other in ("bytes=1-2", "bytes=-3", "bytes=", "lines=1-", "bytes=1-,3-"):
+        whole = center.get(f"/v1/exports/{export}/data", headers={"Range": other})
+        assert (whole.status, whole.raw) == (200, b"EXPORTED"), other
+    assert center.get(f"/v1/exports/{export}/data", headers={"Range": "bytes=8-"}).status == 416
     assert center.get("/v1/exports?image=" + image).json["total"] == 1
     assert center.call("DELETE", f"/v1/images/{image}").code == "in_use"
     assert center.call("DELETE", f"/v1/exports/{export}").status == 204
@@ -101,6 +111,57 @@ def test_an_image_without_a_row_goes_with_its_job(center):
     assert center.call("DELETE", f"/v1/jobs/{job}").status == 202
     wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
     assert ["image_remove", pending] in center.calls()
+
+
+def test_what_the_provider_is_told_of_the_source(center):
+    agent = center.agent(inventory={"os": {"name": "x"}, "failed_units": ["old.service"], "disks": [
+        {"name": "sda", "path": "/dev/sda", "size": 1, "used": 1, "aliases": ["/dev/disk/by-id/ata-1"]},
+        {"name": "sdb", "path": "/dev/disk/by-id/ata-2", "size": 1, "used": 1, "aliases": ["/dev/disk/by-path/p2"]}]})
+    center.play("convert", "fail", "not yet")
+    job = center.started_job(agent.source)
+    task = agent.wait_task()
+    center.commit(task["run"])
+    center.wait_job(job, "in_error")
+    given = lambda what: json.loads((center.script / f"{what}.given").read_text())
+    assert given("convert")["disks"] == [
+        {"source": "/dev/sda", "aliases": ["/dev/disk/by-id/ata-1"]},
+        {"source": "/dev/sdb", "aliases": ["/dev/disk/by-id/ata-2", "/dev/disk/by-path/p2"]}]
+    # The agent's last word says what was copied, and in which order.
+    agent.report(task["run"], "done", result={"disks": ["/dev/disk/by-id/ata-2", "/dev/vdx"]})
+    center.unplay("convert", "fail")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    image = center.wait_job(job)["image"]
+    assert given("convert")["disks"] == [
+        {"source": "/dev/sdb", "aliases": ["/dev/disk/by-id/ata-2", "/dev/disk/by-path/p2"]}, {"source": "/dev/vdx", "aliases": []}]
+    assert given("convert")["inventory"]["failed_units"] == ["old.service"]
+    assert given("test_boot") == {"known_failed_units": ["old.service"]}
+    assert "inventory" not in center.ok("GET", f"/v1/images/{image}")["manifest"]["meta"]
+    (center.script / "test_boot.given").unlink()
+    center.ok("POST", f"/v1/images/{image}/boot", {})
+    wait_boot(center, image, "passed")
+    assert given("test_boot") == {"known_failed_units": ["old.service"]}
+    row = next(i for i in center.ok("GET", "/v1/images")["items"] if i["id"] == image)
+    assert "report" not in row["boot"] and row["boot"]["state"] == "passed" and row["manifest"]["meta"]["job"] == job
+
+
+def test_an_image_is_used_by_one_at_a_time(center, image):
+    center.play("test_boot", "hold")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        got = [a.status for a in pool.map(lambda n: center.post(f"/v1/images/{image}/boot"), range(8))]
+    assert sorted(got) == [202] + [409] * 7
+    assert center.call("DELETE", f"/v1/images/{image}").code == "in_use"
+    center.unplay("test_boot", "hold")
+    wait_boot(center, image, "passed")
+    center.play("image_remove", "hold")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        removal = pool.submit(center.call, "DELETE", f"/v1/images/{image}")
+        wait_for("the removal", lambda: ["image_remove", image] in center.calls())
+        assert center.post(f"/v1/images/{image}/boot").status == 409
+        assert center.post(f"/v1/images/{image}/exports", {"format": "raw"}).status == 409
+        assert center.call("DELETE", f"/v1/images/{image}").status == 409
+        assert center.ok("GET", f"/v1/exports?image={image}")["total"] == 0
+        center.unplay("image_remove", "hold")
+        assert removal.result().status == 204, removal.result()
 
 
 def test_rename(center, image):
