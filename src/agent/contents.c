@@ -23,7 +23,8 @@
 #include "layout/layout.h"
 #include "track/track.h"
 
-#define CONTENTS_PARTS 256
+#define CONTENTS_ALIASES_MAX 8u /* as many as a conversion looks at */
+#define CONTENTS_PARTS       256
 
 struct contents {
 	const struct agent_disk *disks;
@@ -460,6 +461,31 @@ static int contents_open(struct contents *c)
 	return 0;
 }
 
+/* The names below /dev/disk that mean this disk: a configuration on it may use them. */
+static json_t *contents_aliases(const struct agent_disk *d)
+{
+	static const char *const dirs[] = {"/dev/disk/by-id", "/dev/disk/by-path"};
+	json_t *out = json_array();
+	struct stat disk, st;
+
+	if (stat(d->path, &disk) < 0 || !S_ISBLK(disk.st_mode))
+		return out;
+	for (size_t i = 0; i < ARRAY_SIZE(dirs); i++) {
+		DIR *dp = opendir(dirs[i]);
+
+		for (struct dirent *de; dp && json_array_size(out) < CONTENTS_ALIASES_MAX && (de = readdir(dp));) {
+			_cleanup_free_ char *path = str_printf("%s/%s", dirs[i], de->d_name);
+
+			if (path && de->d_name[0] != '.' && strlen(path) < 256 && stat(path, &st) == 0 && S_ISBLK(st.st_mode) &&
+			    st.st_rdev == disk.st_rdev)
+				json_array_append_new(out, contents_string(path));
+		}
+		if (dp)
+			closedir(dp);
+	}
+	return out;
+}
+
 static json_t *contents_disk(const struct contents *c, size_t i, json_t *partitions)
 {
 	const struct agent_disk *d = &c->disks[i];
@@ -470,7 +496,8 @@ static json_t *contents_disk(const struct contents *c, size_t i, json_t *partiti
 			table = c->layout->disks[k].table;
 			uuid = c->layout->disks[k].uuid;
 		}
-	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:b, s:s?, s:o, s:O, s:o}", "name", d->name, "path", d->path,
+	return json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:b, s:b, s:s?, s:o, s:O, s:o}", "name", d->name, "path", d->path,
+			 "aliases", contents_aliases(d),
 			 "size", (json_int_t)d->size, "logical_sector", (json_int_t)d->logical, "physical_sector",
 			 (json_int_t)d->physical, "model", contents_string(d->model), "serial", contents_string(d->serial),
 			 "rotational", d->rotational, "read_only", d->read_only, "table", table, "table_uuid",
