@@ -25,6 +25,8 @@
 #define BLIND_SECONDS  180
 #define SERIAL_LINES   40
 #define PNG_MAX	       (16u << 20)
+#define TEXT_MAX       256u /* bytes of a string the probe says */
+#define LIST_MAX       500u /* entries of a list it says */
 
 struct boot {
 	struct local *l;
@@ -177,15 +179,79 @@ static void boot_judge_silence(const struct boot *b, json_t *problems, json_t *r
 	json_object_set_new(report, "state", json_string(stage));
 }
 
+/* ---- what the probe said: a stranger's words, so only known ones of known types, and not too many ---- */
+
+static bool probe_text_ok(const json_t *v)
+{
+	return json_is_string(v) && json_string_length(v) <= TEXT_MAX;
+}
+
+/* A list of strings (`keys` NULL), or of objects with these strings. */
+static json_t *probe_list(const json_t *from, const char *const *keys)
+{
+	json_t *list = json_array(), *v;
+	size_t i;
+
+	json_array_foreach(from, i, v) {
+		json_t *o = NULL;
+
+		if (json_array_size(list) == LIST_MAX)
+			break;
+		if (!keys && probe_text_ok(v))
+			o = json_string(json_string_value(v));
+		else if (keys && json_is_object(v))
+			o = json_object();
+		for (const char *const *k = keys; o && k && *k; k++)
+			if (probe_text_ok(json_object_get(v, *k)))
+				json_object_set_new(o, *k, json_string(json_string_value(json_object_get(v, *k))));
+		if (o)
+			json_array_append_new(list, o);
+	}
+	return list;
+}
+
+static json_t *probe_ports(const json_t *from)
+{
+	json_t *list = json_array(), *v;
+	size_t i;
+
+	json_array_foreach(from, i, v)
+		if (json_is_integer(v) && json_integer_value(v) > 0 && json_integer_value(v) < 65536 &&
+		    json_array_size(list) < LIST_MAX)
+			json_array_append_new(list, json_integer(json_integer_value(v)));
+	return list;
+}
+
+json_t *local_boot_report(const json_t *probe)
+{
+	static const char *const texts[] = {"state", "kernel", "hostname"};
+	static const char *const mount[] = {"source", "target", "type", NULL}, *const address[] = {"interface", "address", NULL};
+	const json_t *seconds = json_object_get(probe, "boot_seconds");
+	json_t *o = json_object();
+
+	if (!o)
+		return NULL;
+	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
+		if (probe_text_ok(json_object_get(probe, texts[i])))
+			json_object_set_new(o, texts[i], json_string(json_string_value(json_object_get(probe, texts[i]))));
+	if (json_is_number(seconds) && json_number_value(seconds) >= 0 && json_number_value(seconds) < 1e6)
+		json_object_set_new(o, "boot_seconds", json_real(json_number_value(seconds)));
+	json_object_set_new(o, "failed_units", probe_list(json_object_get(probe, "failed_units"), NULL));
+	json_object_set_new(o, "missing_mounts", probe_list(json_object_get(probe, "missing_mounts"), NULL));
+	json_object_set_new(o, "mounts", probe_list(json_object_get(probe, "mounts"), mount));
+	json_object_set_new(o, "addresses", probe_list(json_object_get(probe, "addresses"), address));
+	json_object_set_new(o, "listening", probe_ports(json_object_get(probe, "listening")));
+	return o;
+}
+
 static int boot_verdict(const struct boot *b, json_t **ret, struct err *e)
 {
-	_cleanup_json_ json_t *report = b->probe ? json_copy(b->probe) : json_object();
+	_cleanup_json_ json_t *report = b->probe ? json_incref(b->probe) : json_object();
 	json_t *problems = json_array();
 	char screenshot[PATH_MAX + 64];
 
 	if (!report || !problems || json_object_set_new(report, "problems", problems) < 0)
 		return err_nomem(e);
-	json_object_del(report, "event");
 	if (b->probe)
 		boot_judge_report(b, problems);
 	else
@@ -209,6 +275,17 @@ static int boot_verdict(const struct boot *b, json_t **ret, struct err *e)
 
 /* ---- the machine ---- */
 
+static void boot_tell(const json_t *event, const char *kind, const struct provider_watch *w)
+{
+	const json_t *state = json_object_get(event, "state"), *seconds = json_object_get(event, "boot_seconds");
+	_cleanup_json_ json_t *o = json_pack("{s:s, s:f}", "event", kind, "boot_seconds", json_number_value(seconds));
+
+	if (o && probe_text_ok(state))
+		json_object_set_new(o, "state", json_string(json_string_value(state)));
+	if (o)
+		local_tell(w, o);
+}
+
 static void boot_event(struct boot *b, json_t *event, const struct provider_watch *w)
 {
 	const char *kind = json_string_value(json_object_get(event, "event")) ?: "";
@@ -218,9 +295,9 @@ static void boot_event(struct boot *b, json_t *event, const struct provider_watc
 	if (strcmp(kind, "state") == 0)
 		snprintf(b->state, sizeof(b->state), "%s", json_string_value(json_object_get(event, "state")) ?: "");
 	if (strcmp(kind, "report") == 0 && !b->probe)
-		b->probe = json_incref(event);
-	else
-		local_tell(w, event);
+		b->probe = local_boot_report(event);
+	if (strcmp(kind, "started") == 0 || strcmp(kind, "state") == 0)
+		boot_tell(event, kind, w);
 }
 
 /* Is there nothing to wait for any more? A shell or a panic is given a little time, in which the probe may still speak. */

@@ -64,6 +64,8 @@ int local_test_boot(struct provider *p, const char *image, const json_t *options
 /* Where a boot that never reported came to, from the serial line: *ret_stage is static ("kernel_panic" ...). True when nothing more
  * will come of it. */
 bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text);
+/* The probe's report as far as it is believed: known keys of the right type and size, nothing else. New reference, or NULL. */
+json_t *local_boot_report(const json_t *probe);
 
 static inline struct local *local_of(struct provider *p)
 {

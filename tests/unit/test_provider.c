@@ -73,12 +73,46 @@ static void test_line_without_end(void **state)
 	qemu_lines_release(&l);
 }
 
+/* The copied system may be an enemy: what it says can be no path, no verdict and no flood. */
+static void test_boot_report(void **state)
+{
+	json_t *probe = json_pack("{s:s, s:s, s:b, s:s, s:[s,i,{}], s:[{s:s,s:s,s:s}, s], s:[i,i,s,i], s:s, s:[], s:i}", "event",
+				  "report", "screenshot", "/etc/shadow", "verified", 1, "state", "running", "failed_units",
+				  "a.service", 1, "mounts", "source", "/dev/vda1", "target", "/", "path", "/etc/shadow", "x",
+				  "listening", 22, 70000, "80", -1, "addresses", "none", "problems", "hostname", 7);
+	json_t *much = json_array(), *report;
+
+	assert_non_null(probe);
+	for (int i = 0; i < 1000; i++)
+		json_array_append_new(much, json_string("x"));
+	json_object_set_new(probe, "missing_mounts", much);
+	json_object_set_new(probe, "kernel", json_sprintf("%300d", 1));
+	report = local_boot_report(probe);
+	assert_non_null(report);
+	assert_null(json_object_get(report, "screenshot"));
+	assert_null(json_object_get(report, "verified"));
+	assert_null(json_object_get(report, "problems"));
+	assert_null(json_object_get(report, "event"));
+	assert_null(json_object_get(report, "hostname"));
+	assert_null(json_object_get(report, "kernel"));
+	assert_string_equal(json_string_value(json_object_get(report, "state")), "running");
+	assert_int_equal(json_array_size(json_object_get(report, "failed_units")), 1);
+	assert_int_equal(json_array_size(json_object_get(report, "mounts")), 1);
+	assert_int_equal(json_object_size(json_array_get(json_object_get(report, "mounts"), 0)), 2);
+	assert_int_equal(json_array_size(json_object_get(report, "listening")), 1);
+	assert_int_equal(json_array_size(json_object_get(report, "addresses")), 0);
+	assert_int_equal(json_array_size(json_object_get(report, "missing_mounts")), 500);
+	json_decref(report);
+	json_decref(probe);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_boot_stage),
 		cmocka_unit_test(test_lines),
 		cmocka_unit_test(test_line_without_end),
+		cmocka_unit_test(test_boot_report),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
