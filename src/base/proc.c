@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -47,16 +48,36 @@ static void proc_close_others(const struct proc_opts *o, int report_fd)
 	syscall(SYS_close_range, (unsigned)max, ~0u, 0);
 }
 
-/* glibc's wrappers would tell the threads that fork() left behind; the child has only itself. */
-static int proc_become(const struct passwd *pw)
+struct proc_user {
+	uid_t uid;
+	gid_t gid, kvm; /* kvm: the group that may use /dev/kvm; 0: none */
+};
+
+static int proc_user(const char *name, struct proc_user *ret, struct err *e)
 {
-	if (syscall(SYS_setgroups, 0, NULL) < 0 || syscall(SYS_setresgid, pw->pw_gid, pw->pw_gid, pw->pw_gid) < 0 ||
-	    syscall(SYS_setresuid, pw->pw_uid, pw->pw_uid, pw->pw_uid) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+	struct passwd pw, *found = NULL;
+	char buf[16384];
+	struct stat st;
+
+	if (getpwnam_r(name, &pw, buf, sizeof(buf), &found) != 0 || !found)
+		return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", name);
+	*ret = (struct proc_user){.uid = pw.pw_uid, .gid = pw.pw_gid};
+	/* Without it QEMU would have to do without KVM. Only a group made for it: never root's. */
+	if (stat("/dev/kvm", &st) == 0 && S_ISCHR(st.st_mode) && (st.st_mode & 0060) == 0060)
+		ret->kvm = st.st_gid;
+	return 0;
+}
+
+/* glibc's wrappers would tell the threads that fork() left behind; the child has only itself. */
+static int proc_become(const struct proc_user *u)
+{
+	if (syscall(SYS_setgroups, u->kvm ? 1 : 0, &u->kvm) < 0 || syscall(SYS_setresgid, u->gid, u->gid, u->gid) < 0 ||
+	    syscall(SYS_setresuid, u->uid, u->uid, u->uid) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return -1;
 	return 0;
 }
 
-static void proc_child(const char *const argv[], const struct proc_opts *o, const struct passwd *pw, int null_fd,
+static void proc_child(const char *const argv[], const struct proc_opts *o, const struct proc_user *user, int null_fd,
 		       int report_fd, pid_t parent)
 {
 	sigset_t none;
@@ -65,7 +86,7 @@ static void proc_child(const char *const argv[], const struct proc_opts *o, cons
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
-	if (pw && proc_become(pw) < 0)
+	if (user && proc_become(user) < 0)
 		goto fail;
 	/* After the change of user, which would clear it. */
 	if (o->die_with_us) {
@@ -91,15 +112,13 @@ int proc_spawn(const char *const argv[], const struct proc_opts *o, pid_t *ret, 
 {
 	_cleanup_close_ int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	_cleanup_close_ int report_r = -1, report_w = -1;
-	const struct passwd *pw = NULL;
+	struct proc_user user;
+	bool drop = o->user && geteuid() == 0;
 	pid_t pid, self = getpid();
 	int p[2], code = 0;
 
-	if (o->user && geteuid() == 0) {
-		pw = getpwnam(o->user);
-		if (!pw)
-			return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", o->user);
-	}
+	if (drop && proc_user(o->user, &user, e) < 0)
+		return -ENOENT;
 	if (null_fd < 0 || pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	report_r = p[0];
@@ -112,7 +131,7 @@ int proc_spawn(const char *const argv[], const struct proc_opts *o, pid_t *ret, 
 	if (pid < 0)
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	if (pid == 0)
-		proc_child(argv, o, pw, null_fd, report_w, self);
+		proc_child(argv, o, drop ? &user : NULL, null_fd, report_w, self);
 	close(take_fd(&report_w));
 	if (io_read_full(report_r, &code, sizeof(code)) == (ssize_t)sizeof(code)) {
 		waitpid(pid, NULL, 0);
@@ -196,6 +215,11 @@ static const char *proc_last_line(struct str *s)
 
 int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e)
 {
+	return proc_run_as(argv, NULL, max, ret_out, e);
+}
+
+int proc_run_as(const char *const argv[], const char *user, size_t max, char **ret_out, struct err *e)
+{
 	_cleanup_(str_release) struct str out = {0}, err_text = {0};
 	_cleanup_close_ int out_r = -1, out_w = -1, err_r = -1, err_w = -1;
 	struct proc_opts o = PROC_OPTS_INIT;
@@ -210,6 +234,7 @@ int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e
 	err_r = q[0], err_w = q[1];
 	o.stdout_fd = out_w;
 	o.stderr_fd = err_w;
+	o.user = user;
 	r = proc_spawn(argv, &o, &pid, e);
 	if (r < 0)
 		return r;
@@ -231,14 +256,21 @@ int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e
 
 int proc_drop(const char *user, struct err *e)
 {
-	if (geteuid() == 0 && user) {
-		struct passwd *pw = getpwnam(user);
+	pid_t parent = getppid();
+	struct proc_user u;
+	int sig = 0;
 
-		if (!pw)
-			return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", user);
-		if (setgroups(0, NULL) < 0 || setresgid(pw->pw_gid, pw->pw_gid, pw->pw_gid) < 0 ||
-		    setresuid(pw->pw_uid, pw->pw_uid, pw->pw_uid) < 0)
+	if (geteuid() == 0 && user) {
+		int r = proc_user(user, &u, e);
+
+		if (r < 0)
+			return r;
+		prctl(PR_GET_PDEATHSIG, &sig);
+		if (setgroups(0, NULL) < 0 || setresgid(u.gid, u.gid, u.gid) < 0 || setresuid(u.uid, u.uid, u.uid) < 0)
 			return err_sys(e, "cannot become user '%s'", user);
+		/* The kernel forgets it with the change of user; who was to die with its parent still is. */
+		if (sig && (prctl(PR_SET_PDEATHSIG, sig) < 0 || getppid() != parent))
+			return err_set(e, -ECANCELED, "the program that started this one has ended");
 	}
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return err_sys(e, "cannot give up privileges");

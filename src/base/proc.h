@@ -13,7 +13,7 @@ struct proc_opts {
 	int stderr_fd;	 /* -1: inherited */
 	bool die_with_us; /* SIGKILL when the thread that started it ends: start it from a thread that stays */
 	const char *cwd; /* NULL: ours */
-	const char *user; /* when we are root: the child becomes that user, with no groups and no way back; NULL: ours */
+	const char *user; /* when we are root: the child becomes that user, with no groups but /dev/kvm's and no way back; NULL: ours */
 	const int *keep; /* further descriptors the child gets under the same number */
 	size_t nkeep;
 };
@@ -30,8 +30,10 @@ void proc_stop(pid_t pid, double grace);
  * error whose message has the last line of its stderr.
  */
 int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e);
+/* The same as `user` (proc_opts). */
+int proc_run_as(const char *const argv[], const char *user, size_t max, char **ret_out, struct err *e);
 
-/* Becomes `user` for good (groups too) and sets no_new_privs. Not being root is fine and does only the latter. */
+/* Becomes `user` for good (groups too) and sets no_new_privs; a parent death signal stays. Not being root is fine and does only the latter. */
 int proc_drop(const char *user, struct err *e);
 /* The directory our own program lies in, for finding its companions; buf holds PATH_MAX. */
 int proc_self_dir(char *buf, size_t size, struct err *e);
