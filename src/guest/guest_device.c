@@ -91,55 +91,64 @@ static bool part_suffix(const char *s, const char *before, unsigned *ret)
 	return !*s && n;
 }
 
-/* Letters and numbers of kernel names, for sets nobody has told the source's names of. */
-static bool kernel_name(const char *name, char disk[32], size_t *ret_index, unsigned *ret_part)
+/* "sda1" -> "sda", 1. */
+static bool kernel_name(const char *name, char disk[32], unsigned *ret_part)
 {
 	static const char *const letters[] = {"sd", "hd", "vd", "xvd"};
 	unsigned index, ns;
 	int used = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(letters); i++) {
-		size_t n = strlen(letters[i]);
+		size_t n = strlen(letters[i]), end = n;
 
-		if (strncmp(name, letters[i], n) == 0 && name[n] >= 'a' && name[n] <= 'z' &&
-		    !(name[n + 1] >= 'a' && name[n + 1] <= 'z')) {
-			snprintf(disk, 32, "%.*s", (int)n + 1, name);
-			*ret_index = (size_t)(name[n] - 'a');
-			return part_suffix(name + n + 1, "", ret_part);
-		}
+		if (strncmp(name, letters[i], n) != 0)
+			continue;
+		while (name[end] >= 'a' && name[end] <= 'z' && end < n + 3)
+			end++;
+		if (end == n)
+			continue;
+		snprintf(disk, 32, "%.*s", (int)end, name);
+		return part_suffix(name + end, "", ret_part);
 	}
 	if ((sscanf(name, "nvme%3un%2u%n", &index, &ns, &used) == 2 || sscanf(name, "mmcblk%2u%n", &index, &used) == 1) &&
 	    used) {
 		snprintf(disk, 32, "%.*s", used, name);
-		*ret_index = index;
 		return part_suffix(name + used, "p", ret_part);
 	}
 	return false;
 }
 
+/* The only disk of a machine, under any driver. */
+static bool kernel_name_first(const char *disk)
+{
+	static const char *const firsts[] = {"sda", "hda", "vda", "xvda", "nvme0n1", "mmcblk0"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(firsts); i++)
+		if (strcmp(disk, firsts[i]) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * What the source called its disks decides. Where nobody said, a single disk was the first one; of several it can't be known
+ * which was which, and a wrong guess would mount one in place of another.
+ */
 static const struct guest_volume *find_kernel_name(const struct guest *g, const char *name)
 {
-	char disk[32], other[32];
-	size_t index, unused_index;
-	unsigned part, unused_part;
+	char disk[32];
+	unsigned part;
+	bool named = false;
 
-	if (!kernel_name(name, disk, &index, &part))
+	if (!kernel_name(name, disk, &part))
 		return NULL;
-	/* What the source called its disks decides. Letters only where it said nothing about that kind of name. */
 	for (size_t i = 0; i < g->volumes->ndisks; i++) {
 		const char *source = g->volumes->disks[i].source;
 
+		named |= source[0] != '\0';
 		if (str_starts(source, "/dev/") && strcmp(source + 5, disk) == 0)
 			return find_part(g, i, part);
 	}
-	for (size_t i = 0; i < g->volumes->ndisks; i++) {
-		const char *source = g->volumes->disks[i].source;
-
-		if (str_starts(source, "/dev/") && source[5] == disk[0] &&
-		    kernel_name(source + 5, other, &unused_index, &unused_part))
-			return NULL;
-	}
-	return index < g->volumes->ndisks ? find_part(g, index, part) : NULL;
+	return !named && g->volumes->ndisks == 1 && kernel_name_first(disk) ? find_part(g, 0, part) : NULL;
 }
 
 /* /dev/disk/by-id/..., by-path/...: an alias of a disk, or the only disk there is. */
