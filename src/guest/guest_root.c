@@ -8,6 +8,7 @@
 #include <linux/openat2.h>
 #include <openssl/evp.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -118,7 +119,69 @@ static void guest_set_text(json_t *o, const char *key, const char *text, size_t 
 	free(b64);
 }
 
-static void guest_record(struct guest_result *r, const char *path, const char *action, const char *old,
+/* Where a secret's name ends at `at` + its length: "password=", "wpa-psk ", "Secret: " ... 0 when none begins here. */
+static size_t guest_secret_name(const char *p, size_t n, size_t at)
+{
+	static const char *const names[] = {"password", "passwd", "passphrase", "psk", "secret", "token", "pass", "key"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		size_t len = strlen(names[i]), end = at + len;
+
+		if (end >= n || strncasecmp(p + at, names[i], len) != 0)
+			continue;
+		end += p[end] == '"' || p[end] == '\'';
+		while (end < n && (p[end] == ' ' || p[end] == '\t'))
+			end++;
+		if (end < n && (p[end] == '=' || p[end] == ':'))
+			end++;
+		else if (p[at + len] != ' ' && p[at + len] != '\t')
+			continue;
+		while (end < n && (p[end] == ' ' || p[end] == '\t'))
+			end++;
+		return end - at;
+	}
+	return 0;
+}
+
+/* What follows the name, up to the end of a quotation, an option or a word. */
+static size_t guest_secret_value(const char *p, size_t n, size_t at)
+{
+	char quote = at < n && (p[at] == '"' || p[at] == '\'') ? p[at] : '\0';
+	size_t end = at + (quote != '\0');
+
+	while (end < n && p[end] != '\n' && (quote ? p[end] != quote : !strchr(" \t,;}", p[end])))
+		end++;
+	return end + (quote && end < n && p[end] == quote) - at;
+}
+
+static void guest_mask(const char *p, size_t n, struct str *out)
+{
+	for (size_t i = 0; i < n;) {
+		size_t name = guest_secret_name(p, n, i), value = name ? guest_secret_value(p, n, i + name) : 0;
+
+		if (!value) {
+			str_add_mem(out, p + i++, 1);
+			continue;
+		}
+		str_add_mem(out, p + i, name);
+		str_add(out, "***");
+		i += name + value;
+	}
+}
+
+/* Only what every user of the server may read, and no passwords in it. */
+static void guest_set_old(json_t *o, mode_t mode, const char *old, size_t len)
+{
+	_cleanup_(str_release) struct str text = {0};
+
+	if (!(mode & S_IROTH) || len > GUEST_OLD_MAX)
+		return;
+	guest_mask(old, len, &text);
+	if (str_ok(&text))
+		guest_set_text(o, "old", text.s ? text.s : "", text.len);
+}
+
+static void guest_record(struct guest_result *r, const char *path, const char *action, mode_t mode, const char *old,
 			 size_t old_len, const char *new, size_t new_len)
 {
 	json_t *o = json_pack("{s:s, s:s}", "path", path, "action", action);
@@ -129,8 +192,7 @@ static void guest_record(struct guest_result *r, const char *path, const char *a
 	if (old) {
 		guest_sha256(old, old_len, hex);
 		json_object_set_new(o, "sha256_old", json_string(hex));
-		if (old_len <= GUEST_OLD_MAX)
-			guest_set_text(o, "old", old, old_len);
+		guest_set_old(o, mode, old, old_len);
 	}
 	if (new) {
 		guest_sha256(new, new_len, hex);
@@ -188,6 +250,7 @@ int guest_write(struct guest *g, struct guest_result *r, const char *path, const
 	_cleanup_free_ char *old = NULL;
 	_cleanup_close_ int fd = -1;
 	size_t old_len = 0;
+	struct stat st = {0};
 	bool is_new = !guest_exists(g, path);
 	int rc;
 
@@ -205,13 +268,15 @@ int guest_write(struct guest *g, struct guest_result *r, const char *path, const
 	fd = guest_openat(g, path, O_WRONLY | O_TRUNC | O_NOCTTY | (is_new ? O_CREAT : 0), mode);
 	if (fd < 0)
 		return guest_sys(e, fd, "write", path);
+	if (fstat(fd, &st) < 0)
+		return guest_sys(e, -errno, "look at", path);
 	/* openat2() obeys the umask; the mode is what the system's programs expect. */
 	if (is_new && fchmod(fd, mode) < 0)
 		return guest_sys(e, -errno, "write", path);
 	rc = io_write_full(fd, text, len);
 	if (rc < 0)
 		return guest_sys(e, rc, "write", path);
-	guest_record(r, path, is_new ? "created" : "changed", old, old_len, text, len);
+	guest_record(r, path, is_new ? "created" : "changed", st.st_mode, old, old_len, text, len);
 	return 0;
 }
 
@@ -235,7 +300,7 @@ static int guest_unlink(struct guest *g, struct guest_result *r, const char *pat
 		guest_read(g, path, &old, &len, NULL);
 	if (unlinkat(dir, base, 0) < 0)
 		return guest_sys(e, -errno, "remove", path);
-	guest_record(r, path, "removed", old, len, NULL, 0);
+	guest_record(r, path, "removed", st.st_mode, old, len, NULL, 0);
 	return 0;
 }
 
@@ -276,7 +341,7 @@ int guest_symlink(struct guest *g, struct guest_result *r, const char *target, c
 		return 0; /* enabled in its own way already */
 	if (symlinkat(target, dir, base) < 0)
 		return guest_sys(e, -errno, "make the link", path);
-	guest_record(r, path, "linked", NULL, 0, target, strlen(target));
+	guest_record(r, path, "linked", 0, NULL, 0, target, strlen(target));
 	return 0;
 }
 

@@ -1,28 +1,21 @@
 /*
- * cloud-init would take the new home for a new instance: new host keys, another hostname, the network written anew. It stays
- * installed and gets no datasource but "None"; removing the one file below gives it back to a cloud.
+ * cloud-init would take the new home for a new instance: new host keys, another hostname, the network written anew. With the
+ * datasource None it still would, and lock the password of the default user. It stays installed and is switched off by the file
+ * it documents for that; removing it gives the system back to a cloud.
  */
 #include "guest/guest_int.h"
 
-#include <string.h>
-
-#define CLOUD_INIT_FILE "/etc/cloud/cloud.cfg.d/99-replant.cfg"
-
-static const char cloud_init_text[] = "# Written by Replant: this server was migrated and is no new instance.\n"
-				      "# Remove this file to let cloud-init configure it from its cloud again.\n"
-				      "datasource_list: [ None ]\n"
-				      "preserve_hostname: true\n"
-				      "ssh_deletekeys: false\n"
-				      "network: {config: disabled}\n";
+#define CLOUD_INIT_OFF "/etc/cloud/cloud-init.disabled"
 
 static int cloud_init_run(struct guest *g, struct guest_result *r, struct err *e)
 {
-	return guest_write(g, r, CLOUD_INIT_FILE, cloud_init_text, strlen(cloud_init_text), 0644, e);
+	/* Empty is what it is when people make it by hand. */
+	return guest_exists(g, CLOUD_INIT_OFF) ? 0 : guest_write(g, r, CLOUD_INIT_OFF, "", 0, 0644, e);
 }
 
 static bool cloud_init_applies(struct guest *g)
 {
-	return guest_exists(g, "/usr/bin/cloud-init") && !guest_exists(g, "/etc/cloud/cloud-init.disabled");
+	return guest_exists(g, "/usr/bin/cloud-init");
 }
 
 const struct guest_step guest_step_cloud_init = {"cloud_init", cloud_init_applies, cloud_init_run};

@@ -185,7 +185,7 @@ static int network_netplan(struct guest *g, struct guest_result *r, struct err *
 		if (rc == 0)
 			rc = guest_write(g, r, kept, text, len, 0600, e);
 		if (rc == 0)
-			rc = guest_remove(g, r, path, e);
+			rc = guest_discard(g, r, path, e); /* it may hold the keys of networks */
 	}
 	if (rc == 0)
 		rc = guest_write(g, r, NETPLAN_FILE, netplan_text, strlen(netplan_text), 0600, e);

@@ -184,6 +184,36 @@ def test_fstab_names_of_disks_decide_over_letters(tree):
     assert tree.read("/etc/fstab") == f"UUID={ROOT_UUID} / ext4 defaults 0 1\nUUID={DATA_UUID} /srv xfs defaults 0 0\n"
 
 
+def nameless(count):
+    volumes = json.loads(json.dumps(VOLUMES))
+    volumes["disks"] = [{"grub": True}, {}][:count]
+    volumes["volumes"] = [volume for volume in volumes["volumes"] if volume.get("disk", 0) < count]
+    return volumes
+
+
+@pytest.mark.parametrize("name", ["sda2", "hda2", "vda2", "xvda2", "nvme0n1p2"])
+def test_only_disk_was_the_first_one(tree, name):
+    tree.write("/etc/fstab", f"/dev/{name} /boot ext4 defaults 0 1\n")
+    tree.convert(nameless(1))
+    assert tree.read("/etc/fstab") == f"UUID={BOOT_UUID} /boot ext4 defaults 0 1\n"
+
+
+@pytest.mark.parametrize("count, name", [(1, "sdb2"), (1, "nvme1n1p2"), (2, "sda2"), (2, "sdb1"), (2, "vda2")])
+def test_kernel_names_are_not_guessed(tree, count, name):
+    """Which of several disks was called what, nobody has said."""
+    tree.write("/etc/fstab", f"/dev/{name} /srv xfs defaults 0 0\n")
+    report = tree.convert(nameless(count))
+    assert tree.read("/etc/fstab") == f"/dev/{name} /srv xfs nofail,x-systemd.device-timeout=10s,defaults 0 0\n"
+    assert any("/srv" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize("name", ["sdc1", "sdz1", "sdaa1", "vda1", "nvme0n1p1"])
+def test_disk_that_was_not_copied_is_unknown(tree, name):
+    tree.write("/etc/fstab", f"/dev/{name} /srv xfs defaults 0 0\n")
+    tree.convert()
+    assert "nofail" in tree.read("/etc/fstab")
+
+
 def test_fstab_encrypted_mapping_is_left_to_crypttab(tree):
     tree.write("/etc/crypttab", "safe /dev/sdb1 none luks\n")
     tree.write("/etc/fstab", "/dev/mapper/safe /srv ext4 defaults 0 0\n")
@@ -385,6 +415,36 @@ def test_the_agent_goes_and_its_secret_is_in_no_report(tree):
     assert tree.steps["agent"]["state"] == "done"
 
 
+@pytest.mark.parametrize("mode, told", [(0o644, True), (0o640, False), (0o600, False)])
+def test_private_files_are_in_no_report(tree, mode, told):
+    tree.write("/etc/crypttab", "safe /dev/sdb1 none luks\n")
+    (tree.path / "etc/crypttab").chmod(mode)
+    tree.convert()
+    (entry,) = tree.steps["crypttab"]["files"]
+    assert ("old" in entry) == told
+    assert entry["sha256_old"] == hashlib.sha256(b"safe /dev/sdb1 none luks\n").hexdigest()
+
+
+def test_secrets_in_public_files_are_masked(tree):
+    tree.write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n"
+               "//nas/s /mnt cifs username=u,password=hunter1,uid=0 0 0\n# Secret = 'hunter2'\n")
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", "auto wlan0\niface wlan0 inet dhcp\n  wpa-psk \"hunter3\"\n  wireless-key hunter4\n"
+               "  wpa-ssid keyboard\n")
+    report = tree.convert()
+    text = json.dumps(report)
+    assert "hunter" not in text and "username=u" in text and "keyboard" in text
+    assert "hunter1" in tree.read("/etc/fstab")
+
+
+def test_netplan_is_in_no_report(tree):
+    tree.write("/usr/sbin/netplan", "")
+    tree.write("/etc/netplan/50.yaml", "network: {wifis: {w: {access-points: {x: {password: hunter1}}}}}\n")
+    report = tree.convert()
+    assert "hunter" not in json.dumps(report)
+    assert "hunter1" in tree.read("/etc/netplan/50.yaml.replant")
+
+
 def test_settings_of_others_beside_the_agents_stay(tree):
     tree.write("/etc/replant/agent.json", "{}")
     tree.write("/etc/replant/other", "mine")
@@ -392,17 +452,19 @@ def test_settings_of_others_beside_the_agents_stay(tree):
     assert os.listdir(tree.path / "etc/replant") == ["other"]
 
 
-def test_cloud_init_gets_no_datasource(tree):
+def test_cloud_init_is_switched_off(tree):
+    """Even with no datasource it would take the copy for a new instance, and lock the password of its default user."""
     tree.write("/usr/bin/cloud-init", "")
     tree.convert()
-    assert "datasource_list: [ None ]" in tree.read("/etc/cloud/cloud.cfg.d/99-replant.cfg")
+    assert tree.exists("/etc/cloud/cloud-init.disabled") and not tree.exists("/etc/cloud/cloud.cfg.d")
 
 
 def test_cloud_init_that_is_off_stays_off(tree):
     tree.write("/usr/bin/cloud-init", "")
     tree.write("/etc/cloud/cloud-init.disabled", "")
     tree.convert()
-    assert not tree.exists("/etc/cloud/cloud.cfg.d/99-replant.cfg")
+    assert tree.read("/etc/cloud/cloud-init.disabled") == ""
+    assert tree.steps["cloud_init"]["state"] == "not_needed"
 
 
 def test_guest_tools_are_named(tree):
