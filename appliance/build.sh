@@ -27,7 +27,7 @@ mkdir -p -- "$1"
 cache=$(cd -- "$1" && pwd)
 
 packages=(bash coreutils util-linux mount kmod lvm2 mdadm cryptsetup-bin e2fsprogs xfsprogs btrfs-progs
-	gzip zstd xz-utils grep sed)
+	gzip bzip2 lz4 zstd xz-utils grep sed)
 
 for tool in supermin qemu-img dpkg-query tar; do
 	command -v "$tool" >/dev/null || die "cannot find '$tool' (install it, or run tools/deps runtime)"
