@@ -1,8 +1,8 @@
 #include "base/io.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -170,14 +170,41 @@ int io_mkdirs(const char *path, mode_t mode, struct err *e)
 	return 0;
 }
 
-static int io_remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+#define REMOVE_DEPTH 32u
+
+static int io_remove_at(int dir, const char *name, dev_t dev, unsigned depth)
 {
-	return remove(path) < 0 && errno != ENOENT ? -1 : 0;
+	struct dirent *d;
+	struct stat st;
+	int fd, r = 0;
+	DIR *list;
+
+	if (unlinkat(dir, name, 0) == 0 || errno == ENOENT)
+		return 0;
+	if (errno != EISDIR && errno != EPERM)
+		return -errno;
+	fd = depth ? openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return depth ? -errno : -ELOOP;
+	list = fstat(fd, &st) == 0 && (dev == 0 || st.st_dev == dev) ? fdopendir(fd) : NULL;
+	if (!list) {
+		close(fd);
+		return -EBUSY;
+	}
+	while (r == 0 && (d = readdir(list)))
+		if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0)
+			r = io_remove_at(fd, d->d_name, st.st_dev, depth - 1);
+	closedir(list);
+	if (r == 0 && unlinkat(dir, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+		r = -errno;
+	return r;
 }
 
+/* By descriptors: whoever may write in there while it goes can't lead it elsewhere. */
 int io_remove_tree(const char *path, struct err *e)
 {
-	if (nftw(path, io_remove_one, 32, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) < 0 && errno != ENOENT)
-		return err_sys(e, "cannot remove '%s'", path);
-	return 0;
+	int r = io_remove_at(AT_FDCWD, path, 0, REMOVE_DEPTH);
+
+	errno = -r;
+	return r < 0 ? err_sys(e, "cannot remove '%s'", path) : 0;
 }

@@ -21,6 +21,7 @@
 #include "base/str.h"
 
 #define RECEIVE_GRACE 10.0
+#define RECEIVE_MIN_FREE "256M" /* the center's database may lie in the same filesystem */
 
 int local_path(const struct local *l, struct local_path *ret, struct err *e, const char *fmt, ...)
 {
@@ -58,18 +59,55 @@ size_t local_disks(const char *dir)
 	return n;
 }
 
-int local_give(const struct local *l, const char *path, struct err *e)
+static int local_ids(const struct local *l, uid_t *ret_uid, gid_t *ret_gid, struct err *e)
 {
 	struct passwd pw, *found = NULL;
-	char buf[4096];
+	char buf[16384];
+
+	if (getpwnam_r(l->user, &pw, buf, sizeof(buf), &found) != 0 || !found)
+		return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", l->user);
+	*ret_uid = pw.pw_uid;
+	*ret_gid = pw.pw_gid;
+	return 0;
+}
+
+int local_give(const struct local *l, const char *path, struct err *e)
+{
+	uid_t uid;
+	gid_t gid;
+	int r;
 
 	if (!l->user)
 		return 0;
-	if (getpwnam_r(l->user, &pw, buf, sizeof(buf), &found) != 0 || !found)
-		return err_set(e, -ENOENT, "user '%s' does not exist (make it, or name another)", l->user);
-	if (lchown(path, pw.pw_uid, pw.pw_gid) < 0)
-		return err_sys(e, "cannot give '%s' to '%s'", path, l->user);
-	return 0;
+	r = local_ids(l, &uid, &gid, e);
+	if (r == 0 && lchown(path, uid, gid) < 0)
+		r = err_sys(e, "cannot give '%s' to '%s'", path, l->user);
+	return r;
+}
+
+int local_take(const struct local *l, int fd, mode_t mode, const char *path, struct err *e)
+{
+	uid_t uid;
+	gid_t gid;
+	int r = l->user ? local_ids(l, &uid, &gid, e) : 0;
+
+	if (r == 0 && ((l->user && fchown(fd, 0, gid) < 0) || fchmod(fd, mode) < 0))
+		r = err_sys(e, "cannot protect '%s'", path);
+	return r;
+}
+
+int local_read_file(const char *path, size_t max, char **ret, size_t *ret_len, struct err *e)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	char by_fd[64];
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return err_sys(e, "cannot open '%s'", path);
+	if (!S_ISREG(st.st_mode))
+		return err_set(e, -EINVAL, "'%s' is not a regular file", path);
+	snprintf(by_fd, sizeof(by_fd), "/proc/self/fd/%d", fd);
+	return io_read_file(by_fd, max, ret, ret_len, e);
 }
 
 int local_fresh_dir(const struct local *l, const char *path, struct err *e)
@@ -94,7 +132,7 @@ int local_read_json(const char *path, json_t **ret, struct err *e)
 {
 	_cleanup_free_ char *text = NULL;
 	size_t len;
-	int r = io_read_file(path, LOCAL_JSON_MAX, &text, &len, e);
+	int r = local_read_file(path, LOCAL_JSON_MAX, &text, &len, e);
 
 	if (r == 0)
 		r = jsn_parse(text, len, LOCAL_JSON_MAX, ret, e);
@@ -115,12 +153,11 @@ void local_tell(const struct provider_watch *w, const json_t *event)
 int local_overlay(const struct local *l, const char *path, const char *backing, const char *format, struct err *e)
 {
 	const char *const argv[] = {"qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", backing, path, NULL};
-	int r;
 
 	if (unlink(path) < 0 && errno != ENOENT)
 		return err_sys(e, "cannot remove '%s'", path);
-	r = proc_run(argv, 65536, NULL, e);
-	return r < 0 ? r : local_give(l, path, e);
+	/* As the one whose directory it is: what was planted there leads nowhere he could not go himself. */
+	return proc_run_as(argv, l->user, 65536, NULL, e);
 }
 
 int local_program(const struct local *l, const char *name, struct local_path *ret, struct err *e)
@@ -134,7 +171,7 @@ int local_program(const struct local *l, const char *name, struct local_path *re
 
 int local_sync(const char *path, struct err *e)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 
 	if (fd < 0 || fsync(fd) < 0)
 		return err_sys(e, "cannot write '%s' to the disk", path);
@@ -227,15 +264,15 @@ static int receive_start(struct local *l, const char *dir, const struct provider
 	struct local_path program;
 	char listen_at[128];
 	int p[2], q[2], rc2 = local_program(l, "replant-transition", &program, e);
-	const char *argv[16] = {program.s, "receive", "--dir", dir, "--listen", listen_at, "--run", r->run,
-				"--psk-file", "-", "--once"};
+	const char *argv[20] = {program.s, "receive", "--dir", dir, "--listen", listen_at, "--run", r->run,
+				"--psk-file", "-", "--once", "--min-free", RECEIVE_MIN_FREE};
 
 	if (rc2 < 0)
 		return rc2;
 	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:%u" : "%s:%u", r->listen, r->port);
 	if (l->user) {
-		argv[11] = "--user";
-		argv[12] = l->user;
+		argv[13] = "--user";
+		argv[14] = l->user;
 	}
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start the receiver");

@@ -15,6 +15,7 @@
 #define APPLIANCE_PORT	  "org.replant.appliance.0"
 #define APPLIANCE_MEMORY  1024
 #define APPLIANCE_SECONDS (2 * 3600.0)
+#define APPLIANCE_BUILD_SECONDS "1800"
 #define APPLIANCE_APPEND  "root=/dev/vda console=ttyS0,115200 quiet panic=1"
 
 /* Beside the programs in the build tree and where it is installed. */
@@ -36,7 +37,7 @@ static int appliance_dir(struct local *l, char **ret, struct err *e)
 {
 	struct local_path script;
 	int r = appliance_script(l, &script, e);
-	const char *const argv[] = {script.s, l->cache, NULL};
+	const char *const argv[] = {"timeout", "-k", "10", APPLIANCE_BUILD_SECONDS, script.s, l->cache, NULL};
 
 	if (r == 0)
 		r = proc_run(argv, PATH_MAX, ret, e);
@@ -222,6 +223,14 @@ static int convert_overlays(struct local *l, const char *replica, char **disks, 
 	return 0;
 }
 
+static int convert_forget(const char *replica, struct err *e)
+{
+	char path[PATH_MAX + 64];
+
+	snprintf(path, sizeof(path), "%s/report.json", replica);
+	return unlink(path) < 0 && errno != ENOENT ? err_sys(e, "cannot remove '%s'", path) : 0;
+}
+
 static int convert_store(const char *replica, char *const *disks, size_t n, const json_t *report, struct err *e)
 {
 	char path[PATH_MAX + 64];
@@ -231,6 +240,21 @@ static int convert_store(const char *replica, char *const *disks, size_t n, cons
 		r = local_sync(disks[i], e);
 	snprintf(path, sizeof(path), "%s/report.json", replica);
 	return r < 0 ? r : local_write_json(path, report, e);
+}
+
+/*
+ * The center died after the replica had become the image: the report went with it. It is complete, because only a replica whose
+ * report is written is moved.
+ */
+static int convert_again(const struct local *l, const char *image, json_t **ret, struct err *e)
+{
+	struct local_path path;
+	int r;
+
+	if (!image || !id_is("image", image))
+		return -ENOENT;
+	r = local_path(l, &path, e, "images/%s/report.json", image);
+	return r < 0 ? r : local_read_json(path.s, ret, e);
 }
 
 int local_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w, json_t **ret,
@@ -250,9 +274,13 @@ int local_convert(struct provider *p, const char *job, const json_t *request, co
 	if (r < 0)
 		return r;
 	n = local_disks(replica.s);
+	if (!n && convert_again(l, json_string_value(json_object_get(request, "image")), ret, NULL) == 0)
+		return 0;
 	if (!n)
 		return err_set(e, -ENOENT, "job '%s' has no copied disks", job);
-	r = convert_overlays(l, replica.s, disks, n, e);
+	/* That of an earlier conversion says nothing about the overlays that are made now. */
+	r = convert_forget(replica.s, e);
+	r = r ?: convert_overlays(l, replica.s, disks, n, e);
 	if (r == 0)
 		r = local_appliance(l, job, disks, n, message, w, &report, e);
 	if (r == 0)

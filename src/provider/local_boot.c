@@ -341,13 +341,11 @@ static bool boot_take_screenshot(struct boot *b, struct qemu *vm)
 {
 	_cleanup_free_ char *png = NULL;
 	char from[PATH_MAX + 64], to[PATH_MAX + 32];
-	struct stat st;
 	size_t len;
 
 	snprintf(from, sizeof(from), "%s/screen.png", b->run.s);
 	snprintf(to, sizeof(to), "%s/screenshot.png", b->dir.s);
-	if (qemu_screenshot(vm, from, NULL) < 0 || lstat(from, &st) < 0 || !S_ISREG(st.st_mode) ||
-	    io_read_file(from, PNG_MAX, &png, &len, NULL) < 0)
+	if (qemu_screenshot(vm, from, NULL) < 0 || local_read_file(from, PNG_MAX, &png, &len, NULL) < 0)
 		return false;
 	return len > 8 && memcmp(png, "\x89PNG\r\n\x1a\n", 8) == 0 && io_write_file_atomic(to, png, len, 0644, NULL) == 0;
 }

@@ -20,7 +20,7 @@
 
 static int image_sha256(const char *path, char out[65], struct err *e)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	_cleanup_free_ char *buf = malloc(MIB);
 	EVP_MD_CTX *md = EVP_MD_CTX_new();
 	unsigned char digest[EVP_MAX_MD_SIZE];
@@ -41,7 +41,41 @@ static int image_sha256(const char *path, char out[65], struct err *e)
 	return 0;
 }
 
-static int image_disk(const char *dir, size_t i, json_t *disks, struct err *e)
+/* An image doesn't change any more, and no name in it leads elsewhere. */
+static int image_take_file(const struct local *l, const char *path, struct err *e)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return err_sys(e, "cannot open '%s'", path);
+	if (!S_ISREG(st.st_mode) || st.st_nlink != 1)
+		return err_set(e, -EPERM, "'%s' is not a plain file of its own", path);
+	return local_take(l, fd, 0440, path, e);
+}
+
+/* QEMU wrote the header and the guest may have broken into it: what it reads besides itself must be its replica. */
+static int image_check_overlay(const struct local *l, const char *overlay, const char *name_raw, struct err *e)
+{
+	const char *const argv[] = {"qemu-img", "info", "--output=json", "-f", "qcow2", "-U", overlay, NULL};
+	_cleanup_free_ char *text = NULL;
+	_cleanup_json_ json_t *info = NULL;
+	const char *base, *format;
+	json_t *data;
+	int r = proc_run_as(argv, l->user, MIB, &text, e);
+
+	r = r ?: jsn_parse(text, strlen(text), MIB, &info, e);
+	if (r < 0)
+		return r;
+	base = json_string_value(json_object_get(info, "backing-filename")) ?: "";
+	format = json_string_value(json_object_get(info, "backing-filename-format")) ?: "";
+	data = json_object_get(json_object_get(json_object_get(info, "format-specific"), "data"), "data-file");
+	if (strcmp(base, name_raw) != 0 || strcmp(format, "raw") != 0 || data)
+		return err_set(e, -EPERM, "'%s' refers to other files than '%s' (start the job again)", overlay, name_raw);
+	return 0;
+}
+
+static int image_disk(const struct local *l, const char *dir, size_t i, json_t *disks, struct err *e)
 {
 	char raw[PATH_MAX + 64], overlay[PATH_MAX + 64], name_raw[32], name[32], hex[65];
 	struct stat st, st_overlay;
@@ -52,33 +86,43 @@ static int image_disk(const char *dir, size_t i, json_t *disks, struct err *e)
 	if ((size_t)snprintf(raw, sizeof(raw), "%s/%s", dir, name_raw) >= sizeof(raw) ||
 	    (size_t)snprintf(overlay, sizeof(overlay), "%s/%s", dir, name) >= sizeof(overlay))
 		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", dir);
-	if (stat(raw, &st) < 0 || stat(overlay, &st_overlay) < 0)
+	if (lstat(raw, &st) < 0 || lstat(overlay, &st_overlay) < 0)
 		return err_sys(e, "cannot look at disk %zu of '%s' (was it converted?)", i, dir);
-	r = image_sha256(overlay, hex, e);
+	r = image_take_file(l, raw, e);
+	r = r ?: image_take_file(l, overlay, e);
+	r = r ?: image_check_overlay(l, overlay, name_raw, e);
+	r = r ?: image_sha256(overlay, hex, e);
 	if (r < 0)
 		return r;
-	/* An image doesn't change any more. */
-	if (chmod(raw, 0440) < 0 || chmod(overlay, 0440) < 0)
-		return err_sys(e, "cannot protect '%s'", dir);
 	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "file", name, "format", "qcow2", "base",
 					       name_raw, "size", (json_int_t)st.st_size, "allocated",
 					       (json_int_t)(st.st_blocks + st_overlay.st_blocks) * 512, "sha256", hex));
 	return 0;
 }
 
-static int image_manifest(const char *dir, const char *image, const json_t *meta, json_t **ret, struct err *e)
+/* First of all: from then on only root makes and removes names in it. */
+static int image_take_dir(const struct local *l, const char *dir, struct err *e)
+{
+	_cleanup_close_ int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	return fd < 0 ? err_sys(e, "cannot open '%s'", dir) : local_take(l, fd, l->user ? 0750 : 0700, dir, e);
+}
+
+static int image_manifest(const struct local *l, const char *dir, const char *image, const json_t *meta, json_t **ret, struct err *e)
 {
 	_cleanup_json_ json_t *m = json_object(), *replica = NULL;
 	json_t *disks = json_array();
 	char path[PATH_MAX + 64];
+	int r = image_take_dir(l, dir, e);
 	size_t n = local_disks(dir);
-	int r = 0;
 
 	if (!m || !disks || json_object_set_new(m, "disks", disks) < 0)
 		return err_nomem(e);
+	if (r == 0 && !n)
+		r = err_set(e, -ENOENT, "'%s' holds no disk", dir);
 	json_object_set_new(m, "image", json_string(image));
 	for (size_t i = 0; r == 0 && i < n; i++)
-		r = image_disk(dir, i, disks, e);
+		r = image_disk(l, dir, i, disks, e);
 	if (r < 0)
 		return r;
 	snprintf(path, sizeof(path), "%s/replica.json", dir);
@@ -110,7 +154,7 @@ static int image_move(struct local *l, const char *job, const char *image_dir, s
 	int r = local_path(l, &replica, e, "jobs/%s/replica", job);
 
 	r = r ?: local_path(l, &jobs, e, "jobs/%s", job);
-	r = r ?: local_path(l, &images, e, "images");
+	r = r ?: local_path(l, &images, e, "images/.");
 	if (r < 0)
 		return r;
 	snprintf(report, sizeof(report), "%s/report.json", replica.s);
@@ -140,7 +184,7 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 	} else {
 		if (stat(dir.s, &st) < 0)
 			r = image_move(l, job, dir.s, e);
-		r = r ?: image_manifest(dir.s, image, meta, ret, e);
+		r = r ?: image_manifest(l, dir.s, image, meta, ret, e);
 	}
 	if (r == 0)
 		image_add_paths(dir.s, *ret);
@@ -218,11 +262,13 @@ static int export_follow(int out, pid_t pid, const struct provider_watch *w, str
 	}
 }
 
-static int export_run(const char *from, const char *format, const char *to, const struct provider_watch *w, struct err *e)
+static int export_run(const struct local *l, const char *from, const char *format, int to_fd,
+		      const struct provider_watch *w, struct err *e)
 {
 	const char *argv[16] = {"qemu-img", "convert", "-p", "-f", "qcow2", "-O", format};
 	_cleanup_close_ int out_r = -1, out_w = -1;
 	struct proc_opts o = PROC_OPTS_INIT;
+	char to[64];
 	size_t n = 7;
 	int pipe_fd[2], status, r;
 	pid_t pid;
@@ -231,6 +277,8 @@ static int export_run(const char *from, const char *format, const char *to, cons
 		argv[n++] = "-o";
 		argv[n++] = export_options(format);
 	}
+	/* By descriptor: the user need not get where it lies. */
+	snprintf(to, sizeof(to), "/proc/self/fd/%d", to_fd);
 	argv[n++] = from;
 	argv[n++] = to;
 	if (pipe2(pipe_fd, O_CLOEXEC) < 0)
@@ -238,6 +286,9 @@ static int export_run(const char *from, const char *format, const char *to, cons
 	out_r = pipe_fd[0], out_w = pipe_fd[1];
 	o.stdout_fd = out_w;
 	o.die_with_us = true;
+	o.user = l->user;
+	o.keep = &to_fd;
+	o.nkeep = 1;
 	r = proc_spawn(argv, &o, &pid, e);
 	if (r < 0)
 		return r;
@@ -249,6 +300,26 @@ static int export_run(const char *from, const char *format, const char *to, cons
 	if (r == 0 && status != 0)
 		return err_set(e, -EIO, "the image could not be written as %s (qemu-img ended with status %d; is the disk full?)",
 			       format, status);
+	return r;
+}
+
+/* A new file that qemu-img, as `user`, may fill; nobody's but ours at the end. */
+static int export_file(const struct local *l, const char *from, const char *format, const char *partial,
+		       const struct provider_watch *w, struct err *e)
+{
+	_cleanup_close_ int fd = -1;
+	int r;
+
+	if (unlink(partial) < 0 && errno != ENOENT)
+		return err_sys(e, "cannot remove '%s'", partial);
+	fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return err_sys(e, "cannot create '%s'", partial);
+	r = local_give(l, partial, e);
+	r = r ?: export_run(l, from, format, fd, w, e);
+	r = r ?: local_take(l, fd, 0640, partial, e);
+	if (r == 0 && fsync(fd) < 0)
+		r = err_sys(e, "cannot write '%s' to the disk", partial);
 	return r;
 }
 
@@ -274,9 +345,7 @@ int local_image_export(struct provider *p, const char *image, unsigned disk, con
 		return err_set(e, -ENOENT, "image '%s' has no disk %u", image, disk);
 	if ((size_t)snprintf(partial, sizeof(partial), "%s.partial", path) >= sizeof(partial))
 		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", path);
-	r = export_run(from.s, format, partial, w, e);
-	if (r == 0)
-		r = local_sync(partial, e);
+	r = export_file(l, from.s, format, partial, w, e);
 	if (r == 0 && rename(partial, path) < 0)
 		r = err_sys(e, "cannot write '%s'", path);
 	if (r < 0)

@@ -36,10 +36,14 @@ int local_write_json(const char *path, const json_t *j, struct err *e);
 int local_read_json(const char *path, json_t **ret, struct err *e);
 bool local_cancelled(const struct provider_watch *w);
 void local_tell(const struct provider_watch *w, const json_t *event);
-/* qemu-img create of an overlay at `path` on `backing` (as written into it). */
+/* qemu-img create, as `user`, of an overlay at `path` on `backing` (as written into it). */
 int local_overlay(const struct local *l, const char *path, const char *backing, const char *format, struct err *e);
 int local_program(const struct local *l, const char *name, struct local_path *ret, struct err *e);
 int local_sync(const char *path, struct err *e);
+/* A regular file, not through a link: its directory may belong to `user`. */
+int local_read_file(const char *path, size_t max, char **ret, size_t *ret_len, struct err *e);
+/* Nobody but root changes the open file or directory any more, `user`'s group may read it. Without `user` only the mode. */
+int local_take(const struct local *l, int fd, mode_t mode, const char *path, struct err *e);
 
 /* ---- local_appliance.c ---- */
 /*

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,8 @@
 #define COMPLAINT_MAX 4096
 #define QMP_SECONDS  30.0
 #define TRIAL_SECONDS 2.0
+#define DRAIN_SECONDS 2.0
+#define TRIAL_AGAIN   600.0 /* after a trial that did not succeed; it may have been the host that was slow */
 /* mov al,0x10; mov dx,0xf4; out dx,al; hlt; jmp $-1: a write to isa-debug-exit ends QEMU with (0x10 << 1) | 1. */
 #define TRIAL_CODE   "\xb0\x10\xba\xf4\x00\xee\xf4\xeb\xfd"
 #define TRIAL_STATUS 0x21
@@ -305,10 +308,13 @@ static void qemu_read(struct qemu *vm, int ch)
 /* What was sent before the end is still in the channels. */
 static void qemu_drain(struct qemu *vm)
 {
+	/* Nobody writes any more but what inherited the other end. */
+	double end = id_now_mono() + DRAIN_SECONDS;
+
 	for (int i = 0; i < CH_COUNT; i++) {
 		struct pollfd p = {.fd = vm->fd[i], .events = POLLIN};
 
-		while (vm->fd[i] >= 0 && poll(&p, 1, 0) > 0) {
+		while (vm->fd[i] >= 0 && id_now_mono() < end && poll(&p, 1, 0) > 0) {
 			qemu_read(vm, i);
 			p.fd = vm->fd[i];
 		}
@@ -472,48 +478,63 @@ static bool trial_run(const char *image, const char *user)
 
 static int trial_kvm(const char *cache, const char *user, bool *ret, struct err *e)
 {
-	char sector[65536] = TRIAL_CODE, path[PATH_MAX], option[PATH_MAX + 64];
+	char sector[65536] = TRIAL_CODE, path[PATH_MAX], option[PATH_MAX + 64], name[ID_MAX];
 	int r;
 
 	memcpy(sector + 510, "\x55\xaa", 2);
-	if ((size_t)snprintf(path, sizeof(path), "%s/trial.img", cache) >= sizeof(path) || strchr(path, ','))
+	id_new("trial", name);
+	if ((size_t)snprintf(path, sizeof(path), "%s/%s.img", cache, name) >= sizeof(path) || strchr(path, ','))
 		return err_set(e, -EINVAL, "the path '%s' is too long or has a comma in it", cache);
 	r = io_write_file_atomic(path, sector, sizeof(sector), 0644, e);
 	if (r < 0)
 		return r;
 	/* Read-only for a user who may not write there. */
 	snprintf(option, sizeof(option), "file=%s,format=raw,if=ide,snapshot=on,readonly=off", path);
-	*ret = trial_run(option, user);
+	/* Whatever our umask is. */
+	*ret = chmod(path, 0644) == 0 && trial_run(option, user);
 	unlink(path);
 	return 0;
 }
 
-int qemu_accelerator(const char *cache, const char *user, const char **ret, struct err *e)
+/* A guest that ran is remembered until the host is restarted, one that didn't for a while. */
+static int accelerator_kvm(const char *cache, const char *user, bool *ret, struct err *e)
 {
+	static double failed_until;
 	_cleanup_free_ char *boot = NULL, *known = NULL, *text = NULL;
 	char path[PATH_MAX + 64];
-	bool kvm = false;
-	int r = io_read_file("/proc/sys/kernel/random/boot_id", 128, &boot, NULL, e);
+	int r;
 
+	*ret = false;
+	if (access("/dev/kvm", F_OK) < 0 || id_now_mono() < failed_until)
+		return 0;
+	r = io_read_file("/proc/sys/kernel/random/boot_id", 128, &boot, NULL, e);
 	if (r < 0)
 		return r;
 	boot[strcspn(boot, "\n")] = '\0';
 	snprintf(path, sizeof(path), "%s/accelerator", cache);
-	if (io_read_file(path, 256, &known, NULL, NULL) == 0 && str_starts(known, boot)) {
-		*ret = strstr(known, " kvm") ? "kvm" : "tcg";
+	if (io_read_file(path, 256, &known, NULL, NULL) == 0 && str_starts(known, boot) && strstr(known, " kvm")) {
+		*ret = true;
 		return 0;
 	}
-	if (access("/dev/kvm", F_OK) == 0) {
-		r = trial_kvm(cache, user, &kvm, e);
-		if (r < 0)
-			return r;
-	}
-	text = str_printf("%s %s\n", boot, kvm ? "kvm" : "tcg");
-	if (!text)
-		return err_nomem(e);
-	r = io_write_file_atomic(path, text, strlen(text), 0644, e);
-	if (r < 0)
+	r = trial_kvm(cache, user, ret, e);
+	if (r < 0 || !*ret) {
+		failed_until = id_now_mono() + TRIAL_AGAIN;
 		return r;
-	*ret = kvm ? "kvm" : "tcg";
-	return 0;
+	}
+	text = str_printf("%s kvm\n", boot);
+	return text ? io_write_file_atomic(path, text, strlen(text), 0644, e) : err_nomem(e);
+}
+
+int qemu_accelerator(const char *cache, const char *user, const char **ret, struct err *e)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	bool kvm = false;
+	int r;
+
+	pthread_mutex_lock(&lock);
+	r = accelerator_kvm(cache, user, &kvm, e);
+	pthread_mutex_unlock(&lock);
+	if (r == 0)
+		*ret = kvm ? "kvm" : "tcg";
+	return r;
 }

@@ -35,7 +35,7 @@ struct qemu_settings {
 
 /*
  * "kvm" or "tcg", decided by running a guest of a few instructions for at most two seconds: a /dev/kvm that opens may still not
- * run anything. Remembered in `cache` until the host is restarted. *ret is static.
+ * run anything. A success is remembered in `cache` until the host is restarted. *ret is static; any thread may ask.
  */
 int qemu_accelerator(const char *cache, const char *user, const char **ret, struct err *e);
 

@@ -235,6 +235,87 @@ def test_cancel(provider):
     assert "stopped" in message and list((provider.folder / "runs").iterdir()) == []
 
 
+def converted(provider, tmp_path):
+    """What a conversion leaves, without one."""
+    (tmp_path / "disk").write_bytes(b"x" * (1 << 20))
+    job, replica = provider.job([tmp_path / "disk"])
+    overlay(replica / "disk0.qcow2", "disk0.raw", "raw")
+    (replica / "report.json").write_text('{"steps": [], "boot_disk": 0}')
+    return job, replica
+
+
+def overlay(path, backing, backing_format):
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, path], check=True)
+    if USER != "-":
+        shutil.chown(path, USER)
+
+
+def test_killed_while_the_image_is_made(provider, tmp_path):
+    """Each state a kill can leave is gone on from: before the rename, behind it, and behind the manifest."""
+    job, replica = converted(provider, tmp_path)
+    image = provider.new_id("image")
+    request = json.dumps({"image": image, "job": job})
+    folder = provider.folder / "images" / image
+    with pytest.raises(Failed, match="no copied disks"):
+        provider.call("convert", provider.new_id("job"), request)
+    replica.rename(folder)
+    for _ in range(2):
+        assert provider.call("convert", job, request)[1] == {"steps": [], "boot_disk": 0}
+        _, manifest = provider.call("image-create", job, image, request)
+        assert digest(folder / "disk0.qcow2") == manifest["disks"][0]["sha256"]
+        assert json.loads((folder / "manifest.json").read_text())["meta"]["job"] == job
+    # the user QEMU runs as reads it and can't change it
+    for path in (folder, folder / "disk0.raw", folder / "disk0.qcow2"):
+        assert path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o027
+    provider.call("job-remove", job)
+    _, again = provider.call("image-create", job, image, request)
+    assert again == manifest
+
+
+@pytest.mark.parametrize("plant", ["backing", "link", "hardlink"])
+def test_files_of_others_never_become_an_image(provider, tmp_path, plant):
+    job, replica = converted(provider, tmp_path)
+    victim = provider.folder / f"victim-{plant}"
+    victim.write_bytes(b"secret" * 1000)
+    victim.chmod(0o600)
+    (replica / "disk0.qcow2").unlink()
+    if plant == "backing":
+        victim.chmod(0o644)
+        overlay(replica / "disk0.qcow2", victim, "raw")
+        victim.chmod(0o600)
+    elif plant == "link":
+        (replica / "disk0.qcow2").symlink_to(victim)
+    else:
+        os.link(victim, replica / "disk0.qcow2")
+    before = victim.stat()
+    with pytest.raises(Failed):
+        provider.call("image-create", job, provider.new_id("image"))
+    after = victim.stat()
+    assert (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)
+
+
+def test_removal_follows_no_link(provider, tmp_path):
+    job, replica = converted(provider, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    (replica / "deep" / "er").mkdir(parents=True)
+    (replica / "deep" / "er" / "link").symlink_to(tmp_path / "mine")
+    (replica / "deep" / "er" / "file").write_text("x")
+    provider.call("job-remove", job)
+    assert not replica.exists() and (tmp_path / "mine" / "file").exists()
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw", "vmdk", "vhdx"])
+def test_export_of_a_small_image(provider, tmp_path, format):
+    job, _ = converted(provider, tmp_path)
+    image = provider.new_id("image")
+    _, manifest = provider.call("image-create", job, image)
+    provider.call("export", image, "0", format, tmp_path / "out")
+    subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", format, manifest["disks"][0]["path"], tmp_path / "out"],
+                   check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
 def test_disk_without_a_system(provider, tmp_path):
     (tmp_path / "empty").write_bytes(b"\0" * (8 << 20))
     job, _ = provider.job([tmp_path / "empty"])
