@@ -226,6 +226,28 @@ def test_qemu_dies_with_the_center(provider):
     assert not os.path.exists(f"/proc/{child}")
 
 
+def test_receiver_dies_with_the_center(provider):
+    """It gives up root for the user, which makes the kernel forget whose death is its own."""
+    process = subprocess.Popen(provider.command("receive", provider.new_id("job"), "run-00000000000000aa", "ab" * 32, "-"),
+                               stdout=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline())["event"] == "listening"
+    child = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while alive(child) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(child)
+
+
+def alive(pid):
+    """Not counting one that only nobody has asked for its status yet."""
+    try:
+        return ") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_cancel(provider):
     job, _ = provider.job(build.disks(servers.find("debian11-plain")))
     process = subprocess.Popen(provider.command("convert", job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
