@@ -121,12 +121,12 @@ static bool kernel_name(const char *name, char disk[32], unsigned *ret_part)
 /* The only disk of a machine, under any driver. */
 static bool kernel_name_first(const char *disk)
 {
-	static const char *const firsts[] = {"sda", "hda", "vda", "xvda", "nvme0n1", "mmcblk0"};
+	static const char *const letters[] = {"sd", "hd", "vd", "xvd"};
 
-	for (size_t i = 0; i < ARRAY_SIZE(firsts); i++)
-		if (strcmp(disk, firsts[i]) == 0)
+	for (size_t i = 0; i < ARRAY_SIZE(letters); i++)
+		if (str_starts(disk, letters[i]) && strcmp(disk + strlen(letters[i]), "a") == 0)
 			return true;
-	return false;
+	return strcmp(disk, "nvme0n1") == 0 || strcmp(disk, "mmcblk0") == 0;
 }
 
 /*

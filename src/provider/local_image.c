@@ -254,7 +254,7 @@ static int export_follow(int out, pid_t pid, const struct provider_watch *w, str
 			return 0;
 		buf[n] = '\0';
 		percent = export_percent(buf);
-		if (percent < told + 1)
+		if (percent < told + 1 && (percent < 100 || told >= 100))
 			continue;
 		told = percent;
 		event = json_pack("{s:s, s:f}", "event", "export", "percent", percent);
