@@ -95,6 +95,15 @@ int manifest_set_state(struct manifest *m, enum manifest_state state, struct err
 	return manifest_sync(m, e);
 }
 
+void manifest_distrust(struct manifest *m)
+{
+	if (manifest_set_state(m, MANIFEST_REBUILDING, NULL) == 0)
+		return;
+	/* Without a whole header it isn't one. */
+	if (ftruncate(m->fd, 0) == 0)
+		fsync(m->fd);
+}
+
 /* All entries unknown. Space is taken now, so that an entry can always be written later. */
 static int manifest_wipe(struct manifest *m, struct err *e)
 {
@@ -145,6 +154,8 @@ int manifest_open(int dirfd, const char *name, const struct codec_digest *digest
 	if (r == 0 && !trusted)
 		r = manifest_wipe(&m, e);
 	if (r < 0) {
+		if (r != -ENOSPC && r != -EDQUOT)
+			manifest_distrust(&m);
 		err_prefix(e, "'%s'", name);
 		return r;
 	}

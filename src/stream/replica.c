@@ -2,6 +2,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -25,6 +26,53 @@ static void replica_zero_digests(struct replica *r)
 
 	d->compute(zero, STREAM_BLOCK, r->zero_full);
 	d->compute(zero, stream_block_bytes(r->size, r->manifest.nblocks - 1), r->zero_last);
+}
+
+/* Marks it as one whose file may not hold what was written. Returns code, for the caller to return. */
+static int replica_break(struct replica *r, int code)
+{
+	if (!atomic_exchange(&r->broken, true) && r->manifest.digest && r->manifest.fd >= 0)
+		manifest_distrust(&r->manifest);
+	return code;
+}
+
+/* A full disk refuses a write at once and has lost nothing. */
+static int replica_write_failed(struct replica *r, int code)
+{
+	return code == -ENOSPC || code == -EDQUOT ? code : replica_break(r, code);
+}
+
+static int replica_usable(const struct replica *r, struct err *e)
+{
+	return r->broken ? err_set(e, -EIO, "the replica could not be written; start the receiver again to repair it") : 0;
+}
+
+/* For drills: REPLANT_FAULT_SYNC=N makes the first N syncs fail. */
+static bool replica_fault(void)
+{
+	static _Atomic unsigned failed;
+	const char *text = getenv("REPLANT_FAULT_SYNC");
+
+	return text && failed++ < (unsigned)strtoul(text, NULL, 10);
+}
+
+static int replica_sync_data(struct replica *r, struct err *e)
+{
+	if (replica_fault())
+		return err_set(e, -EIO, "cannot sync the replica: failure on request");
+	return fdatasync(r->fd) < 0 ? err_sys(e, "cannot sync the replica") : 0;
+}
+
+/*
+ * After a failed write the page cache may hold what the disk doesn't. An error of earlier times is told at the first
+ * sync and means nothing here: what the disk has is read again.
+ */
+static int replica_uncache(struct replica *r, struct err *e)
+{
+	if (fdatasync(r->fd) < 0 && fdatasync(r->fd) < 0)
+		return err_sys(e, "cannot sync the replica");
+	posix_fadvise(r->fd, 0, 0, POSIX_FADV_DONTNEED);
+	return 0;
 }
 
 /* Makes the entries of what the file holds; holes stay unknown, sending zeros for them costs nothing. */
@@ -87,8 +135,12 @@ static int replica_open_files(int dirfd, unsigned index, const struct codec_dige
 	replica_zero_digests(r);
 	if (trusted)
 		return 0;
-	k = replica_rebuild(r, e);
-	return k < 0 ? k : manifest_set_state(&r->manifest, MANIFEST_OPEN, e);
+	k = replica_uncache(r, e);
+	if (k == 0)
+		k = replica_rebuild(r, e);
+	if (k == 0)
+		k = manifest_set_state(&r->manifest, MANIFEST_OPEN, e);
+	return k < 0 ? replica_write_failed(r, k) : 0;
 }
 
 int replica_open(int dirfd, unsigned index, const struct codec_digest *digest, uint64_t size, uint32_t sector,
@@ -118,10 +170,12 @@ int replica_close(struct replica *r, bool clean, struct err *e)
 
 	if (!r)
 		return 0;
-	if (clean) {
+	if (clean && !r->broken) {
 		k = replica_sync(r, e);
 		if (k == 0)
 			k = manifest_set_state(&r->manifest, MANIFEST_CLEAN, e);
+		if (k < 0)
+			replica_break(r, k);
 	}
 	if (r->fd >= 0)
 		close(r->fd);
@@ -134,9 +188,14 @@ int replica_close(struct replica *r, bool clean, struct err *e)
 
 int replica_sync(struct replica *r, struct err *e)
 {
-	if (fdatasync(r->fd) < 0)
-		return err_sys(e, "cannot sync the replica");
-	return manifest_sync(&r->manifest, e);
+	int k = replica_usable(r, e);
+
+	if (k < 0)
+		return k;
+	k = replica_sync_data(r, e);
+	if (k == 0)
+		k = manifest_sync(&r->manifest, e);
+	return k < 0 ? replica_break(r, k) : 0;
 }
 
 static size_t replica_window_blocks(const struct manifest *m, uint64_t window)
@@ -305,7 +364,11 @@ int replica_write(struct replica *r, const struct wire_blocks *m, const uint8_t 
 	int k;
 
 	pthread_mutex_lock(lock);
-	k = replica_write_locked(r, m, data, e);
+	k = replica_usable(r, e);
+	if (k == 0)
+		k = replica_write_locked(r, m, data, e);
+	if (k < 0)
+		replica_write_failed(r, k);
 	pthread_mutex_unlock(lock);
 	if (k == 0 && atomic_fetch_add(&r->unflushed, n) + n >= REPLICA_WRITEBACK) {
 		r->unflushed = 0;
@@ -367,7 +430,7 @@ int replica_trim(struct replica *r, const struct bitmap *used, struct err *e)
 		int k = replica_trim_window(r, used, first, n, e);
 
 		if (k < 0)
-			return k;
+			return replica_write_failed(r, k);
 	}
 	return 0;
 }

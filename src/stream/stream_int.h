@@ -54,6 +54,8 @@ int manifest_open(int dirfd, const char *name, const struct codec_digest *digest
 /* One that exists, for reading only: its geometry comes from its header. */
 int manifest_open_existing(int dirfd, const char *name, struct manifest *ret, struct err *e);
 int manifest_set_state(struct manifest *m, enum manifest_state state, struct err *e);
+/* What it says may not be what the disk has: the next manifest_open() doesn't trust it, whatever it takes. */
+void manifest_distrust(struct manifest *m);
 int manifest_get(struct manifest *m, uint64_t first, size_t n, uint8_t *out, struct err *e);
 int manifest_put(struct manifest *m, uint64_t first, size_t n, const uint8_t *digests, struct err *e);
 int manifest_sync(struct manifest *m, struct err *e);
@@ -74,11 +76,14 @@ struct replica {
 	uint8_t zero_full[CODEC_DIGEST_MAX], zero_last[CODEC_DIGEST_MAX]; /* digests of zero blocks */
 	pthread_mutex_t locks[REPLICA_LOCKS]; /* of windows: block and entry change together */
 	_Atomic uint64_t unflushed;           /* bytes since the kernel was last told to begin writing */
+	/* A write or sync failed. The kernel says so once and then takes the lost pages for written: nothing is synced or
+	 * written any more, and the next replica_open() reads what is really there. */
+	atomic_bool broken;
 };
 
 int replica_open(int dirfd, unsigned index, const struct codec_digest *digest, uint64_t size, uint32_t sector,
 		 struct replica **ret, struct err *e);
-/* With everything synced and the manifest marked clean when `clean`. */
+/* With everything synced and the manifest marked clean when `clean`, unless it is broken. */
 int replica_close(struct replica *r, bool clean, struct err *e); /* NULL is fine */
 /* Digests of a window; *ret_known: is any known? */
 int replica_digests(struct replica *r, uint64_t window, uint8_t *out, size_t *ret_n, bool *ret_known, struct err *e);

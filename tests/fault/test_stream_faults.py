@@ -355,6 +355,22 @@ def test_no_receiver(rig, tmp_path):
     assert time.time() - began < 2
 
 
+def test_sync_error_is_told_once(rig, tmp_path):
+    """After a failed write-back the kernel takes the lost pages for written: the next run must not."""
+    src = image(tmp_path / "a.img", 16 * MIB, **NOISE)
+    r = rig.receiver(env={"REPLANT_FAULT_SYNC": "1"})
+    s = rig.sender(r.port, [src], "--compress", "0")
+    assert s.finish() != 0
+    assert r.finish(20) != 0
+    assert not (rig.dir / "replica.json").exists()
+    with open(rig.dir / "disk0.raw", "r+b") as f:  # what was in lost pages
+        f.seek(5 * MIB)
+        f.write(bytes(3 * BLOCK))
+    r, s = rig.copy([src], "--compress", "0")
+    rig.check([src])
+    assert sent(s) < 2 * MIB  # repaired, not copied again
+
+
 def test_two_receivers_one_directory(rig):
     a = rig.receiver()
     with pytest.raises(AssertionError):

@@ -45,14 +45,14 @@ def same(a, b):
 
 
 class Receiver:
-    def __init__(self, directory, key, port=0, run=RUN, extra=(), started=None):
+    def __init__(self, directory, key, port=0, run=RUN, extra=(), prefix=(), env=None, started=None):
         self.dir = pathlib.Path(directory)
         self.dir.mkdir(exist_ok=True)
         self.events = []
         self.err = open(self.dir.parent / (self.dir.name + ".err"), "ab")
         self.proc = subprocess.Popen(
-            [str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"127.0.0.1:{port}", "--run", run,
-             "--psk-file", str(key), *extra], stdout=subprocess.PIPE, stderr=self.err)
+            [*prefix, str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"127.0.0.1:{port}", "--run", run,
+             "--psk-file", str(key), *extra], stdout=subprocess.PIPE, stderr=self.err, env={**os.environ, **(env or {})})
         if started is not None:
             started.append(self.proc)
         self.thread = threading.Thread(target=self._read, daemon=True)

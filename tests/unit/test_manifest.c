@@ -277,6 +277,32 @@ static void test_other_boot(void **state)
 	replica_close(r, false, NULL);
 }
 
+/* A sync failed: nothing is synced again to find out, nothing is written, and the next one reads what is there. */
+static void test_broken(void **state)
+{
+	static uint8_t data[STREAM_BLOCK];
+	struct replica *r = open_replica(SIZE);
+
+	write_block(r, 1, 1);
+	write_block(r, 2, 2);
+	assert_int_equal(setenv("REPLANT_FAULT_SYNC", "1", 1), 0);
+	assert_int_equal(replica_sync(r, NULL), -EIO);
+	assert_int_equal(replica_sync(r, NULL), -EIO);
+	assert_int_equal(unsetenv("REPLANT_FAULT_SYNC"), 0);
+	assert_int_equal(replica_sync(r, NULL), -EIO);
+	assert_int_equal(replica_write(r, &(struct wire_blocks){.first = 16, .zero = 1}, data, NULL), -EIO);
+	memset(data, 7, sizeof(data));
+	assert_int_equal(io_pwrite_full(r->fd, data, sizeof(data), 2 * STREAM_BLOCK), 0); /* what the disk really has */
+	assert_int_equal(replica_close(r, true, NULL), 0);
+
+	r = open_replica(SIZE);
+	assert_int_equal(entry_holds(r, 1), 1);
+	assert_int_equal(entry_holds(r, 2), 1);
+	assert_int_equal(entry_holds(r, 16), 0);
+	assert_int_equal(replica_sync(r, NULL), 0);
+	assert_int_equal(replica_close(r, true, NULL), 0);
+}
+
 /* Somebody cut the replica, or took it away. */
 static void test_replica_gone(void **state)
 {
@@ -339,6 +365,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_replica_bounds, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_crash_points, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_other_boot, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_broken, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_replica_gone, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_needs_trim_state, setup, teardown),
 	};
