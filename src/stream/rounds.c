@@ -11,6 +11,7 @@
 #include "base/str.h"
 #include "base/util.h"
 #include "stream/sender_int.h"
+#include "track/track.h"
 
 #define ROUNDS_MAX       6u          /* live passes before the first freeze */
 #define ROUNDS_SMALL     (64 * MIB)  /* less changed than this is little */
@@ -178,9 +179,15 @@ static int rounds_frozen(struct rounds *r, double limit, struct err *e)
 static int rounds_final_try(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
-	double expect = rounds_expect(r), limit = MAX(ROUNDS_LIMIT_MIN, 2 * expect + 5);
-	int k = rounds_arena_map(s, e);
+	double expect = rounds_expect(r), limit = MIN(MAX(ROUNDS_LIMIT_MIN, 2 * expect + 5), TRACK_LIMIT_MAX);
+	int k;
 
+	if (expect > TRACK_LIMIT_MAX)
+		return err_set(e, -EFBIG,
+			       "reading the source frozen would take about %.0f minutes and a freeze may last %.0f at most; "
+			       "migrate fewer disks at once, or unmounted ones",
+			       expect / 60, TRACK_LIMIT_MAX / 60);
+	k = rounds_arena_map(s, e);
 	if (k < 0)
 		return k;
 	pthread_mutex_lock(&s->lock);

@@ -38,7 +38,6 @@
 #include "track/track_int.h"
 
 #define GUARD_MOUNTS_MAX 256
-#define GUARD_LIMIT_MAX	 3600.0
 #define GUARD_SEGMENTS	 128
 #define GUARD_TICK_MS	 20
 
@@ -654,9 +653,9 @@ int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_u
 	struct guard_reply r = {.code = -EPIPE};
 	char *unfrozen;
 
-	if (!(limit_seconds > 0) || limit_seconds > GUARD_LIMIT_MAX)
+	if (!(limit_seconds > 0) || limit_seconds > TRACK_LIMIT_MAX)
 		return err_set(e, -EINVAL, "a freeze limit of %g s is not between 0 and %g s", limit_seconds,
-			       GUARD_LIMIT_MAX);
+			       TRACK_LIMIT_MAX);
 	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
 		guard_take_over(g);
 		r.code = -EPIPE;

@@ -13,6 +13,8 @@ struct err;
 
 struct track_guard;
 
+#define TRACK_LIMIT_MAX 14400.0 /* seconds a freeze may be asked to last at most */
+
 /* Starts the guard with the mount points (directories) to freeze, in the order to freeze. Freezes nothing yet. */
 int track_guard_start(const char *const *mounts, size_t n, struct track_guard **ret, struct err *e);
 /*
