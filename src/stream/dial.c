@@ -18,9 +18,9 @@ int dial_error(const struct wire_frame *f, struct err *e)
 	return err_set(e, wire_code_errno(m.code), "%s", *m.message ? m.message : "the receiver gave up");
 }
 
-/* The answer of that type; WAIT frames and the answers to pings pass by. */
-static int dial_answer(struct sender *s, struct wire_link *l, enum wire_type want, struct wire_frame *ret,
-		       struct err *e)
+/* The answer of that type; WAIT frames and the answers to pings pass by. *good: the time of the last one. */
+static int dial_await(struct sender *s, struct wire_link *l, enum wire_type want, double *good, struct wire_frame *ret,
+		      struct err *e)
 {
 	for (;;) {
 		int r = wire_recv(l, s->stall, ret, e);
@@ -29,11 +29,17 @@ static int dial_answer(struct sender *s, struct wire_link *l, enum wire_type wan
 			return r;
 		if (ret->type == WIRE_ERROR)
 			return dial_error(ret, e);
+		*good = id_now_mono();
 		if (ret->type == want)
 			return 0;
 		if (ret->type != WIRE_WAIT && ret->type != WIRE_PONG)
 			return err_set(e, -EBADMSG, "the receiver answered something else");
 	}
+}
+
+static int control_answer(struct sender *s, enum wire_type want, struct wire_frame *ret, struct err *e)
+{
+	return dial_await(s, s->control, want, &s->last_good, ret, e);
 }
 
 int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire_link **ret, struct err *e)
@@ -43,6 +49,7 @@ int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire
 	uint8_t buf[WIRE_SMALL_MAX];
 	struct wire_frame f;
 	uint16_t version;
+	double good;
 	int r;
 
 	memcpy(m.session, s->session, sizeof(m.session));
@@ -50,7 +57,7 @@ int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire
 	if (r == 0)
 		r = wire_say(l, WIRE_HELLO, buf, wire_put_hello(&m, buf), e);
 	if (r == 0)
-		r = dial_answer(s, l, WIRE_WELCOME, &f, e);
+		r = dial_await(s, l, WIRE_WELCOME, &good, &f, e);
 	if (r == 0)
 		r = wire_get_welcome(&f, &version, e);
 	if (r == 0 && version != WIRE_VERSION)
@@ -80,7 +87,7 @@ static int control_open_disks(struct sender *s, struct err *e)
 		m.disks[i] = (struct wire_disk){.size = s->disks[i]->size, .sector = s->disks[i]->sector};
 	r = wire_say(s->control, WIRE_OPEN, buf, wire_put_open(&m, buf), e);
 	if (r == 0)
-		r = dial_answer(s, s->control, WIRE_OPENED, &f, e);
+		r = control_answer(s, WIRE_OPENED, &f, e);
 	return r < 0 ? r : wire_get_opened(&f, &left, e);
 }
 
@@ -113,7 +120,7 @@ static int control_send_map(struct sender *s, struct err *e)
 		}
 	}
 	if (r == 0)
-		r = dial_answer(s, s->control, WIRE_USED_OK, &f, e);
+		r = control_answer(s, WIRE_USED_OK, &f, e);
 	return r < 0 ? r : wire_get_used_ok(&f, &needed, &left, e);
 }
 
@@ -147,7 +154,7 @@ static bool control_try_again(struct sender *s, int r, unsigned attempt)
 
 int control_ready(struct sender *s, struct err *e)
 {
-	double since = id_now_mono();
+	double since = 0; /* the first failure */
 
 	for (unsigned attempt = 0; !s->control; attempt++) {
 		int r = control_connect(s, e);
@@ -156,11 +163,11 @@ int control_ready(struct sender *s, struct err *e)
 			return 0;
 		if (!control_try_again(s, r, attempt))
 			return r;
+		since = since > 0 ? since : id_now_mono();
 		if (id_now_mono() - since > s->reconnect)
 			return r == -EACCES
 				   ? r
-				   : err_set(e, -ETIMEDOUT, "lost the receiver '%s' port %u for %.0f seconds: %s",
-					     s->p->host, s->p->port, s->reconnect, e->msg);
+				   : sender_lost(s, e);
 		if (!sender_sleep(s, sender_backoff(attempt)))
 			return err_set(e, -ECANCELED, "cancelled");
 	}
@@ -170,8 +177,11 @@ int control_ready(struct sender *s, struct err *e)
 /* Does something on the control connection, again on a new one when that was lost. */
 static int control_do(struct sender *s, int (*run)(struct sender *s, struct err *e), struct err *e)
 {
+	double since = 0; /* the first failure after the last answer to `run`; that it connects again says little */
+
 	for (unsigned attempt = 0;; attempt++) {
 		int r = control_ready(s, e);
+		double good = s->last_good;
 
 		if (r < 0)
 			return r;
@@ -181,7 +191,10 @@ static int control_do(struct sender *s, int (*run)(struct sender *s, struct err 
 			return 0;
 		}
 		control_drop(s);
-		if (!wire_is_network(r) || s->stop || id_now_mono() - s->last_good > s->reconnect)
+		if (s->last_good > good)
+			since = 0;
+		since = since > 0 ? since : id_now_mono();
+		if (!wire_is_network(r) || s->stop || id_now_mono() - since > s->reconnect)
 			return r;
 		if (!sender_sleep(s, sender_backoff(attempt)))
 			return err_set(e, -ECANCELED, "cancelled");
@@ -199,7 +212,7 @@ static int finish_sync(struct sender *s, struct err *e)
 	struct wire_frame f;
 	int r = wire_send(s->control, WIRE_SYNC, NULL, 0, e);
 
-	return r < 0 ? r : dial_answer(s, s->control, WIRE_SYNCED, &f, e);
+	return r < 0 ? r : control_answer(s, WIRE_SYNCED, &f, e);
 }
 
 static int finish_commit(struct sender *s, struct err *e)
@@ -220,7 +233,7 @@ static int finish_commit(struct sender *s, struct err *e)
 	}
 	r = wire_say(s->control, WIRE_COMMIT, buf, wire_put_commit(&m, buf), e);
 	if (r == 0)
-		r = dial_answer(s, s->control, WIRE_COMMITTED, &f, e);
+		r = control_answer(s, WIRE_COMMITTED, &f, e);
 	if (r == 0)
 		wire_send(s->control, WIRE_BYE, NULL, 0, NULL);
 	return r;

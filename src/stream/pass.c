@@ -445,6 +445,8 @@ static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 {
 	struct sender *s = w->s;
 
+	double since = 0; /* the first failure after the last answer */
+
 	w->last_good = id_now_mono();
 	for (unsigned attempt = 0;; attempt++) {
 		double good = w->last_good;
@@ -468,11 +470,13 @@ static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 		}
 		if (!wire_is_network(r) && !(r == -EACCES && s->established))
 			return r;
-		if (id_now_mono() - w->last_good > s->reconnect)
-			return err_set(e, -ETIMEDOUT, "lost the receiver '%s' port %u for %.0f seconds: %s", s->p->host,
-				       s->p->port, s->reconnect, e->msg);
-		if (w->last_good > good)
+		if (w->last_good > good) {
 			attempt = 0;
+			since = 0;
+		}
+		since = since > 0 ? since : id_now_mono();
+		if (id_now_mono() - since > s->reconnect)
+			return sender_lost(s, e);
 		if (!sender_sleep(s, sender_backoff(attempt)))
 			return err_set(e, -ECANCELED, "cancelled");
 	}

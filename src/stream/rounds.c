@@ -215,12 +215,14 @@ static int rounds_final(struct rounds *r, struct err *e)
 		rounds_arena_unmap(r->s);
 		if (k != -EAGAIN)
 			return k;
-		if (i + 1 == ROUNDS_TRIES)
+		if (i + 1 == ROUNDS_TRIES) {
+			struct err last = *e;
+
 			return err_set(e, -ETIMEDOUT,
 				       "the source changes too much to be read while frozen (tried %u times, last: "
-				       "%s); migrate it at "
-				       "a quieter time",
-				       ROUNDS_TRIES, e->msg);
+				       "%.400s); migrate it at a quieter time",
+				       ROUNDS_TRIES, last.msg);
+		}
 		k = rounds_live(r, e);
 		if (k < 0)
 			return k;

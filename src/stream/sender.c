@@ -83,6 +83,13 @@ double sender_backoff(unsigned attempt)
 	return MIN(0.2 * (double)(1u << MIN(attempt, 5u)), 5.0);
 }
 
+int sender_lost(struct sender *s, struct err *e)
+{
+	err_prefix(e, "lost the receiver '%s' port %u for %.0f seconds", s->p->host, s->p->port, s->reconnect);
+	e->code = -ETIMEDOUT;
+	return -ETIMEDOUT;
+}
+
 /* ---- the ticker ---- */
 /* Speed over the last seconds; the more recent the heavier. */
 static void ticker_speed(struct sender *s, struct stream_progress *p, uint64_t *last_done, double *last_time)
@@ -145,15 +152,13 @@ static void *ticker_main(void *arg)
 		bool now = ticker_due(s, &quit);
 
 		pthread_mutex_lock(&s->tell_lock);
-		if (!s->quiet) {
-			if (!s->stop && s->ops->cancelled && s->ops->cancelled(s->ops->arg))
-				sender_fail(s, -ECANCELED, &(struct err){-ECANCELED, "cancelled"});
-			if (now || id_now_mono() >= next) {
-				if (s->ops->rate_mbit)
-					wire_rate_set(s->rate, s->ops->rate_mbit(s->ops->arg));
-				ticker_tell(s, &last_done, &last_time);
-				next = id_now_mono() + SENDER_TELL;
-			}
+		if (!s->stop && s->ops->cancelled && s->ops->cancelled(s->ops->arg))
+			sender_fail(s, -ECANCELED, &(struct err){-ECANCELED, "cancelled"});
+		if (!s->quiet && (now || id_now_mono() >= next)) {
+			if (s->ops->rate_mbit)
+				wire_rate_set(s->rate, s->ops->rate_mbit(s->ops->arg));
+			ticker_tell(s, &last_done, &last_time);
+			next = id_now_mono() + SENDER_TELL;
 		}
 		pthread_mutex_unlock(&s->tell_lock);
 		if (!quit)
@@ -206,7 +211,7 @@ static int sender_init(struct sender *s, const struct stream_send_params *p, str
 	s->digest->compute(zero, sizeof(zero), s->zero_full);
 	id_random(s->session, sizeof(s->session));
 	s->reconnect = p->reconnect_seconds > 0 ? p->reconnect_seconds : 60;
-	s->stall = p->stall_seconds > 0 ? p->stall_seconds : 60;
+	s->stall = p->stall_seconds > 0 ? p->stall_seconds : 20;
 	s->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk};
 	s->progress.phase = STREAM_CONNECTING;
 	s->progress.expected_freeze = s->progress.freeze_seconds = s->progress.seconds_left = -1;

@@ -112,7 +112,7 @@ struct sender {
 	pthread_t ticker;
 	bool ticker_started;
 	pthread_mutex_t tell_lock;       /* a callback is running, or none may */
-	bool quiet;                      /* (tell_lock) frozen: no callbacks */
+	bool quiet;                      /* (tell_lock) frozen: no callbacks but cancelled() */
 	bool tell_now;                   /* (lock) */
 	bool quit;                       /* (lock) */
 	struct stream_progress progress; /* (lock) phase, round, the seconds */
@@ -123,11 +123,13 @@ struct sender {
 int sender_fail(struct sender *s, int code, const struct err *e);
 int sender_note(struct sender *s, const char *text, struct err *e);
 void sender_phase(struct sender *s, enum stream_phase phase);
-/* While quiet no callback runs. */
+/* While quiet no callback runs but cancelled(). */
 void sender_quiet(struct sender *s, bool quiet);
 /* Sleeps; false when everything is to end. */
 bool sender_sleep(struct sender *s, double seconds);
 double sender_backoff(unsigned attempt);
+/* -ETIMEDOUT, with what e says as the reason. */
+int sender_lost(struct sender *s, struct err *e);
 
 /* ---- dial.c: connections and the control conversation ---- */
 int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire_link **ret, struct err *e);

@@ -66,8 +66,8 @@ struct stream_send_params {
 	bool checksum;		    /* SHA-256 instead of XXH3-128 */
 	bool zero_unreadable;	    /* else an unreadable source block fails the job */
 	uint64_t frozen_memory;	    /* bytes of differing blocks held while frozen; 0: default */
-	double reconnect_seconds;   /* how long a lost receiver is tried again; 0: 60 */
-	double stall_seconds;	    /* without an answer until a connection counts as lost; 0: 60 */
+	double reconnect_seconds;   /* how long a lost receiver is tried again, from the first failure on; 0: 60 */
+	double stall_seconds;	    /* without an answer until a connection counts as lost; 0: 20 */
 };
 
 /*
@@ -79,7 +79,7 @@ struct stream_send_ops {
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);
 	void (*progress)(void *arg, const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */
-	bool (*cancelled)(void *arg); /* asked every 0.1 s */
+	bool (*cancelled)(void *arg); /* asked every 0.1 s, also while frozen: it must touch no file */
 	uint64_t (*rate_mbit)(void *arg); /* the limit as it is now, asked every 0.5 s; NULL: that of the parameters */
 };
 

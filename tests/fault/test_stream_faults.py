@@ -125,6 +125,20 @@ def test_stalled_network_comes_back(rig, tmp_path, proxied):
     rig.check([src])
 
 
+def test_one_connection_falls_silent(rig, tmp_path, proxied):
+    """A middlebox forgets one data connection: it is made again, however long it took to notice."""
+    src = image(tmp_path / "a.img", 48 * MIB, **NOISE)
+    s = rig.sender(proxied.proxy.port, [src], "--compress", "0", "--rate", "100")
+    while proxied.proxy.up < 12 * MIB:
+        time.sleep(0.005)
+    proxied.proxy.silence(2)
+    began = time.time()
+    assert s.finish() == 0, s.stderr
+    assert time.time() - began < 50
+    assert proxied.receiver.finish() == 0
+    rig.check([src])
+
+
 def test_stalled_network_can_be_cancelled(rig, tmp_path, proxied):
     src = image(tmp_path / "a.img", 48 * MIB, **NOISE)
     s = rig.sender(proxied.proxy.port, [src], "--compress", "0", "--rate", "200")

@@ -118,6 +118,7 @@ class Proxy:
         self.up = self.down = 0
         self.stalled = False
         self.pairs = {}
+        self.silent = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.sel = selectors.DefaultSelector()
@@ -174,6 +175,15 @@ class Proxy:
             y.sendall(data)
         except OSError:
             self._close(x)
+
+    def silence(self, n):
+        """Connection n (0: the control connection, then those for data) stays open and carries nothing more."""
+        with self.lock:
+            x = [x for x, (_, up) in self.pairs.items() if up][n]
+            for s in (x, self.pairs[x][0]):
+                self.sel.unregister(s)
+                self.silent.append(s)
+                del self.pairs[s]
 
     def cut(self):
         """All connections there are; new ones are welcome."""
