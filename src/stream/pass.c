@@ -84,7 +84,7 @@ static void window_again(struct worker *w, struct window win)
 /* ---- the conversation ---- */
 static int worker_recv(struct worker *w, enum wire_type want, struct wire_frame *ret, struct err *e)
 {
-	int r = wire_recv(w->link, w->s->stall, ret, e);
+	int r = wire_recv(w->link, w->stall, ret, e);
 
 	if (r < 0)
 		return r;
@@ -272,8 +272,10 @@ static int chunk_do(struct worker *w, struct window *win, uint64_t first, uint8_
 	if (r < 0)
 		return r;
 	n = chunk_compare(w, win, used, theirs, &head, digests);
-	if ((head.data | head.zero) && !(s->kind == PASS_FROZEN && worker_hold(w, &head, digests, w->buf, n)))
+	if ((head.data | head.zero) && !(s->kind == PASS_FROZEN && worker_hold(w, &head, digests, w->buf, n))) {
+		w->stall = s->stall; /* the receiver has something to write before it answers */
 		r = worker_send(w, head, digests, w->buf, n, e);
+	}
 	if (r < 0)
 		return r;
 	win->counted += bytes;
@@ -440,6 +442,13 @@ static int worker_last_words(struct worker *w, int code, struct err *e)
 	return code;
 }
 
+static int worker_do(struct worker *w, enum pass_kind kind, struct err *e)
+{
+	if (kind == PASS_PROBE)
+		return worker_flush(w, e);
+	return kind == PASS_HELD ? worker_held(w, e) : worker_windows(w, e);
+}
+
 /* One pass, on as many connections as it takes. */
 static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 {
@@ -448,6 +457,7 @@ static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 	double since = 0; /* the first failure after the last answer */
 
 	w->last_good = id_now_mono();
+	w->stall = kind == PASS_FROZEN || kind == PASS_PROBE ? MIN(SENDER_FROZEN, s->stall) : s->stall;
 	for (unsigned attempt = 0;; attempt++) {
 		double good = w->last_good;
 		int r = 0;
@@ -456,7 +466,7 @@ static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 		if (!w->link)
 			r = kind == PASS_FROZEN ? err_set(e, -ENOTCONN, "not connected") : worker_connect(w, e);
 		if (r == 0)
-			r = kind == PASS_HELD ? worker_held(w, e) : worker_windows(w, e);
+			r = worker_do(w, kind, e);
 		if (r == 0)
 			return 0;
 		if (w->link && !s->stop && !s->abort)
@@ -516,15 +526,12 @@ void *worker_main(void *arg)
 }
 
 /* ---- the pass as the thread of stream_send() sees it ---- */
-static void pass_begin(struct sender *s, enum pass_kind kind)
+/* Where the pass begins and what it covers; under the lock. */
+static void pass_begin_work(struct sender *s, enum pass_kind kind)
 {
-	pthread_mutex_lock(&s->lock);
-	s->kind = kind;
 	s->next_disk = s->next_window = 0;
 	s->next_held = 0;
-	s->abort = false;
 	s->done = 0;
-	s->changed_now = 0;
 	s->total = 0;
 	for (size_t i = 0; kind != PASS_HELD && i < s->ndisks; i++) {
 		uint64_t n = bitmap_count(&s->used.maps[i]), last = s->used.maps[i].nbits - 1;
@@ -536,6 +543,16 @@ static void pass_begin(struct sender *s, enum pass_kind kind)
 	for (size_t i = 0; kind == PASS_HELD && i < s->nheld; i++)
 		s->total += s->held[i].bytes;
 	s->pass_began = id_now_mono();
+}
+
+static void pass_begin(struct sender *s, enum pass_kind kind)
+{
+	pthread_mutex_lock(&s->lock);
+	if (kind != PASS_PROBE)
+		pass_begin_work(s, kind);
+	s->kind = kind;
+	s->abort = false;
+	s->changed_now = 0;
 	s->busy = s->p->connections;
 	s->generation++;
 	pthread_cond_broadcast(&s->changed);

@@ -197,6 +197,9 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 	sender_phase(s, STREAM_FREEZING);
 	if (!sender_sleep(s, 0.25)) /* the news of the freeze goes out before it begins */
 		return err_set(e, -ECANCELED, "cancelled");
+	k = pass_run(s, PASS_PROBE, 0, e);
+	if (k < 0)
+		return k;
 	sender_quiet(s, true);
 	sender_phase(s, STREAM_FROZEN);
 	k = rounds_frozen(r, limit, e);

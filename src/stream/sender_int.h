@@ -7,6 +7,7 @@
 #define SENDER_RETRIES   3u     /* of a read that failed */
 #define SENDER_BAD_MAX   65536u /* unreadable ranges listed */
 #define SENDER_DIAL      10.0   /* seconds for a connection */
+#define SENDER_FROZEN    5.0    /* seconds without an answer while frozen */
 #define SENDER_CHUNK     (WIRE_CHUNK * (size_t)STREAM_BLOCK)
 #define SENDER_UNFLUSHED 16u /* held chunks sent between two flushes */
 
@@ -22,6 +23,7 @@ enum pass_kind {
 	PASS_LIVE,   /* what differs is sent */
 	PASS_FROZEN, /* what differs is held, beyond the arena it is sent */
 	PASS_HELD,   /* what is held is sent */
+	PASS_PROBE,  /* nothing: each worker has a connection that answers */
 	PASS_QUIT,
 };
 
@@ -40,6 +42,7 @@ struct worker {
 	uint8_t index;
 	struct wire_link *link; /* set under s->lock, so that others may shut it down */
 	double last_good;       /* monotonic time of the receiver's last answer */
+	double stall;           /* seconds that an answer may take in this pass */
 	struct codec_packer *packer;
 	struct codec_sum *sum;
 	uint8_t *buf;     /* a chunk, aligned for direct reading */
