@@ -40,6 +40,7 @@
 #define GUARD_MOUNTS_MAX 256
 #define GUARD_SEGMENTS	 128
 #define GUARD_TICK_MS	 20
+#define GUARD_END_SECONDS 10.0
 
 enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWED, GUARD_UNSUPPORTED };
 enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED };
@@ -161,7 +162,9 @@ static int guard_lock_memory(const struct guard_segments *segments)
 	for (size_t i = 0; i < segments->n; i++)
 		if (mlock(segments->v[i].p, segments->v[i].len) < 0)
 			return -errno;
-	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
+	/* Before 4.4 there is no locking on fault: then all of it. */
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 &&
+	    (errno != EINVAL || mlockall(MCL_CURRENT | MCL_FUTURE) < 0))
 		return -errno;
 	for (size_t i = 0; i < sizeof(stack); i += 1024)
 		stack[i] = 0;
@@ -698,15 +701,31 @@ bool track_guard_holds(struct track_guard *g)
 	return atomic_load(&g->shared->state) == GUARD_HOLDING && !atomic_load(&g->shared->lost);
 }
 
+/*
+ * A freezer in a call that doesn't return keeps the guard waiting. It holds no filesystem frozen then and thaws the one it
+ * may still get: the agent needn't wait with it, and must not, for it has news for the center.
+ */
+static void guard_await_end(pid_t pid)
+{
+	double until = guard_now() + GUARD_END_SECONDS;
+	pid_t got = 0;
+
+	while (pid > 0 && got == 0 && guard_now() < until) {
+		got = waitpid(pid, NULL, WNOHANG);
+		if (got < 0 && errno == EINTR)
+			got = 0;
+		if (got == 0)
+			nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+}
+
 void track_guard_free(struct track_guard *g)
 {
 	if (!g)
 		return;
 	if (g->sock >= 0)
 		close(g->sock); /* the guard takes this as our end: thaws and exits */
-	if (g->pid > 0)
-		while (waitpid(g->pid, NULL, 0) < 0 && errno == EINTR)
-			;
+	guard_await_end(g->pid);
 	for (size_t i = 0; i < g->n; i++) {
 		if (g->shared)
 			guard_thaw_one(g->shared, g->fds, i);
