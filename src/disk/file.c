@@ -27,6 +27,20 @@ static int fail(int code, const char *what, size_t len, uint64_t off, struct err
 	return err_set(e, code, "cannot %s %zu bytes at offset %" PRIu64 ": %s", what, len, off, strerror(-code));
 }
 
+/*
+ * The block layer has many words for a bad spot (ENODATA, EILSEQ, EREMOTEIO, ENOLINK, ETIMEDOUT ...), some of which mean a
+ * broken connection elsewhere. Here they all are -EIO; the message keeps the word.
+ */
+static int read_failed(int code, size_t len, uint64_t off, struct err *e)
+{
+	fail(-code, "read", len, off, e);
+	if (code == ENOMEM)
+		return -ENOMEM;
+	if (e)
+		e->code = -EIO;
+	return -EIO;
+}
+
 /* Reads exactly len bytes; the last `spare` of them may lie behind the end of the file. */
 static int pread_all(int fd, uint8_t *p, size_t len, size_t spare, uint64_t off, struct err *e)
 {
@@ -38,7 +52,7 @@ static int pread_all(int fd, uint8_t *p, size_t len, size_t spare, uint64_t off,
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return fail(-errno, "read", len - done, off + done, e);
+			return read_failed(errno, len - done, off + done, e);
 		done += (size_t)n;
 		if (done >= len - spare)
 			return 0;
