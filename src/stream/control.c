@@ -3,7 +3,9 @@
  * every two seconds to wait.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/endian.h"
@@ -47,7 +49,7 @@ static int work_wait(struct control_work *w)
 	while (!w->done) {
 		struct timespec until;
 
-		clock_gettime(CLOCK_REALTIME, &until);
+		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += CONTROL_WAIT;
 		if (pthread_cond_timedwait(&w->changed, &w->lock, &until) == ETIMEDOUT && net == 0) {
 			pthread_mutex_unlock(&w->lock);
@@ -63,10 +65,14 @@ static int control_work(struct receiver_conn *c, int (*run)(struct receiver *rv,
 			struct err *e)
 {
 	struct control_work w = {.conn = c, .run = run, .arg = arg};
+	pthread_condattr_t attr;
 	pthread_t thread;
 
 	pthread_mutex_init(&w.lock, NULL);
-	pthread_cond_init(&w.changed, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&w.changed, &attr);
+	pthread_condattr_destroy(&attr);
 	if (pthread_create(&thread, NULL, work_main, &w) == 0) {
 		work_wait(&w);
 		pthread_join(thread, NULL);
@@ -105,12 +111,33 @@ static int open_remove_others(struct receiver *rv, size_t n, struct err *e)
 	return 0;
 }
 
+/* Manifests take their space when they are made. */
+static int open_check_space(struct receiver *rv, const struct wire_open *m, struct err *e)
+{
+	const struct codec_digest *digest = codec_digest(m->digest);
+	uint64_t needed = 0;
+	char name[32];
+
+	for (unsigned i = 0; i < m->ndisks; i++) {
+		uint64_t bytes = MANIFEST_HEADER + stream_blocks(m->disks[i].size) * digest->size, has = 0;
+		struct stat st;
+
+		replica_file(name, sizeof(name), i, "manifest");
+		if (fstatat(rv->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+			has = (uint64_t)st.st_blocks * 512;
+		needed += bytes > has ? bytes - has : 0;
+	}
+	return needed > receiver_free(rv) ? receiver_no_space(rv, needed, e) : 0;
+}
+
 static int open_run(struct receiver *rv, void *arg, struct err *e)
 {
 	const struct wire_open *m = arg;
 	int r = open_remove_others(rv, m->ndisks, e);
 
 	receiver_close_disks(rv, false);
+	if (r == 0)
+		r = open_check_space(rv, m, e);
 	for (size_t i = 0; r == 0 && i < m->ndisks; i++) {
 		r = bitmap_init(&rv->used[i], stream_blocks(m->disks[i].size), e);
 		if (r < 0)

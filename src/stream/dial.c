@@ -27,6 +27,8 @@ static int dial_await(struct sender *s, struct wire_link *l, enum wire_type want
 
 		if (r < 0)
 			return r;
+		if (s->stop) /* a peer that never pauses keeps us from waiting, where it would be seen */
+			return err_set(e, -ECANCELED, "cancelled");
 		if (ret->type == WIRE_ERROR)
 			return dial_error(ret, e);
 		*good = id_now_mono();
@@ -253,7 +255,7 @@ static int control_listen(struct sender *s, struct err *e)
 	struct wire_frame f;
 	int r;
 
-	while (wire_readable(s->control)) {
+	while (!s->stop && wire_readable(s->control)) {
 		r = wire_recv(s->control, s->stall, &f, e);
 		if (r < 0)
 			return r;

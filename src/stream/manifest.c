@@ -113,6 +113,8 @@ static int manifest_wipe(struct manifest *m, struct err *e)
 		return err_sys(e, "cannot make a manifest");
 	r = posix_fallocate(m->fd, 0, (off_t)manifest_offset(m, m->nblocks));
 	if (r) {
+		if (ftruncate(m->fd, MANIFEST_HEADER) < 0)
+			return err_sys(e, "cannot make a manifest smaller again");
 		errno = r;
 		return err_sys(e, "cannot make a manifest");
 	}

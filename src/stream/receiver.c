@@ -61,7 +61,7 @@ void receiver_finish(struct receiver *rv, int result, const struct err *e)
 		rv->result = result;
 		if (result < 0 && e)
 			rv->error = *e;
-		rv->finished = true; /* last: the loop reads the others without the lock once it sees this */
+		rv->finished = true;
 	}
 	pthread_cond_broadcast(&rv->changed);
 	pthread_mutex_unlock(&rv->lock);
@@ -480,9 +480,11 @@ int stream_receive(const struct stream_receive_params *p, stream_event_fn event,
 		receiver_event_take(&rv, json_pack("{s:s, s:i}", "event", "listening", "port", (int)port));
 		receiver_loop(&rv);
 		receiver_event_progress(&rv);
+		pthread_mutex_lock(&rv.lock);
 		r = rv.result;
 		if (r < 0 && e)
 			*e = rv.error;
+		pthread_mutex_unlock(&rv.lock);
 	}
 	receiver_release(&rv);
 	return r;
