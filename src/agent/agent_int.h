@@ -146,6 +146,7 @@ json_t *task_progress(const struct stream_progress *p);
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n);
 /* {code, message, temporary} */
 json_t *task_error(const struct err *e);
+json_t *task_text(const char *s); /* a string, also of bytes that aren't UTF-8 */
 
 /* ---- installing (service.c) ---- */
 int service_install(struct err *e);

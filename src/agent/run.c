@@ -64,7 +64,9 @@ struct run {
 	struct err error;
 	json_t *result;
 	char *unfrozen;		   /* "/boot/efi,..." that could not be frozen */
-	struct track_guard *guard; /* the worker's alone */
+	struct track_guard *guard; /* the worker's alone, as are: */
+	char **mounts;		   /* what it holds */
+	size_t nmounts;
 	char **disk_paths;
 	size_t ndisks;
 	double expected_freeze;
@@ -137,16 +139,31 @@ static int run_hold(struct run *r, double limit, char **ret_unfrozen, struct err
 
 	if (rc < 0)
 		return rc;
+	r->mounts = mounts;
+	r->nmounts = n;
 	rc = track_guard_start((const char *const *)mounts, n, &r->guard, e);
-	track_mounts_free(mounts, n);
-	if (rc < 0)
-		return rc;
-	rc = track_guard_freeze(r->guard, limit, ret_unfrozen, e);
-	if (rc < 0) {
-		track_guard_free(r->guard);
-		r->guard = NULL;
-	}
-	return rc;
+	return rc < 0 ? rc : track_guard_freeze(r->guard, limit, ret_unfrozen, e);
+}
+
+/* The gate opens first: the guard may take a while to end, the filesystems are thawed by then. */
+static void run_let_go(struct run *r)
+{
+	track_mounts_free(r->mounts, r->nmounts);
+	r->mounts = NULL;
+	r->nmounts = 0;
+	if (!r->guard)
+		return;
+	if (track_guard_holds(r->guard))
+		track_guard_thaw(r->guard, NULL, NULL, NULL);
+	run_unquiet(r);
+	track_guard_free(r->guard);
+	r->guard = NULL;
+}
+
+/* What was mounted while the others were frozen was never frozen: the pass read it while it changed. */
+static int run_same_mounts(struct run *r, struct err *e)
+{
+	return track_mounts_same((const char *const *)r->disk_paths, r->ndisks, r->mounts, r->nmounts, e);
 }
 
 /* The mounts are looked up at every freeze: they may have changed since the last one. */
@@ -161,6 +178,7 @@ static int run_freeze(void *arg, double limit, struct err *e)
 	rc = run_hold(r, limit, &unfrozen, e);
 	if (rc < 0) {
 		run_unquiet(r);
+		run_let_go(r);
 		return rc;
 	}
 	pthread_mutex_lock(&r->lock);
@@ -175,13 +193,13 @@ static int run_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err
 	struct run *r = arg;
 	double seconds = 0;
 	bool intact = false;
-	int rc;
+	int rc, thawed;
 
 	must(r->guard);
-	rc = track_guard_thaw(r->guard, &seconds, &intact, e);
-	track_guard_free(r->guard);
-	r->guard = NULL;
-	run_unquiet(r);
+	rc = run_same_mounts(r, e);
+	thawed = track_guard_thaw(r->guard, &seconds, &intact, rc < 0 ? NULL : e);
+	run_let_go(r);
+	rc = rc < 0 ? rc : thawed;
 	if (rc < 0)
 		return rc;
 	run_log(r, intact ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "thawed after %.3f s%s", seconds,
@@ -221,6 +239,17 @@ static void run_free_paths(struct run *r)
 	r->ndisks = 0;
 }
 
+/* Who chose disks at enrolment has said that the center may have no others. */
+static bool run_may_send(const struct run *r, dev_t dev)
+{
+	struct stat st;
+
+	for (size_t i = 0; i < r->conf.ndisks; i++)
+		if (stat(r->conf.disks[i], &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == dev)
+			return true;
+	return r->conf.ndisks == 0;
+}
+
 /* The disks of the task, or those chosen at enrolment, or all of this server. */
 static int run_choose_disks(struct run *r, struct err *e)
 {
@@ -240,6 +269,11 @@ static int run_choose_disks(struct run *r, struct err *e)
 
 		if (stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
 			return err_set(e, -ENODEV, "this server has no disk '%s'", path);
+		if (!run_may_send(r, st.st_rdev))
+			return err_set(e, -EPERM,
+				       "disk '%s' is not among those chosen when this server was enrolled; enrol it again with "
+				       "that disk",
+				       path);
 		r->disk_paths[i] = strdup(path);
 		if (!r->disk_paths[i])
 			return err_nomem(e);
@@ -275,7 +309,7 @@ static void run_add_unfrozen(struct run *r, json_t *result)
 		return;
 	note = str_printf("these mounts can't be frozen and were only synced: %s", r->unfrozen);
 	if (note)
-		json_array_append_new(json_object_get(result, "notes"), json_string(note));
+		json_array_append_new(json_object_get(result, "notes"), task_text(note));
 }
 
 static int run_send(struct run *r, struct disk *const *disks, struct err *e)
@@ -337,11 +371,7 @@ static void *run_thread(void *arg)
 	const uint64_t one = 1;
 	int rc = run_work(r, &e);
 
-	if (r->guard) { /* the sender left without thawing */
-		track_guard_free(r->guard);
-		r->guard = NULL;
-		run_unquiet(r);
-	}
+	run_let_go(r); /* should the sender have left without thawing */
 	run_log(r, rc < 0 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "run '%s': %s", r->task.run, rc < 0 ? e.msg : "all was sent");
 	pthread_mutex_lock(&r->lock);
 	r->error = e;

@@ -70,31 +70,41 @@ static bool send_cancelled(void *arg)
 	return send_interrupted;
 }
 
+static void send_let_go(struct send *s)
+{
+	track_guard_free(s->guard);
+	s->guard = NULL;
+	track_mounts_free(s->mounts, s->nmounts);
+	s->mounts = NULL;
+	s->nmounts = 0;
+}
+
+/* The mounts are looked up at every freeze: they may have changed since the last one. */
 static int send_freeze(void *arg, double limit, struct err *e)
 {
 	struct send *s = arg;
 	int r;
 
-	r = track_guard_start((const char *const *)s->mounts, s->nmounts, &s->guard, e);
+	r = track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
 	if (r < 0)
 		return r;
+	r = track_guard_start((const char *const *)s->mounts, s->nmounts, &s->guard, e);
 	free(take_ptr(&s->unfrozen));
-	r = track_guard_freeze(s->guard, limit, &s->unfrozen, e);
-	if (r < 0) {
-		track_guard_free(s->guard);
-		s->guard = NULL;
-	}
+	if (r == 0)
+		r = track_guard_freeze(s->guard, limit, &s->unfrozen, e);
+	if (r < 0)
+		send_let_go(s);
 	return r;
 }
 
 static int send_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
 {
 	struct send *s = arg;
-	int r = track_guard_thaw(s->guard, ret_seconds, ret_intact, e);
+	int r = track_mounts_same(s->o->disks.v, s->n, s->mounts, s->nmounts, e);
+	int thawed = track_guard_thaw(s->guard, ret_seconds, ret_intact, r < 0 ? NULL : e);
 
-	track_guard_free(s->guard);
-	s->guard = NULL;
-	return r;
+	send_let_go(s);
+	return r < 0 ? r : thawed;
 }
 
 /* ---- disks ---- */
@@ -126,15 +136,17 @@ static int send_open(struct send *s, struct err *e)
 		s->n = i + 1;
 	}
 	r = send_fault(s, e);
-	if (r < 0 || s->o->no_freeze)
-		return r;
-	return track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
+	if (r == 0 && !s->o->no_freeze) /* what can't be frozen should be told before all is copied */
+		r = track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
+	track_mounts_free(s->mounts, s->nmounts);
+	s->mounts = NULL;
+	s->nmounts = 0;
+	return r;
 }
 
 static void send_close(struct send *s)
 {
-	track_guard_free(s->guard);
-	track_mounts_free(s->mounts, s->nmounts);
+	send_let_go(s);
 	free(s->unfrozen);
 	for (size_t i = 0; i < s->n; i++) {
 		disk_close(s->disks[i]);
@@ -173,7 +185,7 @@ static void send_report(struct send *s, struct stream_result *res)
 		json_t *j = task_result(res, s->o->disks.v, s->n);
 
 		if (s->unfrozen && *s->unfrozen)
-			json_object_set_new(j, "unfrozen", json_string(s->unfrozen));
+			json_object_set_new(j, "unfrozen", task_text(s->unfrozen));
 		send_line(send_event("done", j));
 		return;
 	}
@@ -197,7 +209,7 @@ static int send_run(struct send *s, struct err *e)
 
 	if (r == 0)
 		r = send_open(s, e);
-	if (r == 0 && s->nmounts) {
+	if (r == 0 && !s->o->no_freeze) {
 		ops.freeze = send_freeze;
 		ops.thaw = send_thaw;
 	}

@@ -158,6 +158,18 @@ const char *task_phase(enum stream_phase phase)
 	return (size_t)phase < ARRAY_SIZE(names) && names[phase] ? names[phase] : "unknown";
 }
 
+/* Names of files and volumes are any bytes, and JSON is UTF-8: what isn't ASCII becomes '?' when the whole isn't UTF-8. */
+json_t *task_text(const char *s)
+{
+	json_t *j = json_string(s);
+	_cleanup_free_ char *copy = j ? NULL : strdup(s);
+
+	for (char *p = copy; p && *p; p++)
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	return copy ? json_string(copy) : j;
+}
+
 /* JSON has no infinity; negative means unknown. */
 static json_t *task_number(double v)
 {
@@ -182,9 +194,9 @@ json_t *task_result(const struct stream_result *r, const char *const *disks, siz
 	json_t *notes = json_array(), *zeroed = json_array(), *names = json_array();
 
 	for (size_t i = 0; i < n; i++)
-		json_array_append_new(names, json_string(disks[i]));
+		json_array_append_new(names, task_text(disks[i]));
 	for (size_t i = 0; i < MIN(r->nnotes, (size_t)TASK_NOTES_MAX); i++)
-		json_array_append_new(notes, json_string(r->notes[i]));
+		json_array_append_new(notes, task_text(r->notes[i]));
 	for (size_t i = 0; i < MIN(r->nzeroed, (size_t)TASK_NOTES_MAX); i++)
 		json_array_append_new(zeroed, json_pack("{s:I, s:I, s:I}", "disk", (json_int_t)r->zeroed[i].disk, "offset",
 							(json_int_t)r->zeroed[i].offset, "length",
@@ -207,7 +219,8 @@ json_t *task_error(const struct err *e)
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
 		if (codes[i].code == e->code)
-			return json_pack("{s:s, s:s, s:b}", "code", codes[i].name, "message", e->msg, "temporary",
+			return json_pack("{s:s, s:o, s:b}", "code", codes[i].name, "message", task_text(e->msg), "temporary",
 					 codes[i].temporary);
-	return json_pack("{s:s, s:s, s:b}", "code", "send_failed", "message", e->msg, "temporary", false);
+	return json_pack("{s:s, s:o, s:b}", "code", "send_failed", "message", task_text(e->msg), "temporary",
+			 stream_is_temporary(e->code));
 }

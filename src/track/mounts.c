@@ -232,6 +232,30 @@ int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_
 	return 0;
 }
 
+int track_mounts_same(const char *const *devices, size_t n, char *const *mounts, size_t nmounts, struct err *e)
+{
+	char **now = NULL;
+	const char *fresh = NULL;
+	size_t nnow = 0;
+	int r = track_mounts(devices, n, &now, &nnow, e);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < nnow && !fresh; i++) {
+		bool found = false;
+
+		for (size_t k = 0; k < nmounts && !found; k++)
+			found = strcmp(now[i], mounts[k]) == 0;
+		fresh = found ? NULL : now[i];
+	}
+	if (fresh)
+		r = err_set(e, -EAGAIN, "'%s' was mounted while the others were frozen", fresh);
+	else if (nnow != nmounts)
+		r = err_set(e, -EAGAIN, "a filesystem was unmounted while the others were frozen");
+	track_mounts_free(now, nnow);
+	return r;
+}
+
 void track_mounts_free(char **mounts, size_t n)
 {
 	for (size_t i = 0; i < n; i++)

@@ -35,6 +35,9 @@ void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine *
  */
 int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e);
 void track_mounts_free(char **mounts, size_t n);
+/* Is the list still that one, in any order? -EAGAIN when something was mounted or unmounted since. Touches no filesystem
+ * but those of the kernel and the mount points: fine while frozen. */
+int track_mounts_same(const char *const *devices, size_t n, char *const *mounts, size_t nmounts, struct err *e);
 
 /* A line of /proc/self/mountinfo (proc_pid_mountinfo(5)), octal escapes undone. */
 struct track_mount {
