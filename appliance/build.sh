@@ -40,10 +40,10 @@ flock 9
 find_kernel() {
 	local image version newest=
 	[[ -n ${SUPERMIN_KERNEL-} && -n ${SUPERMIN_MODULES-} ]] && return 0
-	for image in $(ls -v /boot/vmlinuz-* 2>/dev/null); do
+	while read -r image; do
 		version=${image#/boot/vmlinuz-}
 		[[ -r $image && -f /lib/modules/$version/modules.dep ]] && newest=$version
-	done
+	done < <(find /boot -maxdepth 1 -name 'vmlinuz-*' | sort -V)
 	if [[ -n $newest ]]; then
 		export SUPERMIN_KERNEL=/boot/vmlinuz-$newest SUPERMIN_KERNEL_VERSION=$newest
 		export SUPERMIN_MODULES=/lib/modules/$newest

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Runs in the new server's tree (chroot) while it is built: one of everything a
 # copy of files tends to lose. $1 is the folder to fill.
 set -eu
