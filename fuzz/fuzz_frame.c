@@ -1,6 +1,6 @@
 /*
- * Bytes as a peer would send them, to either side's frame reader and to every message parser. First byte: which side, and
- * whether checksums are made right, so that what lies behind them is reached.
+ * Bytes as a peer would send them, to either side's frame reader and to every message parser. First byte: which side,
+ * and whether checksums are made right, so that what lies behind them is reached.
  */
 #include <stdint.h>
 #include <stdlib.h>

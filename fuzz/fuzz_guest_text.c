@@ -1,6 +1,6 @@
 /*
- * The text half of the conversion's steps. The first byte says which. Whatever the file says, doing it again to the result must change
- * nothing, and no line may appear or vanish.
+ * The text half of the conversion's steps. The first byte says which. Whatever the file says, doing it again to the
+ * result must change nothing, and no line may appear or vanish.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,14 +11,14 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct guest_disk disks[2] = {
-	{.device = "/dev/vdc", .source = "/dev/sda", .aliases = {"/dev/disk/by-id/ata-A"}, .naliases = 1, .grub = true},
-	{.device = "/dev/vdd"},
+    {.device = "/dev/vdc", .source = "/dev/sda", .aliases = {"/dev/disk/by-id/ata-A"}, .naliases = 1, .grub = true},
+    {.device = "/dev/vdd"},
 };
 static struct guest_volume volumes[] = {
-	{.device = "/dev/vdc1", .disk = 0, .part = 1, .fstype = "ext4", .uuid = "aaaa", .label = "root"},
-	{.device = "/dev/vdc2", .disk = 0, .part = 2, .fstype = "swap", .uuid = "bbbb", .partuuid = "p2"},
-	{.device = "/dev/vdd1", .disk = 1, .part = 1, .partuuid = "p3"},
-	{.device = "/dev/mapper/a-b", .disk = -1, .mapper = "a-b", .fstype = "xfs", .uuid = "cccc"},
+    {.device = "/dev/vdc1", .disk = 0, .part = 1, .fstype = "ext4", .uuid = "aaaa", .label = "root"},
+    {.device = "/dev/vdc2", .disk = 0, .part = 2, .fstype = "swap", .uuid = "bbbb", .partuuid = "p2"},
+    {.device = "/dev/vdd1", .disk = 1, .part = 1, .partuuid = "p3"},
+    {.device = "/dev/mapper/a-b", .disk = -1, .mapper = "a-b", .fstype = "xfs", .uuid = "cccc"},
 };
 static const struct guest_volumes set = {volumes, ARRAY_SIZE(volumes), disks, ARRAY_SIZE(disks)};
 
@@ -54,7 +54,8 @@ static size_t newlines(const char *s, size_t n)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct guest g = {.root = -1, .path = "/", .volumes = &set, .root_volume = &volumes[0], .resume = "resume=UUID=bbbb"};
+	struct guest g = {
+	    .root = -1, .path = "/", .volumes = &set, .root_volume = &volumes[0], .resume = "resume=UUID=bbbb"};
 	_cleanup_(str_release) struct str once = {0}, twice = {0};
 	const char *text = (const char *)data + 1;
 	char value[64];

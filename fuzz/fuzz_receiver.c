@@ -1,8 +1,8 @@
 /*
- * The receiver's whole half of the conversation. The input is what senders say on up to four connections, one after the other,
- * over plain sockets. First byte: bits 0 and 1, connections less one; bit 2, numbers and checksums of frames and digests of raw
- * blocks are left as they are (else they are made right). Then two bytes of length before the bytes of each. Nothing outside the
- * directory may come of it, and afterwards every known entry of the manifests must hold.
+ * The receiver's whole half of the conversation. The input is what senders say on up to four connections, one after the
+ * other, over plain sockets. First byte: bits 0 and 1, connections less one; bit 2, numbers and checksums of frames and
+ * digests of raw blocks are left as they are (else they are made right). Then two bytes of length before the bytes of
+ * each. Nothing outside the directory may come of it, and afterwards every known entry of the manifests must hold.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -14,9 +14,9 @@ struct err;
 /* ---- command line (main.c) ---- */
 #define AGENT_CONFIG_DIR  "/etc/replant"
 #define AGENT_RUNTIME_DIR "/run/replant"
-#define AGENT_PROGRAM	  "/usr/local/sbin/replant-agent"
-#define AGENT_UNIT	  "replant-agent.service"
-#define AGENT_UNIT_PATH	  "/etc/systemd/system/" AGENT_UNIT
+#define AGENT_PROGRAM     "/usr/local/sbin/replant-agent"
+#define AGENT_UNIT        "replant-agent.service"
+#define AGENT_UNIT_PATH   "/etc/systemd/system/" AGENT_UNIT
 
 struct agent_options {
 	const char *config_dir, *runtime_dir;
@@ -43,14 +43,15 @@ int agent_send(void *options, int argc, char **argv);
 
 /* ---- what a server has (discover.c and its parts): new references, never NULL but when out of memory ---- */
 struct agent_disk {
-	char name[64];	/* "sda" */
-	char path[80];	/* "/dev/sda" */
-	uint64_t size;	/* bytes */
+	char name[64]; /* "sda" */
+	char path[80]; /* "/dev/sda" */
+	uint64_t size; /* bytes */
 	uint32_t logical, physical;
 	bool rotational, removable, read_only;
 	char model[128], serial[128];
 };
-/* The disks that a migration takes: no loop, ram, zram, floppy, optical, device-mapper or md devices. *ret is freed by the caller. */
+/* The disks that a migration takes: no loop, ram, zram, floppy, optical, device-mapper or md devices. *ret is freed by
+ * the caller. */
 int disklist_read(struct agent_disk **ret, size_t *ret_n, struct err *e);
 /* One disk by its path; any block device, or a file that holds an image. */
 int disklist_one(const char *path, struct agent_disk *ret, struct err *e);
@@ -74,9 +75,9 @@ const char *sysinfo_line(const char *path, char *buf, size_t size);
 
 /* ---- the center (conf.c, http.c) ---- */
 struct conf_code {
-	char id[24];	 /* "0123456789abcdef" */
+	char id[24]; /* "0123456789abcdef" */
 	char secret[65];
-	uint8_t ca[32];	 /* SHA-256 of the DER of the center's CA */
+	uint8_t ca[32]; /* SHA-256 of the DER of the center's CA */
 };
 /* "<id>.<secret>.<fingerprint in hex>" */
 int conf_code_parse(const char *s, struct conf_code *ret, struct err *e);
@@ -107,11 +108,13 @@ void conf_release(struct conf *c);
 
 struct http;
 /* Exactly one of ca_pem and fingerprint (32 bytes) is given: whom to trust. Nothing is connected yet. */
-int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fingerprint, struct http **ret, struct err *e);
+int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fingerprint, struct http **ret,
+	     struct err *e);
 void http_free(struct http *h); /* NULL is fine */
 /*
- * Sends `body` (NULL: a GET) and waits for the answer, a JSON object of at most 4 MiB, *ret NULL when it is empty. 0 with any HTTP
- * status; errors: -ECONNREFUSED ..., -ETIMEDOUT, -EKEYREJECTED when the center can't prove who it is, -EPROTO.
+ * Sends `body` (NULL: a GET) and waits for the answer, a JSON object of at most 4 MiB, *ret NULL when it is empty. 0
+ * with any HTTP status; errors: -ECONNREFUSED ..., -ETIMEDOUT, -EKEYREJECTED when the center can't prove who it is,
+ * -EPROTO.
  */
 int http_call(struct http *h, const char *path, const char *bearer, const json_t *body, int *ret_status, json_t **ret,
 	      struct err *e);

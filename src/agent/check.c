@@ -1,6 +1,6 @@
 /*
- * Can this server be migrated? Every check is a row of one table and looks only at the inventory, so that what it judges is what
- * the center sees; the few that must try something say so. Nothing is changed on the server.
+ * Can this server be migrated? Every check is a row of one table and looks only at the inventory, so that what it
+ * judges is what the center sees; the few that must try something say so. Nothing is changed on the server.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -20,7 +20,7 @@
 #include "base/util.h"
 
 #define CHECK_MEMORY_MIN   (128 * MIB)
-#define CHECK_STATE_MIN	   (16 * MIB)
+#define CHECK_STATE_MIN    (16 * MIB)
 #define CHECK_LOAD_PER_CPU 4.0
 #define CHECK_KERNEL_MAJOR 3
 #define CHECK_KERNEL_MINOR 10
@@ -39,7 +39,7 @@ struct check_ctx {
 };
 
 static void check_say(struct check_ctx *c, enum check_result result, const char *remedy, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
+    __attribute__((format(printf, 4, 5)));
 static void check_say(struct check_ctx *c, enum check_result result, const char *remedy, const char *fmt, ...)
 {
 	char text[1024];
@@ -50,8 +50,8 @@ static void check_say(struct check_ctx *c, enum check_result result, const char 
 	va_end(ap);
 	c->said = true;
 	c->failed = c->failed || result == CHECK_FAILED;
-	json_array_append_new(c->items, json_pack("{s:s, s:s, s:s, s:s?}", "check", c->name, "result", check_names[result], "message",
-						  text, "remedy", remedy));
+	json_array_append_new(c->items, json_pack("{s:s, s:s, s:s, s:s?}", "check", c->name, "result",
+						  check_names[result], "message", text, "remedy", remedy));
 }
 
 static const json_t *check_get(const struct check_ctx *c, const char *key)
@@ -95,8 +95,8 @@ static void check_platform(struct check_ctx *c)
 	else if (sscanf(kernel, "%u.%u", &major, &minor) != 2)
 		check_say(c, CHECK_WARNING, NULL, "kernel '%s' is of an unknown kind", kernel);
 	else if (major < CHECK_KERNEL_MAJOR || (major == CHECK_KERNEL_MAJOR && minor < CHECK_KERNEL_MINOR))
-		check_say(c, CHECK_FAILED, "update the kernel", "kernel %s is older than %d.%d", kernel, CHECK_KERNEL_MAJOR,
-			  CHECK_KERNEL_MINOR);
+		check_say(c, CHECK_FAILED, "update the kernel", "kernel %s is older than %d.%d", kernel,
+			  CHECK_KERNEL_MAJOR, CHECK_KERNEL_MINOR);
 	else
 		check_say(c, CHECK_OK, NULL, "%s, kernel %s", arch, kernel);
 }
@@ -124,11 +124,13 @@ static void check_boot(struct check_ctx *c)
 		check_say(c, CHECK_OK, NULL, "boots by BIOS and GRUB");
 	else if (strcmp(mode, "bios") != 0)
 		check_say(c, CHECK_WARNING, "migrate, then look at the test boot",
-			  "boots by UEFI (loader %s): the disks are copied whole, but the conversion adapts only BIOS and GRUB yet",
+			  "boots by UEFI (loader %s): the disks are copied whole, but the conversion adapts only BIOS "
+			  "and GRUB yet",
 			  *loader ? loader : "unknown");
 	else
 		check_say(c, CHECK_WARNING, "migrate, then look at the test boot",
-			  "no GRUB configuration found (loader %s): the conversion adapts only GRUB", *loader ? loader : "unknown");
+			  "no GRUB configuration found (loader %s): the conversion adapts only GRUB",
+			  *loader ? loader : "unknown");
 	if (json_is_true(json_object_get(boot, "secure_boot")))
 		check_say(c, CHECK_WARNING, NULL, "secure boot is on; the copy will boot without it");
 }
@@ -141,18 +143,20 @@ static void check_disks(struct check_ctx *c)
 	json_t *d;
 	size_t i;
 
-	json_array_foreach(disks, i, d) {
+	json_array_foreach(disks, i, d)
+	{
 		sum += (uint64_t)json_integer_value(json_object_get(d, "size"));
 		if (json_is_null(json_object_get(d, "used")))
 			check_say(c, CHECK_FAILED, "run as root; look for errors of this device in the kernel's log",
 				  "disk '%s' can't be read", check_text(d, "path"));
 	}
 	json_array_foreach(check_get(c, "warnings"), i, d)
-		check_say(c, CHECK_WARNING, NULL, "%s", json_string_value(d));
+	    check_say(c, CHECK_WARNING, NULL, "%s", json_string_value(d));
 	if (!json_array_size(disks))
 		check_say(c, CHECK_FAILED, NULL, "no disk found");
 	else if (!c->said)
-		check_say(c, CHECK_OK, NULL, "%zu disk(s), %s in all", json_array_size(disks), str_bytes(sum, size, sizeof(size)));
+		check_say(c, CHECK_OK, NULL, "%zu disk(s), %s in all", json_array_size(disks),
+			  str_bytes(sum, size, sizeof(size)));
 }
 
 static void check_filesystems(struct check_ctx *c)
@@ -161,7 +165,8 @@ static void check_filesystems(struct check_ctx *c)
 	size_t i, good = 0;
 	json_t *f;
 
-	json_array_foreach(check_get(c, "filesystems"), i, f) {
+	json_array_foreach(check_get(c, "filesystems"), i, f)
+	{
 		const char *type = check_text(f, "type"), *dev = check_text(f, "device");
 
 		if (!json_is_false(json_object_get(f, "understood")) || check_is(type, swap)) {
@@ -170,7 +175,8 @@ static void check_filesystems(struct check_ctx *c)
 		}
 		if (strcmp(type, "linux_raid_member") == 0 || strcmp(type, "crypto_LUKS") == 0)
 			continue; /* told by the checks of volumes */
-		check_say(c, CHECK_WARNING, NULL, "'%s' holds %s: its free space is not told apart, so it is copied whole", dev, type);
+		check_say(c, CHECK_WARNING, NULL,
+			  "'%s' holds %s: its free space is not told apart, so it is copied whole", dev, type);
 	}
 	if (!c->said)
 		check_say(c, CHECK_OK, NULL, "%zu filesystem(s), all understood", good);
@@ -179,21 +185,22 @@ static void check_filesystems(struct check_ctx *c)
 /* These have no way to be frozen. */
 static void check_freeze(struct check_ctx *c)
 {
-	static const char *const cannot[] = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "iso9660", "udf", "fuseblk", NULL};
+	static const char *const cannot[] = {"vfat",    "msdos", "exfat",   "ntfs", "ntfs3",
+					     "iso9660", "udf",   "fuseblk", NULL};
 	size_t i, k, good = 0;
 	json_t *f, *m;
 
-	json_array_foreach(check_get(c, "filesystems"), i, f)
-		json_array_foreach(json_object_get(f, "mounts"), k, m) {
-			if (k || !json_is_true(json_object_get(m, "writable")))
-				continue;
-			if (check_is(check_text(f, "type"), cannot))
-				check_say(c, CHECK_WARNING, "avoid writing there during the migration",
-					  "'%s' (%s) can't be frozen: it is only synced before the last copy", check_text(m, "point"),
-					  check_text(f, "type"));
-			else
-				good++;
-		}
+	json_array_foreach(check_get(c, "filesystems"), i, f) json_array_foreach(json_object_get(f, "mounts"), k, m)
+	{
+		if (k || !json_is_true(json_object_get(m, "writable")))
+			continue;
+		if (check_is(check_text(f, "type"), cannot))
+			check_say(c, CHECK_WARNING, "avoid writing there during the migration",
+				  "'%s' (%s) can't be frozen: it is only synced before the last copy",
+				  check_text(m, "point"), check_text(f, "type"));
+		else
+			good++;
+	}
 	if (!c->said)
 		check_say(c, CHECK_OK, NULL, "%zu mounted filesystem(s) can be frozen", good);
 }
@@ -203,17 +210,20 @@ static void check_volumes(struct check_ctx *c)
 	size_t i, lvs = 0;
 	json_t *v;
 
-	json_array_foreach(check_get(c, "volumes"), i, v) {
+	json_array_foreach(check_get(c, "volumes"), i, v)
+	{
 		const char *kind = check_text(v, "kind"), *name = check_text(v, "name");
 
 		if (strcmp(kind, "lv") == 0 && json_is_true(json_object_get(v, "linear")))
 			lvs++;
 		else if (strcmp(kind, "lv") == 0)
 			check_say(c, CHECK_WARNING, NULL,
-				  "volume '%s' is neither linear nor striped (a mirror, thin pool, snapshot or cache): it is copied whole",
+				  "volume '%s' is neither linear nor striped (a mirror, thin pool, snapshot or cache): "
+				  "it is copied whole",
 				  name);
 		else if (strcmp(kind, "md") == 0)
-			check_say(c, CHECK_WARNING, NULL, "'%s' is a software RAID (%s): its members are copied whole, as they are", name,
+			check_say(c, CHECK_WARNING, NULL,
+				  "'%s' is a software RAID (%s): its members are copied whole, as they are", name,
 				  check_text(v, "level"));
 		else if (strcmp(kind, "crypt") == 0)
 			check_say(c, CHECK_WARNING, "have its passphrase at hand for the copy's boot",
@@ -222,12 +232,12 @@ static void check_volumes(struct check_ctx *c)
 			check_say(c, CHECK_FAILED, "name one path of each disk when starting the migration",
 				  "'%s' is a multipath device: its disk would be taken once for every path", name);
 	}
-	json_array_foreach(check_get(c, "filesystems"), i, v)
-		if (strcmp(check_text(v, "type"), "crypto_LUKS") == 0)
-			check_say(c, CHECK_WARNING, NULL, "'%s' is encrypted (LUKS): it is copied whole and stays encrypted",
-				  check_text(v, "device"));
+	json_array_foreach(check_get(c, "filesystems"), i, v) if (strcmp(check_text(v, "type"), "crypto_LUKS") == 0)
+	    check_say(c, CHECK_WARNING, NULL, "'%s' is encrypted (LUKS): it is copied whole and stays encrypted",
+		      check_text(v, "device"));
 	if (!c->said)
-		check_say(c, CHECK_OK, NULL, lvs ? "%zu logical volume(s), all linear or striped" : "no volumes that need care", lvs);
+		check_say(c, CHECK_OK, NULL,
+			  lvs ? "%zu logical volume(s), all linear or striped" : "no volumes that need care", lvs);
 }
 
 /* fstab(5): device, mount point, type, options. A device that is missing holds up the boot, of the copy too. */
@@ -237,8 +247,8 @@ static void check_fstab_line(struct check_ctx *c, const char *line)
 	static const char *const dirs[] = {"by-uuid", "by-label", "by-partuuid", "by-partlabel"};
 	char spec[256], point[256], type[64], options[512], path[400] = "";
 
-	if (sscanf(line, "%255s %255s %63s %511s", spec, point, type, options) != 4 || *spec == '#' || strstr(options, "noauto") ||
-	    strstr(options, "nofail"))
+	if (sscanf(line, "%255s %255s %63s %511s", spec, point, type, options) != 4 || *spec == '#' ||
+	    strstr(options, "noauto") || strstr(options, "nofail"))
 		return;
 	if (str_starts(spec, "/dev/"))
 		snprintf(path, sizeof(path), "%s", spec);
@@ -254,7 +264,8 @@ static void check_fstab_line(struct check_ctx *c, const char *line)
 		}
 	if (*path && access(path, F_OK) < 0)
 		check_say(c, CHECK_WARNING, "correct /etc/fstab, or add 'nofail' to the line",
-			  "'%s' for '%s' in /etc/fstab does not exist: the copy would wait for it when booting", spec, point);
+			  "'%s' for '%s' in /etc/fstab does not exist: the copy would wait for it when booting", spec,
+			  point);
 	else if (str_starts(spec, "/dev/sd") || str_starts(spec, "/dev/hd") || str_starts(spec, "/dev/xvd") ||
 		 str_starts(spec, "/dev/vd") || str_starts(spec, "/dev/nvme"))
 		check_say(c, CHECK_WARNING, "nothing to do: the conversion puts the UUID there",
@@ -283,7 +294,8 @@ static void check_memory(struct check_ctx *c)
 
 	str_bytes(have, text, sizeof(text));
 	if (have < CHECK_MEMORY_MIN)
-		check_say(c, CHECK_WARNING, "use fewer connections for the migration", "only %s of memory are available", text);
+		check_say(c, CHECK_WARNING, "use fewer connections for the migration",
+			  "only %s of memory are available", text);
 	else
 		check_say(c, CHECK_OK, NULL, "%s of memory available", text);
 }
@@ -295,8 +307,8 @@ static void check_load(struct check_ctx *c)
 	json_int_t count = MAX(json_integer_value(json_object_get(cpu, "count")), (json_int_t)1);
 
 	if (load > CHECK_LOAD_PER_CPU * (double)count)
-		check_say(c, CHECK_WARNING, "migrate at a quieter time, or limit the rate", "the load is %.1f on %d CPU(s)", load,
-			  (int)count);
+		check_say(c, CHECK_WARNING, "migrate at a quieter time, or limit the rate",
+			  "the load is %.1f on %d CPU(s)", load, (int)count);
 	else
 		check_say(c, CHECK_OK, NULL, "load %.1f on %d CPU(s)", load, (int)count);
 }
@@ -337,7 +349,8 @@ static void check_clock(struct check_ctx *c)
 		check_say(c, CHECK_OK, NULL, "the clock is plausible");
 }
 
-/* Tries to reach the center. Whether it is the right one is proved at enrolment; a stored certificate is used when there is one. */
+/* Tries to reach the center. Whether it is the right one is proved at enrolment; a stored certificate is used when
+ * there is one. */
 static void check_center(struct check_ctx *c)
 {
 	static const uint8_t nobody[32];
@@ -363,9 +376,11 @@ static void check_center(struct check_ctx *c)
 		r = http_call(h, "/v1/version", NULL, NULL, &status, &answer, &e);
 	http_free(h);
 	if (r == 0)
-		check_say(c, CHECK_OK, NULL, "center '%s' answers, version %s", url.host, check_text(answer, "version"));
+		check_say(c, CHECK_OK, NULL, "center '%s' answers, version %s", url.host,
+			  check_text(answer, "version"));
 	else if (r == -EKEYREJECTED && !enrolled)
-		check_say(c, CHECK_OK, NULL, "something that speaks TLS answers at '%s' port %u; who it is shows at enrolment", url.host,
+		check_say(c, CHECK_OK, NULL,
+			  "something that speaks TLS answers at '%s' port %u; who it is shows at enrolment", url.host,
 			  url.port);
 	else
 		check_say(c, CHECK_FAILED, "check the address, routes and firewalls", "%s", e.msg);
@@ -375,32 +390,34 @@ static const struct {
 	const char *name;
 	void (*run)(struct check_ctx *c);
 } checks[] = {
-	{"root", check_root},
-	{"platform", check_platform},
-	{"system", check_system},
-	{"boot", check_boot},
-	{"disks", check_disks},
-	{"volumes", check_volumes},
-	{"filesystems", check_filesystems},
-	{"freeze", check_freeze},
-	{"fstab", check_fstab},
-	{"memory", check_memory},
-	{"load", check_load},
-	{"space", check_space},
-	{"clock", check_clock},
-	{"center", check_center},
+    {"root", check_root},
+    {"platform", check_platform},
+    {"system", check_system},
+    {"boot", check_boot},
+    {"disks", check_disks},
+    {"volumes", check_volumes},
+    {"filesystems", check_filesystems},
+    {"freeze", check_freeze},
+    {"fstab", check_fstab},
+    {"memory", check_memory},
+    {"load", check_load},
+    {"space", check_space},
+    {"clock", check_clock},
+    {"center", check_center},
 };
 
 /* ---- the command ---- */
 
 static void check_show(const json_t *items)
 {
-	static const char *const colors[] = {[CHECK_OK] = "\033[32m", [CHECK_WARNING] = "\033[33m", [CHECK_FAILED] = "\033[31m"};
+	static const char *const colors[] = {
+	    [CHECK_OK] = "\033[32m", [CHECK_WARNING] = "\033[33m", [CHECK_FAILED] = "\033[31m"};
 	bool color = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
 	json_t *item;
 	size_t i;
 
-	json_array_foreach(items, i, item) {
+	json_array_foreach(items, i, item)
+	{
 		const char *result = check_text(item, "result"), *remedy = check_text(item, "remedy"), *start = "";
 
 		for (size_t k = 0; color && k < ARRAY_SIZE(colors); k++)

@@ -32,7 +32,8 @@ int conf_code_parse(const char *s, struct conf_code *ret, struct err *e)
 
 	if (!dot2 || !conf_is_word(s, id) || !conf_is_word(dot1 + 1, secret) || id >= sizeof(c.id) ||
 	    secret >= sizeof(c.secret) || str_unhex(dot2 + 1, c.ca, sizeof(c.ca)) < 0)
-		return err_set(e, -EINVAL, "this is not an activation code: it has three parts with dots between them, the last "
+		return err_set(e, -EINVAL,
+			       "this is not an activation code: it has three parts with dots between them, the last "
 			       "of 64 hex digits; copy it again as the center showed it");
 	memcpy(c.id, s, id);
 	memcpy(c.secret, dot1 + 1, secret);
@@ -75,7 +76,8 @@ int conf_url_parse(const char *s, struct conf_url *ret, struct err *e)
 		port = end;
 	}
 	if (!end || (size_t)(end - host) >= sizeof(u.host) || !conf_is_host(host, (size_t)(end - host)))
-		return err_set(e, -EINVAL, "'%s' is not the address of a center (expected https://NAME-OR-ADDRESS[:PORT])", s);
+		return err_set(e, -EINVAL,
+			       "'%s' is not the address of a center (expected https://NAME-OR-ADDRESS[:PORT])", s);
 	memcpy(u.host, host, (size_t)(end - host));
 	if (*port == ':') {
 		size_t n = strcspn(++port, "/");
@@ -90,7 +92,8 @@ int conf_url_parse(const char *s, struct conf_url *ret, struct err *e)
 		port += n;
 	}
 	if (*port && strcmp(port, "/") != 0)
-		return err_set(e, -EINVAL, "'%s' has more than a host and a port (expected https://NAME-OR-ADDRESS[:PORT])", s);
+		return err_set(e, -EINVAL,
+			       "'%s' has more than a host and a port (expected https://NAME-OR-ADDRESS[:PORT])", s);
 	u.numeric = conf_is_numeric(u.host);
 	*ret = u;
 	return 0;
@@ -114,11 +117,9 @@ static int conf_disks(const json_t *o, struct conf *c, struct err *e)
 	const json_t *list = json_object_get(o, "disks"), *v;
 	size_t i;
 
-	json_array_foreach(list, i, v)
-		if (!json_is_string(v))
-			return err_set(e, -EINVAL, "'disks' must be a list of paths");
-		else if (conf_add_disk(c, json_string_value(v), e) < 0)
-			return -EINVAL;
+	json_array_foreach(list, i, v) if (!json_is_string(v)) return err_set(e, -EINVAL,
+									      "'disks' must be a list of paths");
+	else if (conf_add_disk(c, json_string_value(v), e) < 0) return -EINVAL;
 	return 0;
 }
 
@@ -173,7 +174,8 @@ int conf_load(const char *dir, struct conf *ret, struct err *e)
 int conf_store(const char *dir, const struct conf *c, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/agent.json", dir), *ca = str_printf("%s/ca.pem", dir), *text = NULL;
-	_cleanup_json_ json_t *o = json_pack("{s:s, s:s, s:s}", "center", c->center, "source", c->source, "secret", c->secret);
+	_cleanup_json_ json_t *o =
+	    json_pack("{s:s, s:s, s:s}", "center", c->center, "source", c->source, "secret", c->secret);
 	json_t *disks = json_array();
 	int r;
 

@@ -147,8 +147,8 @@ static bool contents_mount_is(const struct track_mount *m, dev_t dev)
 
 	if (m->dev == dev)
 		return true;
-	return major(m->dev) == 0 && m->source[0] == '/' && strcmp(m->type, "btrfs") == 0 && stat(m->source, &st) == 0 &&
-	       S_ISBLK(st.st_mode) && st.st_rdev == dev;
+	return major(m->dev) == 0 && m->source[0] == '/' && strcmp(m->type, "btrfs") == 0 &&
+	       stat(m->source, &st) == 0 && S_ISBLK(st.st_mode) && st.st_rdev == dev;
 }
 
 /* The mounts of a device; *ret_used is statvfs' word, if it is mounted. */
@@ -164,9 +164,9 @@ static json_t *contents_mounts(struct contents *c, dev_t dev, uint64_t *ret_size
 		if (!contents_mount_is(m, dev))
 			continue;
 		c->mount_told[i] = true;
-		json_array_append_new(out, json_pack("{s:o, s:o, s:o, s:b}", "point", contents_string(m->point), "options",
-						     contents_string(m->options), "super_options", contents_string(m->super),
-						     "writable", m->writable));
+		json_array_append_new(out, json_pack("{s:o, s:o, s:o, s:b}", "point", contents_string(m->point),
+						     "options", contents_string(m->options), "super_options",
+						     contents_string(m->super), "writable", m->writable));
 		if (!*ret_mounted && statvfs(m->point, &vfs) == 0) {
 			*ret_mounted = true;
 			*ret_size = (uint64_t)vfs.f_blocks * vfs.f_frsize;
@@ -179,20 +179,33 @@ static json_t *contents_mounts(struct contents *c, dev_t dev, uint64_t *ret_size
 /* What the fs room doesn't read but the reports should name. */
 static const char *contents_magic(struct disk *d)
 {
-	static const struct { uint64_t off; const char *bytes; size_t len; const char *name; } magics[] = {
-		{0, "LUKS\xba\xbe", 6, "crypto_LUKS"},	 {4096, "\xfc\x4e\x2b\xa9", 4, "linux_raid_member"},
-		{0, "\xfc\x4e\x2b\xa9", 4, "linux_raid_member"}, {65600, "_BHRfS_M", 8, "btrfs"},
-		{3, "NTFS    ", 8, "ntfs"},		 {54, "FAT1", 4, "vfat"},
-		{82, "FAT32", 5, "vfat"},		 {3, "EXFAT   ", 8, "exfat"},
-		{1024, "\x10\x20\xf5\xf2", 4, "f2fs"},	 {32769, "CD001", 5, "iso9660"},
-		{65588, "ReIsEr", 6, "reiserfs"},	 {32768, "JFS1", 4, "jfs"},
-		{0, "hsqs", 4, "squashfs"},		 {0, "-FVE-FS-", 8, "bitlocker"},
-		{3, "-FVE-FS-", 8, "bitlocker"},	 {512, "LABELONE", 8, "LVM2_member"}};
+	static const struct {
+		uint64_t off;
+		const char *bytes;
+		size_t len;
+		const char *name;
+	} magics[] = {{0, "LUKS\xba\xbe", 6, "crypto_LUKS"},
+		      {4096, "\xfc\x4e\x2b\xa9", 4, "linux_raid_member"},
+		      {0, "\xfc\x4e\x2b\xa9", 4, "linux_raid_member"},
+		      {65600, "_BHRfS_M", 8, "btrfs"},
+		      {3, "NTFS    ", 8, "ntfs"},
+		      {54, "FAT1", 4, "vfat"},
+		      {82, "FAT32", 5, "vfat"},
+		      {3, "EXFAT   ", 8, "exfat"},
+		      {1024, "\x10\x20\xf5\xf2", 4, "f2fs"},
+		      {32769, "CD001", 5, "iso9660"},
+		      {65588, "ReIsEr", 6, "reiserfs"},
+		      {32768, "JFS1", 4, "jfs"},
+		      {0, "hsqs", 4, "squashfs"},
+		      {0, "-FVE-FS-", 8, "bitlocker"},
+		      {3, "-FVE-FS-", 8, "bitlocker"},
+		      {512, "LABELONE", 8, "LVM2_member"}};
 	char buf[16];
 
 	for (size_t i = 0; i < ARRAY_SIZE(magics); i++)
 		if (magics[i].off + magics[i].len <= d->size &&
-		    disk_read(d, buf, magics[i].len, magics[i].off, NULL) == 0 && memcmp(buf, magics[i].bytes, magics[i].len) == 0)
+		    disk_read(d, buf, magics[i].len, magics[i].off, NULL) == 0 &&
+		    memcmp(buf, magics[i].bytes, magics[i].len) == 0)
 			return magics[i].name;
 	return "unknown";
 }
@@ -207,7 +220,8 @@ static struct disk *contents_view(struct contents *c, const struct layout_volume
 		return NULL;
 	map = calloc(v->nmap, sizeof(*map));
 	for (size_t i = 0; map && i < v->nmap; i++)
-		map[i] = (struct disk_extent){v->map[i].logical, v->map[i].length, c->given[v->map[i].disk], v->map[i].offset};
+		map[i] = (struct disk_extent){v->map[i].logical, v->map[i].length, c->given[v->map[i].disk],
+					      v->map[i].offset};
 	if (!map || disk_view_new(v->name, map, v->nmap, &d, NULL) < 0)
 		return NULL;
 	return d;
@@ -226,13 +240,14 @@ static uint64_t contents_volume_size(const struct layout_volume *v)
 static void contents_book_free(struct contents *c, const struct layout_volume *v, uint64_t size, uint64_t bytes)
 {
 	for (size_t i = 0; size && i < v->nmap; i++)
-		c->free_bytes[c->index[v->map[i].disk]] += (uint64_t)((double)bytes * ((double)v->map[i].length / (double)size));
+		c->free_bytes[c->index[v->map[i].disk]] +=
+		    (uint64_t)((double)bytes * ((double)v->map[i].length / (double)size));
 }
 
 static json_t *contents_filesystem(const char *device, const char *type, const struct fs_info *info)
 {
-	return json_pack("{s:o, s:s, s:o, s:o, s:I, s:b, s:n, s:n}", "device", contents_string(device), "type", type, "uuid",
-			 contents_string(info->uuid), "label", contents_string(info->label), "block_size",
+	return json_pack("{s:o, s:s, s:o, s:o, s:I, s:b, s:n, s:n}", "device", contents_string(device), "type", type,
+			 "uuid", contents_string(info->uuid), "label", contents_string(info->label), "block_size",
 			 (json_int_t)info->block_size, "clean", info->clean, "size", "used");
 }
 
@@ -253,7 +268,8 @@ static json_t *contents_disk_names(const struct contents *c, const struct layout
 }
 
 /* Probes a volume that can be read; returns what it holds and adds a filesystem to the list. */
-static const char *contents_probe(struct contents *c, const struct layout_volume *v, const char *device, dev_t dev, bool known)
+static const char *contents_probe(struct contents *c, const struct layout_volume *v, const char *device, dev_t dev,
+				  bool known)
 {
 	_cleanup_(disk_closep) struct disk *view = contents_view(c, v);
 	uint64_t size = contents_volume_size(v), used = size, vfs_size = 0;
@@ -295,22 +311,24 @@ static json_t *contents_lv(struct contents *c, const struct layout_volume *v, co
 {
 	_cleanup_free_ char *path = str_printf("/dev/%s", v->name);
 
-	return json_pack("{s:s, s:o, s:o, s:o, s:I, s:o, s:b, s:s, s:o}", "kind", "lv", "name", contents_string(v->name), "path",
-			 path ? contents_string(path) : json_null(), "uuid", contents_string(v->uuid), "size",
-			 (json_int_t)contents_volume_size(v), "kernel_name", contents_string(kname), "linear", v->linear,
-			 "content", content, "disks", contents_disk_names(c, v));
+	return json_pack("{s:s, s:o, s:o, s:o, s:I, s:o, s:b, s:s, s:o}", "kind", "lv", "name",
+			 contents_string(v->name), "path", path ? contents_string(path) : json_null(), "uuid",
+			 contents_string(v->uuid), "size", (json_int_t)contents_volume_size(v), "kernel_name",
+			 contents_string(kname), "linear", v->linear, "content", content, "disks",
+			 contents_disk_names(c, v));
 }
 
-static json_t *contents_partition(const struct layout_volume *v, const char *kname, const char *content, uint32_t sector)
+static json_t *contents_partition(const struct layout_volume *v, const char *kname, const char *content,
+				  uint32_t sector)
 {
 	uint64_t start = v->nmap ? v->map[0].offset : 0;
 	_cleanup_free_ char *path = *kname ? str_printf("/dev/%s", kname) : NULL;
 
 	return json_pack("{s:I, s:o, s:o, s:I, s:I, s:I, s:o, s:o, s:s, s:b}", "number", (json_int_t)v->number, "name",
-			 contents_string(kname), "path", path ? contents_string(path) : json_null(), "start", (json_int_t)start,
-			 "start_sector", (json_int_t)(start / (sector ? sector : 512)), "size",
-			 (json_int_t)contents_volume_size(v), "type", contents_string(v->type), "uuid", contents_string(v->uuid),
-			 "content", content, "lvm", v->is_pv);
+			 contents_string(kname), "path", path ? contents_string(path) : json_null(), "start",
+			 (json_int_t)start, "start_sector", (json_int_t)(start / (sector ? sector : 512)), "size",
+			 (json_int_t)contents_volume_size(v), "type", contents_string(v->type), "uuid",
+			 contents_string(v->uuid), "content", content, "lvm", v->is_pv);
 }
 
 static void contents_volume(struct contents *c, const struct layout_volume *v, json_t *partitions[])
@@ -380,9 +398,10 @@ static void contents_add_mapped(struct contents *c, const char *kname)
 	if (!kind || !strtoull(size, NULL, 10))
 		return;
 	json_array_append_new(c->volumes,
-			      json_pack("{s:s, s:o, s:o, s:I, s:s, s:o, s:o}", "kind", kind, "name", contents_string(name), "uuid",
-					contents_string(uuid), "size", (json_int_t)(strtoull(size, NULL, 10) * 512), "kernel_name",
-					kname, "level", contents_string(contents_sysfs(kname, "md/level", level, sizeof(level))),
+			      json_pack("{s:s, s:o, s:o, s:I, s:s, s:o, s:o}", "kind", kind, "name",
+					contents_string(name), "uuid", contents_string(uuid), "size",
+					(json_int_t)(strtoull(size, NULL, 10) * 512), "kernel_name", kname, "level",
+					contents_string(contents_sysfs(kname, "md/level", level, sizeof(level))),
 					"members", contents_slaves(kname)));
 }
 
@@ -408,15 +427,18 @@ static void contents_other_mounts(struct contents *c)
 		struct stat st;
 		json_t *mounts;
 
-		if (c->mount_told[i] || (major(m->dev) == 0 && strcmp(m->type, "btrfs") != 0) || str_starts(m->source, "/dev/loop"))
+		if (c->mount_told[i] || (major(m->dev) == 0 && strcmp(m->type, "btrfs") != 0) ||
+		    str_starts(m->source, "/dev/loop"))
 			continue;
-		mounts = contents_mounts(c, major(m->dev) || stat(m->source, &st) < 0 ? m->dev : st.st_rdev, &size, &used, &mounted);
+		mounts = contents_mounts(c, major(m->dev) || stat(m->source, &st) < 0 ? m->dev : st.st_rdev, &size,
+					 &used, &mounted);
 		json_array_append_new(c->filesystems,
 				      json_pack("{s:o, s:o, s:n, s:n, s:n, s:o, s:o, s:n, s:o, s:n}", "device",
-						contents_string(m->source), "type", contents_string(m->type), "uuid", "label",
-						"block_size", "size", mounted ? json_integer((json_int_t)size) : json_null(), "used",
-						mounted ? json_integer((json_int_t)used) : json_null(), "understood", "mounts",
-						mounts, "disks"));
+						contents_string(m->source), "type", contents_string(m->type), "uuid",
+						"label", "block_size", "size",
+						mounted ? json_integer((json_int_t)size) : json_null(), "used",
+						mounted ? json_integer((json_int_t)used) : json_null(), "understood",
+						"mounts", mounts, "disks"));
 	}
 }
 
@@ -432,9 +454,10 @@ static json_t *contents_swaps(void)
 		return out;
 	for (const char *p = strchr(text, '\n'); p && *++p; p = strchr(p, '\n'))
 		if (sscanf(p, "%255s %31s %lu %lu", path, type, &size, &used) == 4)
-			json_array_append_new(out, json_pack("{s:o, s:o, s:I, s:I}", "path", contents_string(path), "type",
-							     contents_string(type), "size", (json_int_t)(size * KIB), "used",
-							     (json_int_t)(used * KIB)));
+			json_array_append_new(out,
+					      json_pack("{s:o, s:o, s:I, s:I}", "path", contents_string(path), "type",
+							contents_string(type), "size", (json_int_t)(size * KIB), "used",
+							(json_int_t)(used * KIB)));
 	return out;
 }
 
@@ -476,8 +499,8 @@ static json_t *contents_aliases(const struct agent_disk *d)
 		for (struct dirent *de; dp && json_array_size(out) < CONTENTS_ALIASES_MAX && (de = readdir(dp));) {
 			_cleanup_free_ char *path = str_printf("%s/%s", dirs[i], de->d_name);
 
-			if (path && de->d_name[0] != '.' && strlen(path) < 256 && stat(path, &st) == 0 && S_ISBLK(st.st_mode) &&
-			    st.st_rdev == disk.st_rdev)
+			if (path && de->d_name[0] != '.' && strlen(path) < 256 && stat(path, &st) == 0 &&
+			    S_ISBLK(st.st_mode) && st.st_rdev == disk.st_rdev)
 				json_array_append_new(out, contents_string(path));
 		}
 		if (dp)
@@ -496,13 +519,13 @@ static json_t *contents_disk(const struct contents *c, size_t i, json_t *partiti
 			table = c->layout->disks[k].table;
 			uuid = c->layout->disks[k].uuid;
 		}
-	return json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:b, s:b, s:s?, s:o, s:O, s:o}", "name", d->name, "path", d->path,
-			 "aliases", contents_aliases(d),
-			 "size", (json_int_t)d->size, "logical_sector", (json_int_t)d->logical, "physical_sector",
-			 (json_int_t)d->physical, "model", contents_string(d->model), "serial", contents_string(d->serial),
-			 "rotational", d->rotational, "read_only", d->read_only, "table", table, "table_uuid",
-			 contents_string(uuid), "partitions", partitions, "used",
-			 c->open[i] ? json_integer((json_int_t)(d->size - MIN(c->free_bytes[i], d->size))) : json_null());
+	return json_pack(
+	    "{s:s, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:b, s:b, s:s?, s:o, s:O, s:o}", "name", d->name, "path", d->path,
+	    "aliases", contents_aliases(d), "size", (json_int_t)d->size, "logical_sector", (json_int_t)d->logical,
+	    "physical_sector", (json_int_t)d->physical, "model", contents_string(d->model), "serial",
+	    contents_string(d->serial), "rotational", d->rotational, "read_only", d->read_only, "table", table,
+	    "table_uuid", contents_string(uuid), "partitions", partitions, "used",
+	    c->open[i] ? json_integer((json_int_t)(d->size - MIN(c->free_bytes[i], d->size))) : json_null());
 }
 
 static void contents_layout(struct contents *c, json_t *partitions[])

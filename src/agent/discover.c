@@ -77,13 +77,16 @@ static void discover_show_disks(const json_t *disks)
 	size_t i, k;
 
 	printf("\nDisks\n");
-	json_array_foreach(disks, i, d) {
-		printf("  %-14s %10s  %-5s used %-10s %s %s\n", discover_text(d, "path"), discover_bytes(d, "size", size, sizeof(size)),
-		       discover_text(d, "table"), discover_bytes(d, "used", used, sizeof(used)), discover_text(d, "model"),
+	json_array_foreach(disks, i, d)
+	{
+		printf("  %-14s %10s  %-5s used %-10s %s %s\n", discover_text(d, "path"),
+		       discover_bytes(d, "size", size, sizeof(size)), discover_text(d, "table"),
+		       discover_bytes(d, "used", used, sizeof(used)), discover_text(d, "model"),
 		       discover_text(d, "serial"));
 		json_array_foreach(json_object_get(d, "partitions"), k, p)
-			printf("    %3" JSON_INTEGER_FORMAT " %-8s %10s  %s\n", json_integer_value(json_object_get(p, "number")),
-			       discover_text(p, "name"), discover_bytes(p, "size", size, sizeof(size)), discover_text(p, "content"));
+		    printf("    %3" JSON_INTEGER_FORMAT " %-8s %10s  %s\n",
+			   json_integer_value(json_object_get(p, "number")), discover_text(p, "name"),
+			   discover_bytes(p, "size", size, sizeof(size)), discover_text(p, "content"));
 	}
 }
 
@@ -96,8 +99,8 @@ static void discover_show_volumes(const json_t *volumes)
 	if (json_array_size(volumes))
 		printf("\nVolumes\n");
 	json_array_foreach(volumes, i, v)
-		printf("  %-9s %-24s %10s  %s\n", discover_text(v, "kind"), discover_text(v, "name"),
-		       discover_bytes(v, "size", size, sizeof(size)), discover_text(v, "content"));
+	    printf("  %-9s %-24s %10s  %s\n", discover_text(v, "kind"), discover_text(v, "name"),
+		   discover_bytes(v, "size", size, sizeof(size)), discover_text(v, "content"));
 }
 
 static void discover_show_filesystems(const json_t *list)
@@ -108,9 +111,9 @@ static void discover_show_filesystems(const json_t *list)
 
 	printf("\nFilesystems\n");
 	json_array_foreach(list, i, f)
-		printf("  %-20s %-8s %10s  used %-10s %s\n", discover_text(f, "device"), discover_text(f, "type"),
-		       discover_bytes(f, "size", size, sizeof(size)), discover_bytes(f, "used", used, sizeof(used)),
-		       discover_text(json_array_get(json_object_get(f, "mounts"), 0), "point"));
+	    printf("  %-20s %-8s %10s  used %-10s %s\n", discover_text(f, "device"), discover_text(f, "type"),
+		   discover_bytes(f, "size", size, sizeof(size)), discover_bytes(f, "used", used, sizeof(used)),
+		   discover_text(json_array_get(json_object_get(f, "mounts"), 0), "point"));
 }
 
 static void discover_show_network(const json_t *net)
@@ -119,15 +122,17 @@ static void discover_show_network(const json_t *net)
 	size_t i, k;
 
 	printf("\nNetwork\n");
-	json_array_foreach(json_object_get(net, "interfaces"), i, one) {
-		printf("  %-12s %-9s %-17s", discover_text(one, "name"), discover_text(one, "state"), discover_text(one, "mac"));
+	json_array_foreach(json_object_get(net, "interfaces"), i, one)
+	{
+		printf("  %-12s %-9s %-17s", discover_text(one, "name"), discover_text(one, "state"),
+		       discover_text(one, "mac"));
 		json_array_foreach(json_object_get(one, "addresses"), k, a)
-			printf(" %s/%" JSON_INTEGER_FORMAT, discover_text(a, "address"),
-			       json_integer_value(json_object_get(a, "prefix")));
+		    printf(" %s/%" JSON_INTEGER_FORMAT, discover_text(a, "address"),
+			   json_integer_value(json_object_get(a, "prefix")));
 		printf("\n");
 	}
 	json_array_foreach(json_object_get(net, "default_routes"), i, one)
-		printf("  default via %s on %s\n", discover_text(one, "gateway"), discover_text(one, "interface"));
+	    printf("  default via %s on %s\n", discover_text(one, "gateway"), discover_text(one, "interface"));
 }
 
 static void discover_show(const json_t *o)
@@ -137,8 +142,9 @@ static void discover_show(const json_t *o)
 	json_t *w;
 	size_t i;
 
-	printf("%s: %s, kernel %s (%s)\n", discover_text(o, "hostname"), discover_text(json_object_get(o, "os"), "pretty_name"),
-	       discover_text(o, "kernel"), discover_text(o, "arch"));
+	printf("%s: %s, kernel %s (%s)\n", discover_text(o, "hostname"),
+	       discover_text(json_object_get(o, "os"), "pretty_name"), discover_text(o, "kernel"),
+	       discover_text(o, "arch"));
 	printf("boots by %s, loader %s, virtualization %s\n", discover_text(json_object_get(o, "boot"), "mode"),
 	       discover_text(json_object_get(o, "boot"), "loader"), discover_text(o, "virtualization"));
 	printf("%" JSON_INTEGER_FORMAT " CPUs, %s; memory %s\n", json_integer_value(json_object_get(cpu, "count")),
@@ -148,7 +154,7 @@ static void discover_show(const json_t *o)
 	discover_show_filesystems(json_object_get(o, "filesystems"));
 	discover_show_network(json_object_get(o, "network"));
 	json_array_foreach(json_object_get(o, "warnings"), i, w)
-		printf("%swarning: %s\n", i ? "" : "\n", json_string_value(w));
+	    printf("%swarning: %s\n", i ? "" : "\n", json_string_value(w));
 }
 
 int agent_discover(void *options, int argc, char **argv)

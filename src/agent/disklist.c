@@ -83,7 +83,8 @@ static void disklist_fill(const char *name, struct agent_disk *d)
 /* Devices that are no disk of their own: made from others, from memory, or media one takes out. */
 static bool disklist_is_real(const char *name)
 {
-	static const char *const others[] = {"loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd", "mtdblock", "zd", "drbd", "bcache"};
+	static const char *const others[] = {"loop", "ram", "zram",     "sr", "fd",   "dm-",
+					     "md",   "nbd", "mtdblock", "zd", "drbd", "bcache"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
 		if (str_starts(name, others[i]))
@@ -168,7 +169,8 @@ int disklist_parts(const struct agent_disk *d, struct disklist_part *out, size_t
 		_cleanup_free_ char *file = str_printf("%s/partition", de->d_name);
 		uint64_t number;
 
-		if (de->d_name[0] == '.' || !str_starts(de->d_name, d->name) || strlen(de->d_name) >= sizeof(out->name) || !file)
+		if (de->d_name[0] == '.' || !str_starts(de->d_name, d->name) ||
+		    strlen(de->d_name) >= sizeof(out->name) || !file)
 			continue;
 		number = disklist_number(d->name, file);
 		if (!number)

@@ -1,4 +1,5 @@
-/* Makes this server a source of a center: proves the center by the code's fingerprint, us by its secret, and installs. */
+/* Makes this server a source of a center: proves the center by the code's fingerprint, us by its secret, and installs.
+ */
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <openssl/pem.h>
@@ -34,7 +35,8 @@ static int enroll_read_code(const char *given, char out[ENROLL_CODE_MAX], struct
 		if (!given && isatty(STDIN_FILENO))
 			fprintf(stderr, "Activation code: ");
 		if (!fgets(out, ENROLL_CODE_MAX, stdin))
-			return err_set(e, -EINVAL, "no activation code given (use --code, REPLANT_CODE or standard input)");
+			return err_set(e, -EINVAL,
+				       "no activation code given (use --code, REPLANT_CODE or standard input)");
 		out[strcspn(out, "\r\n")] = '\0';
 	}
 	unsetenv("REPLANT_CODE"); /* not for our children */
@@ -162,7 +164,8 @@ static int enroll_install(const struct agent_options *o, struct err *e)
 	if (service_systemd())
 		printf("the service %s is running\n", AGENT_UNIT);
 	else
-		printf("systemd is not running here: start it with '%s run' (systemd will at the next boot)\n", AGENT_PROGRAM);
+		printf("systemd is not running here: start it with '%s run' (systemd will at the next boot)\n",
+		       AGENT_PROGRAM);
 	return 0;
 }
 
@@ -194,7 +197,9 @@ static int enroll(const struct agent_options *o, struct err *e)
 	if (r < 0)
 		return r;
 	if (!*json_string_value(json_object_get(inventory, "machine_id")))
-		return err_set(e, -ENOENT, "this server has no machine id (no /etc/machine-id; 'systemd-machine-id-setup' makes one)");
+		return err_set(
+		    e, -ENOENT,
+		    "this server has no machine id (no /etc/machine-id; 'systemd-machine-id-setup' makes one)");
 	if (enroll_still_known(o->config_dir, &code, &c)) {
 		r = conf_store(o->config_dir, &c, e);
 		if (r < 0)

@@ -1,7 +1,7 @@
 /*
- * HTTPS to one center: libevent's HTTP client over its OpenSSL stream and its own DNS resolver, so that nothing here needs
- * a shared library or glibc's name service. One call at a time; the connection stays open between calls and is made anew
- * when it turns out to be closed.
+ * HTTPS to one center: libevent's HTTP client over its OpenSSL stream and its own DNS resolver, so that nothing here
+ * needs a shared library or glibc's name service. One call at a time; the connection stays open between calls and is
+ * made anew when it turns out to be closed.
  *
  * Whom we trust is one certificate: the center's CA, kept since enrolment, or on first contact the certificate of the
  * presented chain whose SHA-256 is in the activation code. The system's own authorities play no part.
@@ -51,7 +51,7 @@ struct http {
 	char address[64]; /* the one of the host's that is tried */
 	struct evhttp_connection *con;
 	struct bufferevent *bev; /* owned by con */
-	bool closed;		 /* the center closed con */
+	bool closed;             /* the center closed con */
 
 	/* of the call under way */
 	bool done, failed, late;
@@ -87,7 +87,7 @@ static int http_verify(X509_STORE_CTX *x, void *arg)
 {
 	struct http *h = arg;
 	X509 *ca = h->ca ? h->ca : http_find_ca(h, x);
-	STACK_OF(X509) *trusted;
+	STACK_OF(X509) * trusted;
 	int ok = 0;
 
 	h->not_listed = !ca;
@@ -114,24 +114,29 @@ static int http_explain_trust(struct http *h, struct err *e)
 
 	if (h->not_listed)
 		return err_set(e, -EKEYREJECTED,
-			       "'%s' is not the center of this activation code: none of its certificates has the fingerprint in the "
+			       "'%s' is not the center of this activation code: none of its certificates has the "
+			       "fingerprint in the "
 			       "code (is the address right? somebody may be in between)",
 			       host);
 	switch (h->verify_error) {
 	case X509_V_ERR_HOSTNAME_MISMATCH:
 	case X509_V_ERR_IP_ADDRESS_MISMATCH:
-		return err_set(e, -EKEYREJECTED,
-			       "the center's certificate does not name '%s' (use an address it names, or add this one with "
-			       "'replantd init --address')",
-			       host);
+		return err_set(
+		    e, -EKEYREJECTED,
+		    "the center's certificate does not name '%s' (use an address it names, or add this one with "
+		    "'replantd init --address')",
+		    host);
 	case X509_V_ERR_CERT_NOT_YET_VALID:
-		return err_set(e, -EKEYREJECTED, "the certificate of '%s' is not valid yet: is the clock of this server right?", host);
-	case X509_V_ERR_CERT_HAS_EXPIRED:
-		return err_set(e, -EKEYREJECTED, "the certificate of '%s' has expired: is the clock of this server right?", host);
-	default:
 		return err_set(e, -EKEYREJECTED,
-			       "'%s' can't prove to be the center: %s (was the center set up anew? somebody may be in between)", host,
-			       X509_verify_cert_error_string(h->verify_error));
+			       "the certificate of '%s' is not valid yet: is the clock of this server right?", host);
+	case X509_V_ERR_CERT_HAS_EXPIRED:
+		return err_set(e, -EKEYREJECTED,
+			       "the certificate of '%s' has expired: is the clock of this server right?", host);
+	default:
+		return err_set(
+		    e, -EKEYREJECTED,
+		    "'%s' can't prove to be the center: %s (was the center set up anew? somebody may be in between)",
+		    host, X509_verify_cert_error_string(h->verify_error));
 	}
 }
 
@@ -216,7 +221,8 @@ static int http_connect(struct http *h, struct err *e)
 	return 0;
 }
 
-int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fingerprint, struct http **ret, struct err *e)
+int http_new(const struct conf_url *url, const char *ca_pem, const uint8_t *fingerprint, struct http **ret,
+	     struct err *e)
 {
 	struct http *h = calloc(1, sizeof(*h));
 
@@ -271,8 +277,9 @@ static void http_on_lookup(int error, struct evutil_addrinfo *ai, void *arg)
 	l->done = true;
 	l->error = error;
 	for (struct evutil_addrinfo *a = ai; a && !error && l->out->n < HTTP_ADDRESSES_MAX; a = a->ai_next) {
-		const void *raw = a->ai_family == AF_INET6 ? (void *)&((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_addr
-							   : (void *)&((struct sockaddr_in *)(void *)a->ai_addr)->sin_addr;
+		const void *raw = a->ai_family == AF_INET6
+				      ? (void *)&((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_addr
+				      : (void *)&((struct sockaddr_in *)(void *)a->ai_addr)->sin_addr;
 
 		if (evutil_inet_ntop(a->ai_family, raw, l->out->text[l->out->n], sizeof(l->out->text[0])))
 			l->out->n++;
@@ -286,14 +293,16 @@ static const char *http_lookup_error(const struct http_lookup *l)
 {
 	if (!l->done || l->error == EVUTIL_EAI_AGAIN)
 		return "no name server answers";
-	if (l->error == EVUTIL_EAI_NONAME || l->error == EVUTIL_EAI_NODATA || l->error == EVUTIL_EAI_ADDRFAMILY || !l->error)
+	if (l->error == EVUTIL_EAI_NONAME || l->error == EVUTIL_EAI_NODATA || l->error == EVUTIL_EAI_ADDRFAMILY ||
+	    !l->error)
 		return "no such name";
 	return evutil_gai_strerror(l->error);
 }
 
 static int http_lookup_name(struct event_base *base, const char *host, struct http_addresses *out, struct err *e)
 {
-	const struct evutil_addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_protocol = IPPROTO_TCP};
+	const struct evutil_addrinfo hints = {
+	    .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_protocol = IPPROTO_TCP};
 	const struct timeval total = {.tv_sec = HTTP_TOTAL_SECONDS};
 	struct http_lookup l = {.base = base, .out = out};
 	struct evdns_base *dns = evdns_base_new(base, EVDNS_BASE_DISABLE_WHEN_INACTIVE);
@@ -308,7 +317,8 @@ static int http_lookup_name(struct event_base *base, const char *host, struct ht
 	}
 	evdns_base_free(dns, 1); /* a pending lookup is called back with an error */
 	if (!l.done || l.error || !out->n)
-		return err_set(e, -EHOSTUNREACH, "cannot find the address of '%s': %s (check the name, /etc/hosts and /etc/resolv.conf)",
+		return err_set(e, -EHOSTUNREACH,
+			       "cannot find the address of '%s': %s (check the name, /etc/hosts and /etc/resolv.conf)",
 			       host, http_lookup_error(&l));
 	return 0;
 }
@@ -435,8 +445,9 @@ static int http_try(struct http *h, const char *path, const char *bearer, const 
 	req = evhttp_request_new(http_on_answer, h);
 	timer = evtimer_new(h->base, http_on_late, h);
 	if (!req || !timer || http_headers(h, req, bearer) < 0 ||
-	    (body && (evhttp_add_header(evhttp_request_get_output_headers(req), "Content-Type", "application/json") < 0 ||
-		      evbuffer_add(evhttp_request_get_output_buffer(req), body, strlen(body)) < 0))) {
+	    (body &&
+	     (evhttp_add_header(evhttp_request_get_output_headers(req), "Content-Type", "application/json") < 0 ||
+	      evbuffer_add(evhttp_request_get_output_buffer(req), body, strlen(body)) < 0))) {
 		if (req)
 			evhttp_request_free(req);
 		if (timer)
@@ -465,15 +476,20 @@ static int http_explain(struct http *h, struct err *e)
 	if (h->verify_error != X509_V_OK || h->not_listed)
 		return http_explain_trust(h, e);
 	if (h->late || (h->failed && h->why == EVREQ_HTTP_TIMEOUT && !h->sock_errno))
-		return err_set(e, -ETIMEDOUT, "the center '%s' does not answer (is the port open in every firewall on the way?)", where);
+		return err_set(e, -ETIMEDOUT,
+			       "the center '%s' does not answer (is the port open in every firewall on the way?)",
+			       where);
 	if (h->why == EVREQ_HTTP_DATA_TOO_LONG)
-		return err_set(e, -EFBIG, "the answer of '%s' is larger than the %u bytes allowed", where, JSN_MAX_SIZE);
+		return err_set(e, -EFBIG, "the answer of '%s' is larger than the %u bytes allowed", where,
+			       JSN_MAX_SIZE);
 	if (h->why == EVREQ_HTTP_INVALID_HEADER)
 		return err_set(e, -EPROTO, "'%s' does not answer in HTTP", where);
 	if (h->ssl_error)
-		return err_set(e, -EPROTO, "no TLS connection with '%s': %s", where, ERR_reason_error_string(h->ssl_error));
+		return err_set(e, -EPROTO, "no TLS connection with '%s': %s", where,
+			       ERR_reason_error_string(h->ssl_error));
 	if (h->sock_errno == ENOTCONN || h->sock_errno == ECONNREFUSED)
-		return err_set(e, -ECONNREFUSED, "cannot connect to the center '%s' (is it running? does a firewall refuse?)", where);
+		return err_set(e, -ECONNREFUSED,
+			       "cannot connect to the center '%s' (is it running? does a firewall refuse?)", where);
 	if (h->sock_errno && h->sock_errno != EAGAIN && h->sock_errno != EINPROGRESS) {
 		errno = h->sock_errno;
 		return err_sys(e, "cannot reach the center '%s'", where);
@@ -497,7 +513,8 @@ static int http_try_new(struct http *h, const char *path, const char *bearer, co
 		http_drop(h);
 		memcpy(h->address, a.text[i], sizeof(h->address));
 		r = http_try(h, path, bearer, body, e);
-		if (r != -EIO || h->verify_error != X509_V_OK || h->ssl_error || (h->why != EVREQ_HTTP_EOF && h->why != EVREQ_HTTP_TIMEOUT))
+		if (r != -EIO || h->verify_error != X509_V_OK || h->ssl_error ||
+		    (h->why != EVREQ_HTTP_EOF && h->why != EVREQ_HTTP_TIMEOUT))
 			break; /* this is the center, or claims to be */
 	}
 	return r == -EIO ? http_explain(h, e) : r;

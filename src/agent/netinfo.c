@@ -19,8 +19,9 @@
 
 static int netinfo_prefix(const struct sockaddr *mask)
 {
-	const uint8_t *p = mask->sa_family == AF_INET6 ? (const uint8_t *)&((const struct sockaddr_in6 *)(const void *)mask)->sin6_addr
-						       : (const uint8_t *)&((const struct sockaddr_in *)(const void *)mask)->sin_addr;
+	const uint8_t *p = mask->sa_family == AF_INET6
+			       ? (const uint8_t *)&((const struct sockaddr_in6 *)(const void *)mask)->sin6_addr
+			       : (const uint8_t *)&((const struct sockaddr_in *)(const void *)mask)->sin_addr;
 	size_t n = mask->sa_family == AF_INET6 ? 16 : 4;
 	int bits = 0;
 
@@ -32,14 +33,14 @@ static int netinfo_prefix(const struct sockaddr *mask)
 static json_t *netinfo_address(const struct ifaddrs *a)
 {
 	const void *raw = a->ifa_addr->sa_family == AF_INET6
-				  ? (const void *)&((const struct sockaddr_in6 *)(const void *)a->ifa_addr)->sin6_addr
-				  : (const void *)&((const struct sockaddr_in *)(const void *)a->ifa_addr)->sin_addr;
+			      ? (const void *)&((const struct sockaddr_in6 *)(const void *)a->ifa_addr)->sin6_addr
+			      : (const void *)&((const struct sockaddr_in *)(const void *)a->ifa_addr)->sin_addr;
 	char text[INET6_ADDRSTRLEN];
 
 	if (!inet_ntop(a->ifa_addr->sa_family, raw, text, sizeof(text)))
 		return NULL;
-	return json_pack("{s:s, s:s, s:i}", "family", a->ifa_addr->sa_family == AF_INET6 ? "inet6" : "inet", "address", text,
-			 "prefix", a->ifa_netmask ? netinfo_prefix(a->ifa_netmask) : 0);
+	return json_pack("{s:s, s:s, s:i}", "family", a->ifa_addr->sa_family == AF_INET6 ? "inet6" : "inet", "address",
+			 text, "prefix", a->ifa_netmask ? netinfo_prefix(a->ifa_netmask) : 0);
 }
 
 static json_t *netinfo_addresses(const struct ifaddrs *list, const char *name)
@@ -133,12 +134,13 @@ static void netinfo_routes4(json_t *out)
 	for (const char *p = text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
 		struct in_addr a;
 
-		if (sscanf(p, "%15s %x %x %x %*d %*u %u %x", name, &dest, &gw, &flags, &metric, &mask) != 6 || dest || mask)
+		if (sscanf(p, "%15s %x %x %x %*d %*u %u %x", name, &dest, &gw, &flags, &metric, &mask) != 6 || dest ||
+		    mask)
 			continue;
 		a.s_addr = gw;
 		inet_ntop(AF_INET, &a, gateway, sizeof(gateway));
-		json_array_append_new(out, json_pack("{s:s, s:s, s:s, s:I}", "family", "inet", "gateway", gateway, "interface",
-						     name, "metric", (json_int_t)metric));
+		json_array_append_new(out, json_pack("{s:s, s:s, s:s, s:I}", "family", "inet", "gateway", gateway,
+						     "interface", name, "metric", (json_int_t)metric));
 	}
 }
 
@@ -154,8 +156,9 @@ static void netinfo_routes6(json_t *out)
 	for (const char *p = text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
 		struct in6_addr a;
 
-		if (sscanf(p, "%32s %x %*s %*x %32s %x %*x %*x %x %15s", dest, &len, hop, &metric, &flags, name) != 6 || len ||
-		    strspn(dest, "0") != 32 || !(flags & 2 /* RTF_GATEWAY */) || str_unhex(hop, &a, sizeof(a)) < 0)
+		if (sscanf(p, "%32s %x %*s %*x %32s %x %*x %*x %x %15s", dest, &len, hop, &metric, &flags, name) != 6 ||
+		    len || strspn(dest, "0") != 32 || !(flags & 2 /* RTF_GATEWAY */) ||
+		    str_unhex(hop, &a, sizeof(a)) < 0)
 			continue;
 		inet_ntop(AF_INET6, &a, gateway, sizeof(gateway));
 		json_array_append_new(out, json_pack("{s:s, s:s, s:s, s:I}", "family", "inet6", "gateway", gateway,
@@ -173,7 +176,10 @@ static void netinfo_resolvers(json_t *dns, json_t *search)
 		return;
 	for (line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
 		char *words = NULL, *word = strtok_r(line, " \t", &words);
-		json_t *into = !word ? NULL : strcmp(word, "nameserver") == 0 ? dns : strcmp(word, "search") == 0 ? search : NULL;
+		json_t *into = !word                             ? NULL
+			       : strcmp(word, "nameserver") == 0 ? dns
+			       : strcmp(word, "search") == 0     ? search
+								 : NULL;
 
 		while (into && (word = strtok_r(NULL, " \t", &words)) && json_array_size(into) < 32)
 			json_array_append_new(into, json_string(word));
@@ -188,6 +194,6 @@ int netinfo_add(json_t *inventory)
 	netinfo_routes6(routes);
 	netinfo_resolvers(dns, search);
 	return json_object_set_new(inventory, "network",
-				   json_pack("{s:o, s:o, s:o, s:o}", "interfaces", netinfo_interfaces(), "default_routes", routes,
-					     "dns", dns, "search", search));
+				   json_pack("{s:o, s:o, s:o, s:o}", "interfaces", netinfo_interfaces(),
+					     "default_routes", routes, "dns", dns, "search", search));
 }

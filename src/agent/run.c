@@ -4,8 +4,8 @@
  * thread does the task.
  *
  * Threads: the loop and the worker share struct run under `lock`. The *gate*: whoever touches files, logs or talks HTTP
- * passes it; while filesystems are frozen it is closed, because any of that could wait for a frozen filesystem, and with it
- * the thaw. Lock order: none, `lock` is the only one, and it is never held over I/O.
+ * passes it; while filesystems are frozen it is closed, because any of that could wait for a frozen filesystem, and
+ * with it the thaw. Lock order: none, `lock` is the only one, and it is never held over I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +38,7 @@
 
 #define RUN_INVENTORY_SECONDS 600.0
 #define RUN_ACTIVE_SECONDS    2.0 /* between syncs while a task is at work */
-#define RUN_BACKOFF_MAX	      30.0
+#define RUN_BACKOFF_MAX       30.0
 
 enum run_state { RUN_SENDING, RUN_DONE, RUN_FAILED };
 
@@ -63,9 +63,9 @@ struct run {
 	struct stream_progress progress;
 	struct err error;
 	json_t *result;
-	char *unfrozen;		   /* "/boot/efi,..." that could not be frozen */
+	char *unfrozen;            /* "/boot/efi,..." that could not be frozen */
 	struct track_guard *guard; /* the worker's alone, as are: */
-	char **mounts;		   /* what it holds */
+	char **mounts;             /* what it holds */
 	size_t nmounts;
 	char **disk_paths;
 	size_t ndisks;
@@ -173,7 +173,8 @@ static int run_freeze(void *arg, double limit, struct err *e)
 	char *unfrozen = NULL;
 	int rc;
 
-	run_log(r, LOG_LEVEL_INFO, "freezing the filesystems, expected %.1f s, at most %.1f s", r->expected_freeze, limit);
+	run_log(r, LOG_LEVEL_INFO, "freezing the filesystems, expected %.1f s, at most %.1f s", r->expected_freeze,
+		limit);
 	run_quiet(r);
 	rc = run_hold(r, limit, &unfrozen, e);
 	if (rc < 0) {
@@ -270,10 +271,11 @@ static int run_choose_disks(struct run *r, struct err *e)
 		if (stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
 			return err_set(e, -ENODEV, "this server has no disk '%s'", path);
 		if (!run_may_send(r, st.st_rdev))
-			return err_set(e, -EPERM,
-				       "disk '%s' is not among those chosen when this server was enrolled; enrol it again with "
-				       "that disk",
-				       path);
+			return err_set(
+			    e, -EPERM,
+			    "disk '%s' is not among those chosen when this server was enrolled; enrol it again with "
+			    "that disk",
+			    path);
 		r->disk_paths[i] = strdup(path);
 		if (!r->disk_paths[i])
 			return err_nomem(e);
@@ -372,7 +374,8 @@ static void *run_thread(void *arg)
 	int rc = run_work(r, &e);
 
 	run_let_go(r); /* should the sender have left without thawing */
-	run_log(r, rc < 0 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "run '%s': %s", r->task.run, rc < 0 ? e.msg : "all was sent");
+	run_log(r, rc < 0 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "run '%s': %s", r->task.run,
+		rc < 0 ? e.msg : "all was sent");
 	pthread_mutex_lock(&r->lock);
 	r->error = e;
 	r->state = rc < 0 ? RUN_FAILED : RUN_DONE;
@@ -423,7 +426,8 @@ static json_t *run_task_report(struct run *r)
 	if (!r->has_worker)
 		return NULL;
 	pthread_mutex_lock(&r->lock);
-	o = json_pack("{s:s, s:s, s:o}", "run", r->task.run, "state", states[r->state], "progress", task_progress(&r->progress));
+	o = json_pack("{s:s, s:s, s:o}", "run", r->task.run, "state", states[r->state], "progress",
+		      task_progress(&r->progress));
 	if (o && r->state == RUN_FAILED)
 		json_object_set_new(o, "error", task_error(&r->error));
 	if (o && r->result)
@@ -439,7 +443,8 @@ static bool run_wants_inventory(const struct run *r)
 
 static json_t *run_request(struct run *r, bool inventory)
 {
-	json_t *o = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id", r->boot_id), *task, *list = NULL;
+	json_t *o = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id", r->boot_id), *task,
+	       *list = NULL;
 
 	if (o && inventory && discover_inventory((const char *const *)r->conf.disks, r->conf.ndisks, &list, NULL) == 0)
 		json_object_set_new(o, "inventory", list);
@@ -462,7 +467,8 @@ static int run_exchange(struct run *r, struct task_reply *ret, struct err *e)
 	if (rc < 0)
 		return rc;
 	if (status == 401)
-		return err_set(e, -EACCES, "the center does not know this server any more: enrol it again with a new code");
+		return err_set(e, -EACCES,
+			       "the center does not know this server any more: enrol it again with a new code");
 	if (status >= 400)
 		return http_refusal(status, answer, e);
 	if (inventory)
@@ -477,9 +483,9 @@ static void run_write_state(struct run *r)
 	_cleanup_json_ json_t *o = NULL;
 	json_t *task = run_task_report(r);
 
-	o = json_pack("{s:s, s:s, s:s, s:i, s:b, s:f, s:s*, s:o}", "version", REPLANT_VERSION, "center", r->conf.center, "source",
-		      r->conf.source, "pid", (int)getpid(), "connected", !r->failures, "last_sync", r->last_sync, "error",
-		      r->failures ? r->trouble : NULL, "task", task ? task : json_null());
+	o = json_pack("{s:s, s:s, s:s, s:i, s:b, s:f, s:s*, s:o}", "version", REPLANT_VERSION, "center", r->conf.center,
+		      "source", r->conf.source, "pid", (int)getpid(), "connected", !r->failures, "last_sync",
+		      r->last_sync, "error", r->failures ? r->trouble : NULL, "task", task ? task : json_null());
 	text = o ? jsn_text(o) : NULL;
 	if (path && text)
 		io_write_file_atomic(path, text, strlen(text), 0644, NULL);
@@ -543,7 +549,8 @@ static void run_sync(struct run *r)
 	}
 }
 
-/* Seconds to the next sync: what the center asked for, less while a task runs, more after failures, never in step with others. */
+/* Seconds to the next sync: what the center asked for, less while a task runs, more after failures, never in step with
+ * others. */
 static double run_pause(const struct run *r)
 {
 	double pause = r->interval, jitter;
@@ -657,7 +664,8 @@ static int run_service(struct run *r, struct err *e)
 
 int agent_run(void *options, int argc, char **argv)
 {
-	struct run r = {.opts = options, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER, .wake = -1};
+	struct run r = {
+	    .opts = options, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER, .wake = -1};
 	struct err e = {0};
 	int rc;
 

@@ -1,4 +1,5 @@
-/* What the machine and its system are: from /proc, /sys and /etc, nothing else. Whatever is missing is left out or null. */
+/* What the machine and its system are: from /proc, /sys and /etc, nothing else. Whatever is missing is left out or
+ * null. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -61,9 +62,14 @@ static size_t sysinfo_os_value(const char *p, const char *end, char *out, size_t
 
 json_t *sysinfo_os_parse(const char *text)
 {
-	static const struct { const char *name, *key; } keys[] = {
-		{"ID=", "id"}, {"ID_LIKE=", "id_like"}, {"NAME=", "name"}, {"VERSION_ID=", "version_id"},
-		{"VERSION_CODENAME=", "codename"}, {"PRETTY_NAME=", "pretty_name"}};
+	static const struct {
+		const char *name, *key;
+	} keys[] = {{"ID=", "id"},
+		    {"ID_LIKE=", "id_like"},
+		    {"NAME=", "name"},
+		    {"VERSION_ID=", "version_id"},
+		    {"VERSION_CODENAME=", "codename"},
+		    {"PRETTY_NAME=", "pretty_name"}};
 	json_t *o = json_object();
 	char value[256];
 
@@ -137,8 +143,8 @@ static json_t *sysinfo_cpu(bool *ret_hypervisor)
 	}
 	if (getloadavg(load, 3) != 3)
 		load[0] = load[1] = load[2] = 0;
-	return json_pack("{s:i, s:o, s:[f,f,f]}", "count", (int)sysconf(_SC_NPROCESSORS_ONLN), "model", sysinfo_string(model),
-			 "load", load[0], load[1], load[2]);
+	return json_pack("{s:i, s:o, s:[f,f,f]}", "count", (int)sysconf(_SC_NPROCESSORS_ONLN), "model",
+			 sysinfo_string(model), "load", load[0], load[1], load[2]);
 }
 
 /* 1 on, 0 off, -1 unknown. The variable is four bytes of attributes and one of value. */
@@ -147,7 +153,8 @@ static int sysinfo_secure_boot(void)
 	_cleanup_free_ char *data = NULL;
 	size_t len;
 
-	if (io_read_file("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", 64, &data, &len, NULL) < 0)
+	if (io_read_file("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", 64, &data, &len,
+			 NULL) < 0)
 		return -1;
 	return len == 5 ? data[4] == 1 : -1;
 }
@@ -155,11 +162,16 @@ static int sysinfo_secure_boot(void)
 /* Which boot loader's configuration lies here; a hint, no promise. */
 static const char *sysinfo_loader(void)
 {
-	static const struct { const char *path, *name; } loaders[] = {
-		{"/boot/grub/grub.cfg", "grub"},      {"/boot/grub2/grub.cfg", "grub2"},
-		{"/boot/loader/entries", "systemd-boot"}, {"/efi/loader/entries", "systemd-boot"},
-		{"/boot/efi/loader/entries", "systemd-boot"}, {"/boot/extlinux/extlinux.conf", "extlinux"},
-		{"/boot/syslinux/syslinux.cfg", "syslinux"}, {"/etc/lilo.conf", "lilo"}};
+	static const struct {
+		const char *path, *name;
+	} loaders[] = {{"/boot/grub/grub.cfg", "grub"},
+		       {"/boot/grub2/grub.cfg", "grub2"},
+		       {"/boot/loader/entries", "systemd-boot"},
+		       {"/efi/loader/entries", "systemd-boot"},
+		       {"/boot/efi/loader/entries", "systemd-boot"},
+		       {"/boot/extlinux/extlinux.conf", "extlinux"},
+		       {"/boot/syslinux/syslinux.cfg", "syslinux"},
+		       {"/etc/lilo.conf", "lilo"}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(loaders); i++)
 		if (access(loaders[i].path, F_OK) == 0)
@@ -178,13 +190,25 @@ static json_t *sysinfo_boot(void)
 /* What kind of machine this is, by its firmware's own words. */
 static const char *sysinfo_virtualization(const char *vendor, const char *product, bool hypervisor)
 {
-	static const struct { const char *word, *name; } known[] = {
-		{"QEMU", "qemu"},	    {"KVM", "kvm"},		 {"VMware", "vmware"},
-		{"innotek", "virtualbox"},  {"VirtualBox", "virtualbox"}, {"Xen", "xen"},
-		{"Microsoft", "hyper-v"},   {"Amazon EC2", "amazon"},	 {"Google", "google"},
-		{"Alibaba", "alibaba"},	    {"OpenStack", "openstack"},	 {"DigitalOcean", "digitalocean"},
-		{"Hetzner", "hetzner"},	    {"Nutanix", "nutanix"},	 {"Bochs", "bochs"},
-		{"Parallels", "parallels"}, {"oVirt", "ovirt"}};
+	static const struct {
+		const char *word, *name;
+	} known[] = {{"QEMU", "qemu"},
+		     {"KVM", "kvm"},
+		     {"VMware", "vmware"},
+		     {"innotek", "virtualbox"},
+		     {"VirtualBox", "virtualbox"},
+		     {"Xen", "xen"},
+		     {"Microsoft", "hyper-v"},
+		     {"Amazon EC2", "amazon"},
+		     {"Google", "google"},
+		     {"Alibaba", "alibaba"},
+		     {"OpenStack", "openstack"},
+		     {"DigitalOcean", "digitalocean"},
+		     {"Hetzner", "hetzner"},
+		     {"Nutanix", "nutanix"},
+		     {"Bochs", "bochs"},
+		     {"Parallels", "parallels"},
+		     {"oVirt", "ovirt"}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
 		if (strstr(vendor, known[i].word) || strstr(product, known[i].word))
@@ -200,14 +224,17 @@ static int sysinfo_add_machine(json_t *o, bool hypervisor)
 
 	sysinfo_line("/sys/class/dmi/id/sys_vendor", vendor, sizeof(vendor));
 	sysinfo_line("/sys/class/dmi/id/product_name", product, sizeof(product));
-	json_object_set_new(o, "machine",
-			    json_pack("{s:o, s:o}", "vendor", sysinfo_string(vendor), "product", sysinfo_string(product)));
-	return json_object_set_new(o, "virtualization", json_string(sysinfo_virtualization(vendor, product, hypervisor)));
+	json_object_set_new(
+	    o, "machine",
+	    json_pack("{s:o, s:o}", "vendor", sysinfo_string(vendor), "product", sysinfo_string(product)));
+	return json_object_set_new(o, "virtualization",
+				   json_string(sysinfo_virtualization(vendor, product, hypervisor)));
 }
 
 static void sysinfo_machine_id(char *buf, size_t size)
 {
-	static const char *const paths[] = {"/etc/machine-id", "/var/lib/dbus/machine-id", "/sys/class/dmi/id/product_uuid"};
+	static const char *const paths[] = {"/etc/machine-id", "/var/lib/dbus/machine-id",
+					    "/sys/class/dmi/id/product_uuid"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(paths); i++)
 		if (*sysinfo_line(paths[i], buf, size))
@@ -223,12 +250,13 @@ static json_t *sysinfo_failed_units(void)
 	if (access("/run/systemd/system", F_OK) < 0)
 		return NULL;
 	/* coreutils' timeout: a system manager that hangs must not hang us. */
-	if (proc_run((const char *[]){"timeout", "-k", "1", "5", "systemctl", "--failed", "--plain", "--no-legend", "--no-pager",
-				      NULL},
+	if (proc_run((const char *[]){"timeout", "-k", "1", "5", "systemctl", "--failed", "--plain", "--no-legend",
+				      "--no-pager", NULL},
 		     SYSINFO_FILE_MAX, &text, NULL) < 0)
 		return NULL;
 	out = json_array();
-	for (const char *p = text; p && *p && json_array_size(out) < SYSINFO_UNITS_MAX; p += strcspn(p, "\n"), p += *p == '\n') {
+	for (const char *p = text; p && *p && json_array_size(out) < SYSINFO_UNITS_MAX;
+	     p += strcspn(p, "\n"), p += *p == '\n') {
 		size_t n;
 
 		p += strspn(p, " ");
@@ -260,7 +288,8 @@ int sysinfo_add(json_t *o)
 	json_object_set_new(o, "boot", sysinfo_boot());
 	json_object_set_new(o, "cpu", sysinfo_cpu(&hypervisor));
 	json_object_set_new(o, "memory", sysinfo_memory());
-	json_object_set_new(o, "uptime_seconds", json_real(strtod(sysinfo_line("/proc/uptime", uptime, sizeof(uptime)), NULL)));
+	json_object_set_new(o, "uptime_seconds",
+			    json_real(strtod(sysinfo_line("/proc/uptime", uptime, sizeof(uptime)), NULL)));
 	json_object_set_new(o, "time", json_real(id_now()));
 	units = sysinfo_failed_units();
 	if (units)

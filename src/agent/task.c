@@ -1,4 +1,5 @@
-/* The center's answer to a sync, and what we tell it about a task. The answer is outside text: every field is bounded. */
+/* The center's answer to a sync, and what we tell it about a task. The answer is outside text: every field is bounded.
+ */
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -13,7 +14,7 @@
 
 #define TASK_INTERVAL_MIN 1.0
 #define TASK_INTERVAL_MAX 3600.0
-#define TASK_NOTES_MAX	  200
+#define TASK_NOTES_MAX    200
 
 static int task_identifier(const json_t *o, const char *key, const char *noun, char out[48], struct err *e)
 {
@@ -111,7 +112,8 @@ static int task_parse(const json_t *o, struct task *t, struct err *e)
 	if (jsn_get_str(o, "action", true, 32, &action, e) < 0)
 		return -EINVAL;
 	if (strcmp(action, "send") != 0)
-		return err_set(e, -ENOTSUP, "the center wants '%s', which this agent does not know: update the agent", action);
+		return err_set(e, -ENOTSUP, "the center wants '%s', which this agent does not know: update the agent",
+			       action);
 	if (task_identifier(o, "run", "run", t->run, e) < 0 || task_identifier(o, "job", "job", t->job, e) < 0 ||
 	    jsn_get_u64(o, "port", true, 1, 65535, &port, e) < 0 || jsn_get_str(o, "psk", true, 64, &psk, e) < 0 ||
 	    task_host(o, t, e) < 0 || task_disks(o, t, e) < 0)
@@ -150,15 +152,20 @@ int task_reply_parse(const json_t *o, struct task_reply *ret, struct err *e)
 const char *task_phase(enum stream_phase phase)
 {
 	static const char *const names[] = {
-		[STREAM_CONNECTING] = "connecting", [STREAM_FULL] = "full",	    [STREAM_COMPARE] = "compare",
-		[STREAM_FREEZING] = "freezing",	    [STREAM_FROZEN] = "frozen",	    [STREAM_FINISHING] = "finishing",
-		[STREAM_DONE] = "done",
+	    [STREAM_CONNECTING] = "connecting",
+	    [STREAM_FULL] = "full",
+	    [STREAM_COMPARE] = "compare",
+	    [STREAM_FREEZING] = "freezing",
+	    [STREAM_FROZEN] = "frozen",
+	    [STREAM_FINISHING] = "finishing",
+	    [STREAM_DONE] = "done",
 	};
 
 	return (size_t)phase < ARRAY_SIZE(names) && names[phase] ? names[phase] : "unknown";
 }
 
-/* Names of files and volumes are any bytes, and JSON is UTF-8: what isn't ASCII becomes '?' when the whole isn't UTF-8. */
+/* Names of files and volumes are any bytes, and JSON is UTF-8: what isn't ASCII becomes '?' when the whole isn't UTF-8.
+ */
 json_t *task_text(const char *s)
 {
 	json_t *j = json_string(s);
@@ -180,13 +187,13 @@ json_t *task_progress(const struct stream_progress *p)
 {
 	double percent = p->bytes_total ? 100.0 * (double)p->bytes_done / (double)p->bytes_total : 0;
 
-	return json_pack("{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "phase", task_phase(p->phase), "round",
-			 (json_int_t)p->round, "percent", task_number(MIN(percent, 100.0)), "bytes_total",
+	return json_pack("{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "phase", task_phase(p->phase),
+			 "round", (json_int_t)p->round, "percent", task_number(MIN(percent, 100.0)), "bytes_total",
 			 (json_int_t)p->bytes_total, "bytes_done", (json_int_t)p->bytes_done, "bytes_read",
 			 (json_int_t)p->bytes_read, "bytes_sent", (json_int_t)p->bytes_sent, "bytes_changed",
 			 (json_int_t)p->bytes_changed, "speed", task_number(p->speed), "seconds_left",
-			 task_number(p->seconds_left), "expected_freeze_seconds", task_number(p->expected_freeze), "freeze_ms",
-			 task_number(p->freeze_seconds < 0 ? -1 : p->freeze_seconds * 1000));
+			 task_number(p->seconds_left), "expected_freeze_seconds", task_number(p->expected_freeze),
+			 "freeze_ms", task_number(p->freeze_seconds < 0 ? -1 : p->freeze_seconds * 1000));
 }
 
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n)
@@ -198,29 +205,39 @@ json_t *task_result(const struct stream_result *r, const char *const *disks, siz
 	for (size_t i = 0; i < MIN(r->nnotes, (size_t)TASK_NOTES_MAX); i++)
 		json_array_append_new(notes, task_text(r->notes[i]));
 	for (size_t i = 0; i < MIN(r->nzeroed, (size_t)TASK_NOTES_MAX); i++)
-		json_array_append_new(zeroed, json_pack("{s:I, s:I, s:I}", "disk", (json_int_t)r->zeroed[i].disk, "offset",
-							(json_int_t)r->zeroed[i].offset, "length",
+		json_array_append_new(zeroed, json_pack("{s:I, s:I, s:I}", "disk", (json_int_t)r->zeroed[i].disk,
+							"offset", (json_int_t)r->zeroed[i].offset, "length",
 							(json_int_t)r->zeroed[i].length));
-	return json_pack("{s:o, s:o, s:o, s:o}", "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed, "disks",
-			 names);
+	return json_pack("{s:o, s:o, s:o, s:o}", "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed,
+			 "disks", names);
 }
 
 json_t *task_error(const struct err *e)
 {
-	static const struct { int code; const char *name; bool temporary; } codes[] = {
-		{-ENOSPC, "no_space", true},	       {-ECANCELED, "cancelled", false},
-		{-EIO, "read_error", false},	       {-ECONNREFUSED, "connection_failed", true},
-		{-ECONNRESET, "connection_failed", true}, {-EPIPE, "connection_failed", true},
-		{-ETIMEDOUT, "timed_out", true},       {-EHOSTUNREACH, "connection_failed", true},
-		{-ENETUNREACH, "connection_failed", true}, {-ENETDOWN, "connection_failed", true},
-		{-EBUSY, "busy", true},		       {-EAGAIN, "busy", true},
-		{-ENOMEM, "no_memory", true},	       {-EPERM, "not_permitted", false},
-		{-EACCES, "not_permitted", false}};
+	static const struct {
+		int code;
+		const char *name;
+		bool temporary;
+	} codes[] = {{-ENOSPC, "no_space", true},
+		     {-ECANCELED, "cancelled", false},
+		     {-EIO, "read_error", false},
+		     {-ECONNREFUSED, "connection_failed", true},
+		     {-ECONNRESET, "connection_failed", true},
+		     {-EPIPE, "connection_failed", true},
+		     {-ETIMEDOUT, "timed_out", true},
+		     {-EHOSTUNREACH, "connection_failed", true},
+		     {-ENETUNREACH, "connection_failed", true},
+		     {-ENETDOWN, "connection_failed", true},
+		     {-EBUSY, "busy", true},
+		     {-EAGAIN, "busy", true},
+		     {-ENOMEM, "no_memory", true},
+		     {-EPERM, "not_permitted", false},
+		     {-EACCES, "not_permitted", false}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
 		if (codes[i].code == e->code)
-			return json_pack("{s:s, s:o, s:b}", "code", codes[i].name, "message", task_text(e->msg), "temporary",
-					 codes[i].temporary);
+			return json_pack("{s:s, s:o, s:b}", "code", codes[i].name, "message", task_text(e->msg),
+					 "temporary", codes[i].temporary);
 	return json_pack("{s:s, s:o, s:b}", "code", "send_failed", "message", task_text(e->msg), "temporary",
 			 stream_is_temporary(e->code));
 }

@@ -68,11 +68,12 @@ static int check_place(struct api_request *q, const struct model_source *src)
 				  "that job and delete the source, then enrol again",
 				  src->id, job.id, model_job_states[job.state]);
 	if (en->source_online(en->arg, src->id) || (!src->boot_id && id_now() - src->last_seen < ENROLLED_LATELY))
-		return api_refuse(q, 409, "machine_id_in_use", "machine_id",
-				  "this machine is source '%s' already, and it enrolled or was heard of just now; delete "
-				  "the source first, or stop its agent and wait some minutes (machines cloned from one "
-				  "image need machine ids of their own)",
-				  src->id);
+		return api_refuse(
+		    q, 409, "machine_id_in_use", "machine_id",
+		    "this machine is source '%s' already, and it enrolled or was heard of just now; delete "
+		    "the source first, or stop its agent and wait some minutes (machines cloned from one "
+		    "image need machine ids of their own)",
+		    src->id);
 	return 0;
 }
 

@@ -85,8 +85,7 @@ static int range_start(struct api_request *q, uint64_t size, uint64_t *ret, bool
 
 	*ret = 0;
 	*ret_partial = false;
-	if (!range || MHD_lookup_connection_value(q->conn, MHD_HEADER_KIND, "If-Range") ||
-	    !str_starts(range, "bytes="))
+	if (!range || MHD_lookup_connection_value(q->conn, MHD_HEADER_KIND, "If-Range") || !str_starts(range, "bytes="))
 		return 0;
 	range += strlen("bytes=");
 	n = strspn(range, "0123456789");

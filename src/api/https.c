@@ -277,8 +277,8 @@ static int parse_body(struct api_request *q)
 		return q->body ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
 	}
 	if (too_complex(q->raw.s, q->raw.len))
-		return api_refuse(q, 400, "too_complex", NULL, "the body has too many members; at most %u of { [ , :",
-				  API_BODY_MARKS);
+		return api_refuse(q, 400, "too_complex", NULL,
+				  "the body has too many members; at most %u of { [ , :", API_BODY_MARKS);
 	if (jsn_parse(q->raw.s, q->raw.len, API_BODY_MAX_AGENT, &q->body, &e) < 0)
 		return api_refuse(q, 400, "bad_json", NULL, "%s", e.msg);
 	return 0;

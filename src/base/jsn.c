@@ -64,8 +64,7 @@ int jsn_get_u64(const json_t *o, const char *key, bool required, uint64_t min, u
 		return r;
 	if (!json_is_integer(v))
 		return err_set(e, -EINVAL, "'%s' must be a whole number", key);
-	if (json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) < min ||
-	    (uint64_t)json_integer_value(v) > max)
+	if (json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) < min || (uint64_t)json_integer_value(v) > max)
 		return err_set(e, -ERANGE, "'%s' must be between %llu and %llu, not %lld", key, (unsigned long long)min,
 			       (unsigned long long)max, (long long)json_integer_value(v));
 	*ret = (uint64_t)json_integer_value(v);

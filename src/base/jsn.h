@@ -22,8 +22,8 @@ int jsn_parse(const char *s, size_t len, size_t max, json_t **ret, struct err *e
 char *jsn_text(const json_t *j);
 
 /*
- * Members of an object. A missing optional member leaves *ret alone and returns 0; a wrong type or range returns -EINVAL
- * with a message naming the key. `required` makes a missing one an error. Borrowed strings live as long as `o`.
+ * Members of an object. A missing optional member leaves *ret alone and returns 0; a wrong type or range returns
+ * -EINVAL with a message naming the key. `required` makes a missing one an error. Borrowed strings live as long as `o`.
  */
 int jsn_get_str(const json_t *o, const char *key, bool required, size_t max, const char **ret, struct err *e);
 int jsn_get_u64(const json_t *o, const char *key, bool required, uint64_t min, uint64_t max, uint64_t *ret,

@@ -1,4 +1,5 @@
-/* One line per event on stderr: `<level> message` with the journal's priority prefix, or JSON. Programs log, libraries don't. */
+/* One line per event on stderr: `<level> message` with the journal's priority prefix, or JSON. Programs log, libraries
+ * don't. */
 #pragma once
 
 #include <stdbool.h>

@@ -13,7 +13,7 @@
 #include "store/store.h"
 
 #define ENGINE_SEEN_BUCKETS 1024u
-#define ENGINE_RETRIES      5u /* of a transfer that brings nothing new */
+#define ENGINE_RETRIES      5u  /* of a transfer that brings nothing new */
 #define ENGINE_STORE_PAUSE  5.0 /* seconds until a store that failed is asked again */
 
 /* What one stage failed with. */
@@ -72,7 +72,7 @@ struct task {
 	enum task_kind kind;
 	char id[ID_MAX];
 	char image[ID_MAX]; /* marked as used until the end, or "" */
-	double noted; /* monotonic, last progress written */
+	double noted;       /* monotonic, last progress written */
 	bool cancel;
 };
 

@@ -40,7 +40,7 @@ static int run_serve(void *options, int argc, char **argv)
 	const char *cache = getenv("REPLANT_CACHE");
 	struct center_settings s = {.state = o->state,
 				    .listen = o->listen,
-				    .user = o->user         ? o->user
+				    .user = o->user          ? o->user
 					    : geteuid() == 0 ? "nobody"
 							     : NULL,
 				    .cache = o->cache          ? o->cache

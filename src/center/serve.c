@@ -109,9 +109,10 @@ static int check_way(const char *user, const char *path, struct err *e)
 	for (char *slash = real; (slash = strchr(slash + 1, '/'));) {
 		*slash = '\0';
 		if (stat(real, &st) == 0 && !(st.st_mode & S_IXOTH))
-			return err_set(e, -EACCES,
-				       "user '%s' can't get through '%s' to '%s' (put it elsewhere, or name another --user)",
-				       user, real, path);
+			return err_set(
+			    e, -EACCES,
+			    "user '%s' can't get through '%s' to '%s' (put it elsewhere, or name another --user)", user,
+			    real, path);
 		*slash = '/';
 	}
 	return 0;

@@ -28,8 +28,8 @@ static int fail(int code, const char *what, size_t len, uint64_t off, struct err
 }
 
 /*
- * The block layer has many words for a bad spot (ENODATA, EILSEQ, EREMOTEIO, ENOLINK, ETIMEDOUT ...), some of which mean a
- * broken connection elsewhere. Here they all are -EIO; the message keeps the word.
+ * The block layer has many words for a bad spot (ENODATA, EILSEQ, EREMOTEIO, ENOLINK, ETIMEDOUT ...), some of which
+ * mean a broken connection elsewhere. Here they all are -EIO; the message keeps the word.
  */
 static int read_failed(int code, size_t len, uint64_t off, struct err *e)
 {

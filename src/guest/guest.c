@@ -15,9 +15,9 @@
 
 /* In this order: the initramfs takes what fstab, crypttab and resume say; leftovers looks at the result. */
 static const struct guest_step *const guest_steps[] = {
-	&guest_step_fstab,   &guest_step_crypttab,  &guest_step_resume,	     &guest_step_caches,
-	&guest_step_net_names, &guest_step_network, &guest_step_cloud_init, &guest_step_agent,
-	&guest_step_guest_tools, &guest_step_initramfs, &guest_step_grub,   &guest_step_leftovers,
+    &guest_step_fstab,       &guest_step_crypttab,  &guest_step_resume,     &guest_step_caches,
+    &guest_step_net_names,   &guest_step_network,   &guest_step_cloud_init, &guest_step_agent,
+    &guest_step_guest_tools, &guest_step_initramfs, &guest_step_grub,       &guest_step_leftovers,
 };
 
 static const char *const state_names[] = {"not_needed", "done", "skipped", "failed"};
@@ -167,14 +167,18 @@ static int guest_unsupported(const struct guest *g, struct err *e)
 	int boot = guest_boot_disk(g);
 
 	if (!guest_is_debian(g))
-		return err_set(e, -ENOTSUP, "the system is '%s', which the conversion does not know (it knows Debian and Ubuntu)",
+		return err_set(e, -ENOTSUP,
+			       "the system is '%s', which the conversion does not know (it knows Debian and Ubuntu)",
 			       g->pretty[0] ? g->pretty : g->id);
 	if (!json_array_size(g->kernels))
-		return err_set(e, -ENOTSUP, "'/boot' holds no kernel whose modules are there (a container, or /boot was not copied)");
+		return err_set(
+		    e, -ENOTSUP,
+		    "'/boot' holds no kernel whose modules are there (a container, or /boot was not copied)");
 	if (boot < 0 && guest_has_esp(g))
 		return err_set(e, -ENOTSUP, "the system boots by UEFI, which the conversion does not do yet");
 	if (boot < 0)
-		return err_set(e, -ENOTSUP, "no disk has GRUB in its boot sector (the conversion knows no other boot loader)");
+		return err_set(e, -ENOTSUP,
+			       "no disk has GRUB in its boot sector (the conversion knows no other boot loader)");
 	return 0;
 }
 
@@ -190,7 +194,8 @@ static int guest_check_space(const struct guest *g, struct err *e)
 		if (fd < 0 || fstatvfs(fd, &st) < 0)
 			continue;
 		if ((uint64_t)st.f_bfree * st.f_frsize < SPACE_MIN || (st.f_files && st.f_ffree < INODES_MIN))
-			return err_set(e, -ENOSPC, "the filesystem of '%s' in the copy is full (free 8 MiB on the source)",
+			return err_set(e, -ENOSPC,
+				       "the filesystem of '%s' in the copy is full (free 8 MiB on the source)",
 				       dirs[i]);
 	}
 	return 0;
@@ -236,10 +241,10 @@ static void guest_gather_warnings(json_t *warnings, const json_t *step)
 	size_t i;
 
 	if (strcmp(json_string_value(json_object_get(step, "state")), "failed") == 0)
-		json_array_append_new(warnings, json_sprintf("%s: %s", name,
-							     json_string_value(json_object_get(step, "summary"))));
+		json_array_append_new(
+		    warnings, json_sprintf("%s: %s", name, json_string_value(json_object_get(step, "summary"))));
 	json_array_foreach(json_object_get(step, "notes"), i, note)
-		json_array_append_new(warnings, json_sprintf("%s: %s", name, json_string_value(note)));
+	    json_array_append_new(warnings, json_sprintf("%s: %s", name, json_string_value(note)));
 }
 
 static void guest_tell(guest_event_fn event, void *arg, const json_t *step)

@@ -16,12 +16,12 @@ struct guest;
 
 /* A block device that may hold a filesystem: a disk, a partition, a logical volume, an array. */
 struct guest_volume {
-	char device[128];   /* in this machine: "/dev/vdb1" */
-	int disk;	    /* 0.. in the job's order; -1 for what lies across disks (LVM, md) */
-	unsigned part;	    /* partition number; 0: not a partition */
-	char mapper[128];   /* name below /dev/mapper, or "" */
-	char md[64];	    /* name below /dev, "md0", or "" */
-	char fstype[32];    /* as blkid names it, or "" */
+	char device[128]; /* in this machine: "/dev/vdb1" */
+	int disk;         /* 0.. in the job's order; -1 for what lies across disks (LVM, md) */
+	unsigned part;    /* partition number; 0: not a partition */
+	char mapper[128]; /* name below /dev/mapper, or "" */
+	char md[64];      /* name below /dev, "md0", or "" */
+	char fstype[32];  /* as blkid names it, or "" */
 	char uuid[64];
 	char label[256];
 	char partuuid[64];
@@ -29,11 +29,11 @@ struct guest_volume {
 };
 
 struct guest_disk {
-	char device[64];     /* in this machine */
-	char source[64];     /* its name on the source, "/dev/sda"; "" when nobody said */
+	char device[64];      /* in this machine */
+	char source[64];      /* its name on the source, "/dev/sda"; "" when nobody said */
 	char aliases[8][256]; /* its names below /dev/disk on the source */
 	unsigned naliases;
-	bool grub;	     /* GRUB's boot sector is there */
+	bool grub; /* GRUB's boot sector is there */
 	bool gpt;
 };
 
@@ -47,8 +47,8 @@ struct guest_volumes {
 };
 
 /*
- * Looks at the disks attached with the serial numbers replant-disk0, replant-disk1 ... and all that lies on them. `names`: the
- * request's "disks": [{"source":"/dev/sda","aliases":["/dev/disk/by-id/..."]}, ...], or NULL.
+ * Looks at the disks attached with the serial numbers replant-disk0, replant-disk1 ... and all that lies on them.
+ * `names`: the request's "disks": [{"source":"/dev/sda","aliases":["/dev/disk/by-id/..."]}, ...], or NULL.
  */
 int guest_volumes_scan(const json_t *names, struct guest_volumes *ret, struct err *e);
 /* The same from a description (tests): {"disks":[{...}],"volumes":[{"device":...,"disk":0,"part":1,...}]}. */
@@ -56,25 +56,25 @@ int guest_volumes_from_json(const json_t *j, struct guest_volumes *ret, struct e
 void guest_volumes_release(struct guest_volumes *v);
 
 struct guest_settings {
-	const char *root;		  /* directory on which the root filesystem is mounted */
+	const char *root;                    /* directory on which the root filesystem is mounted */
 	const struct guest_volumes *volumes; /* borrowed for the guest's life */
 	const struct guest_volume *root_volume;
-	bool can_run;			  /* the system's own programs may be run in a chroot (never on the center's host) */
+	bool can_run; /* the system's own programs may be run in a chroot (never on the center's host) */
 };
 
 /* -ENOENT: no system below root. */
 int guest_open(const struct guest_settings *s, struct guest **ret, struct err *e);
 void guest_close(struct guest *g);
-/* Finds, mounts (which replays journals) and opens the system on the volumes below the empty directory `at`; only as root,
- * in the appliance. -ENOENT when there is none. guest_close() unmounts. */
+/* Finds, mounts (which replays journals) and opens the system on the volumes below the empty directory `at`; only as
+ * root, in the appliance. -ENOENT when there is none. guest_close() unmounts. */
 int guest_mount(const struct guest_volumes *v, const char *at, struct guest **ret, struct err *e);
 
 /* Called with {"event":"step","name":...,"state":...,"summary":...} after each step. `event` is borrowed. */
 typedef void (*guest_event_fn)(void *arg, const json_t *event);
 
 /*
- * Runs every step. *ret is the report: {"system","firmware","boot_disk","root","kernels","steps","warnings"}. -ENOTSUP when the
- * system is of a kind nothing here knows: *ret then has what was found, and nothing was changed.
+ * Runs every step. *ret is the report: {"system","firmware","boot_disk","root","kernels","steps","warnings"}. -ENOTSUP
+ * when the system is of a kind nothing here knows: *ret then has what was found, and nothing was changed.
  */
 int guest_convert(struct guest *g, guest_event_fn event, void *arg, json_t **ret, struct err *e);
 

@@ -110,7 +110,8 @@ static bool kernel_name(const char *name, char disk[32], unsigned *ret_part)
 		snprintf(disk, 32, "%.*s", (int)end, name);
 		return part_suffix(name + end, "", ret_part);
 	}
-	if ((sscanf(name, "nvme%3un%2u%n", &index, &ns, &used) == 2 || sscanf(name, "mmcblk%2u%n", &index, &used) == 1) &&
+	if ((sscanf(name, "nvme%3un%2u%n", &index, &ns, &used) == 2 ||
+	     sscanf(name, "mmcblk%2u%n", &index, &used) == 1) &&
 	    used) {
 		snprintf(disk, 32, "%.*s", used, name);
 		return part_suffix(name + used, "p", ret_part);
@@ -130,8 +131,8 @@ static bool kernel_name_first(const char *disk)
 }
 
 /*
- * What the source called its disks decides. Where nobody said, a single disk was the first one; of several it can't be known
- * which was which, and a wrong guess would mount one in place of another.
+ * What the source called its disks decides. Where nobody said, a single disk was the first one; of several it can't be
+ * known which was which, and a wrong guess would mount one in place of another.
  */
 static const struct guest_volume *find_kernel_name(const struct guest *g, const char *name)
 {
@@ -179,14 +180,14 @@ static bool stable_spec(const struct guest *g, const char *spec, const struct gu
 		const char *prefix;
 		enum field field;
 	} names[] = {
-		{"UUID=", BY_UUID},
-		{"LABEL=", BY_LABEL},
-		{"PARTUUID=", BY_PARTUUID},
-		{"PARTLABEL=", BY_PARTLABEL},
-		{"/dev/disk/by-uuid/", BY_UUID},
-		{"/dev/disk/by-label/", BY_LABEL},
-		{"/dev/disk/by-partuuid/", BY_PARTUUID},
-		{"/dev/disk/by-partlabel/", BY_PARTLABEL},
+	    {"UUID=", BY_UUID},
+	    {"LABEL=", BY_LABEL},
+	    {"PARTUUID=", BY_PARTUUID},
+	    {"PARTLABEL=", BY_PARTLABEL},
+	    {"/dev/disk/by-uuid/", BY_UUID},
+	    {"/dev/disk/by-label/", BY_LABEL},
+	    {"/dev/disk/by-partuuid/", BY_PARTUUID},
+	    {"/dev/disk/by-partlabel/", BY_PARTLABEL},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {

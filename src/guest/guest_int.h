@@ -7,7 +7,7 @@
 #include "base/str.h"
 #include "guest/guest.h"
 
-#define GUEST_FILE_MAX (1u << 20) /* a configuration file larger than this is left alone */
+#define GUEST_FILE_MAX (1u << 20)  /* a configuration file larger than this is left alone */
 #define GUEST_OLD_MAX  (64u << 10) /* old content kept in the report up to this size */
 
 enum guest_state { GUEST_NOT_NEEDED, GUEST_DONE, GUEST_SKIPPED, GUEST_FAILED };
@@ -28,11 +28,11 @@ struct guest {
 	bool can_run;
 	char *mounted[32]; /* mount points below, in mounting order; owned */
 	size_t nmounted;
-	char *root_path;   /* owned copy of `path` */
+	char *root_path; /* owned copy of `path` */
 
 	char id[64], id_like[128], version[64], pretty[128];
-	json_t *kernels;   /* names of bootable kernels */
-	char resume[96];   /* what the kernel command line must say about it, set by the resume step */
+	json_t *kernels; /* names of bootable kernels */
+	char resume[96]; /* what the kernel command line must say about it, set by the resume step */
 };
 
 struct guest_step {
@@ -43,16 +43,16 @@ struct guest_step {
 };
 
 extern const struct guest_step guest_step_fstab, guest_step_crypttab, guest_step_resume, guest_step_initramfs,
-	guest_step_grub, guest_step_caches, guest_step_net_names, guest_step_network, guest_step_cloud_init,
-	guest_step_agent, guest_step_guest_tools, guest_step_leftovers;
+    guest_step_grub, guest_step_caches, guest_step_net_names, guest_step_network, guest_step_cloud_init,
+    guest_step_agent, guest_step_guest_tools, guest_step_leftovers;
 
 /* ---- guest_root.c: no call follows a link out of the root ---- */
 int guest_openat(const struct guest *g, const char *path, int flags, mode_t mode); /* descriptor or -errno */
 bool guest_exists(const struct guest *g, const char *path);
 /* Regular files only; -EFBIG beyond GUEST_FILE_MAX. NUL-terminated; the caller frees. */
 int guest_read(const struct guest *g, const char *path, char **ret, size_t *ret_len, struct err *e);
-/* Writes in place (owner, mode and labels stay; a conversion that dies begins again on a fresh overlay) and records. Same
- * content: nothing happens. A new file gets `mode`, its directories are made. */
+/* Writes in place (owner, mode and labels stay; a conversion that dies begins again on a fresh overlay) and records.
+ * Same content: nothing happens. A new file gets `mode`, its directories are made. */
 int guest_write(struct guest *g, struct guest_result *r, const char *path, const char *text, size_t len, mode_t mode,
 		struct err *e);
 /* A missing file is fine. */
@@ -72,7 +72,8 @@ int guest_list(const struct guest *g, const char *dir, const char *suffix, struc
 void guest_names_release(struct guest_names *n);
 
 /* ---- guest_run.c ---- */
-/* Runs a program of the system in a chroot with /dev, /proc, /sys and /run; -ETIMEDOUT. *ret_tail: last lines it said. */
+/* Runs a program of the system in a chroot with /dev, /proc, /sys and /run; -ETIMEDOUT. *ret_tail: last lines it said.
+ */
 int guest_run(struct guest *g, const char *const argv[], double timeout, char **ret_tail, struct err *e);
 
 /* ---- guest_text.c ---- */
@@ -94,10 +95,10 @@ bool guest_assignment(const char *text, size_t len, const char *key, char *out, 
 
 /* ---- guest_device.c ---- */
 enum guest_spec {
-	GUEST_SPEC_OTHER,    /* not a block device */
-	GUEST_SPEC_STABLE,   /* names a volume of this set, by a name that stays */
-	GUEST_SPEC_FRAGILE,  /* names a volume of this set, by a name that changes with the hardware */
-	GUEST_SPEC_UNKNOWN,  /* a block device that isn't in this set */
+	GUEST_SPEC_OTHER,   /* not a block device */
+	GUEST_SPEC_STABLE,  /* names a volume of this set, by a name that stays */
+	GUEST_SPEC_FRAGILE, /* names a volume of this set, by a name that changes with the hardware */
+	GUEST_SPEC_UNKNOWN, /* a block device that isn't in this set */
 };
 enum guest_spec guest_device_find(const struct guest *g, const char *spec, const struct guest_volume **ret);
 /* "UUID=..." or "PARTUUID=..."; false when the volume has neither. */
@@ -122,8 +123,8 @@ unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out);
 typedef void (*initrd_name_fn)(void *arg, const char *name, size_t len);
 /* Every file name in an initramfs: any number of cpio archives (newc), the last one perhaps compressed. */
 int initrd_list(int fd, initrd_name_fn fn, void *arg, struct err *e);
-/* The cpio reader alone; `read` gives up to n bytes, 0 at the end, or a negative errno. For the fuzzer. Returns 1 and the six bytes
- * found when something other than an archive follows, 0 at the end. */
+/* The cpio reader alone; `read` gives up to n bytes, 0 at the end, or a negative errno. For the fuzzer. Returns 1 and
+ * the six bytes found when something other than an archive follows, 0 at the end. */
 typedef ssize_t (*initrd_read_fn)(void *arg, void *buf, size_t n);
 struct initrd_reader {
 	initrd_read_fn read;

@@ -1,4 +1,5 @@
-/* Finds the system among the volumes and mounts it with its own filesystems. Mounting replays journals; nothing is repaired. */
+/* Finds the system among the volumes and mounts it with its own filesystems. Mounting replays journals; nothing is
+ * repaired. */
 #include "guest/guest_int.h"
 
 #include <errno.h>
@@ -102,7 +103,8 @@ static int mount_entry(struct guest *g, const char *where, const char *spec, str
 
 	guest_device_find(g, spec, &v);
 	if (at < 0 || !v || !v->fstype[0])
-		return err_set(e, -ENODEV, "'%s' of '/etc/fstab' is on '%s', which is not among the copied disks", where, spec);
+		return err_set(e, -ENODEV, "'%s' of '/etc/fstab' is on '%s', which is not among the copied disks",
+			       where, spec);
 	snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", at);
 	if (mount(v->device, fd_path, mount_type(v), MS_NOATIME | MS_NODEV, NULL) < 0)
 		return err_sys(e, "cannot mount '%s' (%s) at '%s'", v->device, v->fstype, where);

@@ -14,9 +14,10 @@
 #define PROBE_UNIT "/etc/systemd/system/replant-probe.service"
 
 /* Early and on its own, so that it also speaks from the emergency shell, which stops nearly everything else. */
-static const char probe_unit[] = "[Unit]\nDescription=Replant test boot\nDefaultDependencies=no\nIgnoreOnIsolate=yes\n"
-				 "After=systemd-journald.socket\n\n"
-				 "[Service]\nExecStart=" PROBE_PATH " probe\nStandardOutput=null\nStandardError=journal+console\n";
+static const char probe_unit[] =
+    "[Unit]\nDescription=Replant test boot\nDefaultDependencies=no\nIgnoreOnIsolate=yes\n"
+    "After=systemd-journald.socket\n\n"
+    "[Service]\nExecStart=" PROBE_PATH " probe\nStandardOutput=null\nStandardError=journal+console\n";
 
 static int probe_copy_program(struct guest *g, const char *program, struct err *e)
 {
@@ -54,7 +55,8 @@ int guest_install_probe(struct guest *g, const char *program, struct err *e)
 	if (rc == 0)
 		rc = guest_write(g, &r, PROBE_UNIT, probe_unit, strlen(probe_unit), 0644, e);
 	if (rc == 0)
-		rc = guest_symlink(g, &r, PROBE_UNIT, "/etc/systemd/system/sysinit.target.wants/replant-probe.service", e);
+		rc = guest_symlink(g, &r, PROBE_UNIT, "/etc/systemd/system/sysinit.target.wants/replant-probe.service",
+				   e);
 	json_decref(r.files);
 	json_decref(r.notes);
 	return rc;

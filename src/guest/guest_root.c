@@ -23,9 +23,9 @@
 int guest_openat(const struct guest *g, const char *path, int flags, mode_t mode)
 {
 	struct open_how how = {
-		.flags = (uint64_t)(flags | O_CLOEXEC),
-		.mode = flags & O_CREAT ? mode : 0,
-		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+	    .flags = (uint64_t)(flags | O_CLOEXEC),
+	    .mode = flags & O_CREAT ? mode : 0,
+	    .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
 	};
 	long fd = syscall(SYS_openat2, g->root, path, &how, sizeof(how));
 
@@ -122,7 +122,8 @@ static void guest_set_text(json_t *o, const char *key, const char *text, size_t 
 /* Where a secret's name ends at `at` + its length: "password=", "wpa-psk ", "Secret: " ... 0 when none begins here. */
 static size_t guest_secret_name(const char *p, size_t n, size_t at)
 {
-	static const char *const names[] = {"password", "passwd", "passphrase", "psk", "secret", "token", "pass", "key"};
+	static const char *const names[] = {"password", "passwd", "passphrase", "psk",
+					    "secret",   "token",  "pass",       "key"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		size_t len = strlen(names[i]), end = at + len;

@@ -1,4 +1,5 @@
-/* Runs a program of the copied system, inside its root. Only in the appliance: there it can hurt nothing but the copy. */
+/* Runs a program of the copied system, inside its root. Only in the appliance: there it can hurt nothing but the copy.
+ */
 #include "guest/guest_int.h"
 
 #include <errno.h>
@@ -69,8 +70,14 @@ static bool run_gather(int fd, double end, struct str *tail)
 
 static int run_spawn(struct guest *g, const char *const argv[], double timeout, struct str *tail, struct err *e)
 {
-	const char *full[24] = {"chroot", g->path, "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-				"HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"};
+	const char *full[24] = {"chroot",
+				g->path,
+				"/usr/bin/env",
+				"-i",
+				"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+				"HOME=/root",
+				"LC_ALL=C.UTF-8",
+				"DEBIAN_FRONTEND=noninteractive"};
 	_cleanup_close_ int out_r = -1, out_w = -1;
 	struct proc_opts o = PROC_OPTS_INIT;
 	size_t n = 8;

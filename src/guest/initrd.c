@@ -1,7 +1,8 @@
 /*
- * Lists an initramfs: cpio archives in the "newc" format (kernel: Documentation/driver-api/early-userspace/buffer-format.rst), any
- * number of them one after the other with zeros between, the last one usually compressed. The decompressors are programs; what they
- * give is read with the same reader. Sizes and names come from a stranger: each is bounded, nothing is kept.
+ * Lists an initramfs: cpio archives in the "newc" format (kernel:
+ * Documentation/driver-api/early-userspace/buffer-format.rst), any number of them one after the other with zeros
+ * between, the last one usually compressed. The decompressors are programs; what they give is read with the same
+ * reader. Sizes and names come from a stranger: each is bounded, nothing is kept.
  */
 #include "guest/guest_int.h"
 
@@ -14,10 +15,10 @@
 #include "base/proc.h"
 #include "base/util.h"
 
-#define CPIO_HEADER   110
-#define CPIO_NAME_MAX 4096u
+#define CPIO_HEADER    110
+#define CPIO_NAME_MAX  4096u
 #define CPIO_FILES_MAX 200000u
-#define INITRD_MAX    (UINT64_C(4) << 30)
+#define INITRD_MAX     (UINT64_C(4) << 30)
 
 /* Reads n bytes; -EPROTO when the stream ends before. NULL: throws them away. */
 static int initrd_take(struct initrd_reader *r, void *buf, uint64_t n)
@@ -159,12 +160,12 @@ static const char *initrd_decompressor(const uint8_t magic[6])
 		size_t n;
 		const char *program;
 	} known[] = {
-		{{0x1f, 0x8b}, 2, "gzip"},
-		{{0x28, 0xb5, 0x2f, 0xfd}, 4, "zstd"},
-		{{0xfd, '7', 'z', 'X', 'Z', 0}, 6, "xz"},
-		{{0x5d, 0, 0}, 3, "xz"}, /* the old lzma format, which xz reads too */
-		{{0x02, 0x21, 0x4c, 0x18}, 4, "lz4"},
-		{{'B', 'Z', 'h'}, 3, "bzip2"},
+	    {{0x1f, 0x8b}, 2, "gzip"},
+	    {{0x28, 0xb5, 0x2f, 0xfd}, 4, "zstd"},
+	    {{0xfd, '7', 'z', 'X', 'Z', 0}, 6, "xz"},
+	    {{0x5d, 0, 0}, 3, "xz"}, /* the old lzma format, which xz reads too */
+	    {{0x02, 0x21, 0x4c, 0x18}, 4, "lz4"},
+	    {{'B', 'Z', 'h'}, 3, "bzip2"},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
@@ -227,7 +228,8 @@ int initrd_list(int fd, initrd_name_fn fn, void *arg, struct err *e)
 		return r;
 	program = initrd_decompressor(magic);
 	if (!program)
-		return err_set(e, -EPROTO, "the initramfs is in a format that is not known (it begins with %02x%02x%02x%02x)",
+		return err_set(e, -EPROTO,
+			       "the initramfs is in a format that is not known (it begins with %02x%02x%02x%02x)",
 			       magic[0], magic[1], magic[2], magic[3]);
 	if (lseek(fd, (off_t)(pos - 6), SEEK_SET) < 0)
 		return err_sys(e, "cannot read the initramfs");

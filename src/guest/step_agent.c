@@ -1,6 +1,6 @@
 /*
- * The copy is no source: our agent, which was on the server when it was copied, does not go with it. Its settings hold the secret by
- * which the source proves itself, so the report keeps none of it.
+ * The copy is no source: our agent, which was on the server when it was copied, does not go with it. Its settings hold
+ * the secret by which the source proves itself, so the report keeps none of it.
  */
 #include "guest/guest_int.h"
 
@@ -8,11 +8,11 @@
 
 /* What `replant-agent uninstall` removes on the source. */
 static const char *const agent_files[] = {
-	"/etc/systemd/system/multi-user.target.wants/replant-agent.service",
-	"/etc/systemd/system/replant-agent.service",
-	"/usr/local/sbin/replant-agent",
-	"/etc/replant/agent.json",
-	"/etc/replant/ca.pem",
+    "/etc/systemd/system/multi-user.target.wants/replant-agent.service",
+    "/etc/systemd/system/replant-agent.service",
+    "/usr/local/sbin/replant-agent",
+    "/etc/replant/agent.json",
+    "/etc/replant/ca.pem",
 };
 
 static int agent_run(struct guest *g, struct guest_result *r, struct err *e)

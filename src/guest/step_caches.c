@@ -6,8 +6,8 @@
 static int caches_run(struct guest *g, struct guest_result *r, struct err *e)
 {
 	static const char *const paths[] = {
-		"/etc/lvm/devices/system.devices", "/etc/lvm/cache/.cache", "/etc/blkid.tab", "/etc/blkid.tab.old",
-		"/etc/multipath/bindings", "/etc/multipath/wwids",
+	    "/etc/lvm/devices/system.devices", "/etc/lvm/cache/.cache", "/etc/blkid.tab", "/etc/blkid.tab.old",
+	    "/etc/multipath/bindings",         "/etc/multipath/wwids",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
@@ -25,8 +25,9 @@ const struct guest_step guest_step_caches = {"device_caches", NULL, caches_run};
 static int net_names_run(struct guest *g, struct guest_result *r, struct err *e)
 {
 	static const char *const paths[] = {
-		"/etc/udev/rules.d/70-persistent-net.rules", "/etc/udev/rules.d/70-persistent-cd.rules",
-		"/etc/udev/rules.d/z25_persistent-net.rules",
+	    "/etc/udev/rules.d/70-persistent-net.rules",
+	    "/etc/udev/rules.d/70-persistent-cd.rules",
+	    "/etc/udev/rules.d/z25_persistent-net.rules",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {

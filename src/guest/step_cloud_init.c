@@ -1,7 +1,7 @@
 /*
- * cloud-init would take the new home for a new instance: new host keys, another hostname, the network written anew. With the
- * datasource None it still would, and lock the password of the default user. It stays installed and is switched off by the file
- * it documents for that; removing it gives the system back to a cloud.
+ * cloud-init would take the new home for a new instance: new host keys, another hostname, the network written anew.
+ * With the datasource None it still would, and lock the password of the default user. It stays installed and is
+ * switched off by the file it documents for that; removing it gives the system back to a cloud.
  */
 #include "guest/guest_int.h"
 

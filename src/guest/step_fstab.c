@@ -1,4 +1,5 @@
-/* /etc/fstab: names that change with the hardware become UUIDs; what isn't in this set of disks may not stop the boot. */
+/* /etc/fstab: names that change with the hardware become UUIDs; what isn't in this set of disks may not stop the boot.
+ */
 #include "guest/guest_int.h"
 
 #include <string.h>
@@ -25,8 +26,9 @@ static bool fstab_split(struct guest_span line, struct fstab_line *f)
 
 static bool fstab_is_network(const struct fstab_line *f, const char *spec)
 {
-	static const char *const types[] = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "fuse.sshfs",
-					    "fuse.glusterfs", "davfs", "9p", "virtiofs", "lustre", "beegfs"};
+	static const char *const types[] = {"nfs",  "nfs4",      "cifs",       "smb3",           "smbfs",
+					    "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "davfs",
+					    "9p",   "virtiofs",  "lustre",     "beegfs"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(types); i++)
 		if (guest_span_is(f->type, types[i]))
@@ -104,7 +106,8 @@ static void fstab_line(struct guest *g, struct guest_result *r, struct guest_spa
 		guest_note(r, "'%s' comes over the network; the boot no longer waits for it (nofail)", file);
 		fstab_put(&f, NULL, "nofail", out);
 	} else if (kind == GUEST_SPEC_UNKNOWN && !fstab_is_crypt(g, spec)) {
-		guest_note(r, "'%s' on '%s' is not among the copied disks; the boot no longer needs it (nofail)", file, spec);
+		guest_note(r, "'%s' on '%s' is not among the copied disks; the boot no longer needs it (nofail)", file,
+			   spec);
 		fstab_put(&f, NULL, NOFAIL, out);
 	} else {
 		str_add_mem(out, line.s, line.n);

@@ -1,7 +1,7 @@
 /*
- * GRUB on BIOS: its code lies where it lay, because whole disks were copied. What the kernel is told changes: the root by UUID,
- * and a serial console beside the screen. grub.cfg is edited, not generated anew (that takes long and may find other things);
- * /etc/default gets the same, so that the next update-grub keeps it.
+ * GRUB on BIOS: its code lies where it lay, because whole disks were copied. What the kernel is told changes: the root
+ * by UUID, and a serial console beside the screen. grub.cfg is edited, not generated anew (that takes long and may find
+ * other things); /etc/default gets the same, so that the next update-grub keeps it.
  */
 #include "guest/guest_int.h"
 
@@ -16,12 +16,12 @@
 #define GRUB_DROP_IN "/etc/default/grub.d/zz-replant.cfg"
 
 static const char grub_drop_in[] =
-	"# Written by Replant: a serial console beside the screen, where clouds show the boot.\n"
-	"case \" $GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT \" in\n"
-	"*\" console=ttyS\"*) ;;\n"
-	"*\" console=\"*) GRUB_CMDLINE_LINUX=\"console=ttyS0,115200 $GRUB_CMDLINE_LINUX\" ;;\n"
-	"*) GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX console=tty0 console=ttyS0,115200\" ;;\n"
-	"esac\n";
+    "# Written by Replant: a serial console beside the screen, where clouds show the boot.\n"
+    "case \" $GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT \" in\n"
+    "*\" console=ttyS\"*) ;;\n"
+    "*\" console=\"*) GRUB_CMDLINE_LINUX=\"console=ttyS0,115200 $GRUB_CMDLINE_LINUX\" ;;\n"
+    "*) GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX console=tty0 console=ttyS0,115200\" ;;\n"
+    "esac\n";
 
 /* Where the first word with that beginning stands; line.n when there is none. */
 static size_t grub_find_word(struct guest_span line, const char *prefix)

@@ -1,4 +1,5 @@
-/* Programs of the source's own cloud or hypervisor: named, not removed, because removing packages needs their manager. */
+/* Programs of the source's own cloud or hypervisor: named, not removed, because removing packages needs their manager.
+ */
 #include "guest/guest_int.h"
 
 #include "base/util.h"
@@ -6,17 +7,17 @@
 static const struct {
 	const char *path, *what;
 } guest_tools[] = {
-	{"/usr/bin/vmtoolsd", "VMware tools"},
-	{"/usr/sbin/VBoxService", "VirtualBox additions"},
-	{"/usr/sbin/xe-daemon", "Xen tools"},
-	{"/usr/sbin/hv_kvp_daemon", "Hyper-V daemons"},
-	{"/usr/sbin/waagent", "Azure agent"},
-	{"/usr/bin/google_guest_agent", "Google guest agent"},
-	{"/usr/bin/amazon-ssm-agent", "AWS Systems Manager agent"},
-	{"/snap/amazon-ssm-agent", "AWS Systems Manager agent"},
-	{"/usr/local/cloudmonitor", "Alibaba Cloud monitor"},
-	{"/usr/local/share/aliyun-assist", "Alibaba Cloud assistant"},
-	{"/usr/local/qcloud", "Tencent Cloud agents"},
+    {"/usr/bin/vmtoolsd", "VMware tools"},
+    {"/usr/sbin/VBoxService", "VirtualBox additions"},
+    {"/usr/sbin/xe-daemon", "Xen tools"},
+    {"/usr/sbin/hv_kvp_daemon", "Hyper-V daemons"},
+    {"/usr/sbin/waagent", "Azure agent"},
+    {"/usr/bin/google_guest_agent", "Google guest agent"},
+    {"/usr/bin/amazon-ssm-agent", "AWS Systems Manager agent"},
+    {"/snap/amazon-ssm-agent", "AWS Systems Manager agent"},
+    {"/usr/local/cloudmonitor", "Alibaba Cloud monitor"},
+    {"/usr/local/share/aliyun-assist", "Alibaba Cloud assistant"},
+    {"/usr/local/qcloud", "Tencent Cloud agents"},
 };
 
 static int guest_tools_run(struct guest *g, struct guest_result *r, struct err *e)

@@ -1,6 +1,6 @@
 /*
- * Every bootable kernel must find its root on virtio: the drivers are built in, or in its initramfs. They nearly always are, so
- * each is read first; only one that lacks something is built anew (minutes without hardware virtualization).
+ * Every bootable kernel must find its root on virtio: the drivers are built in, or in its initramfs. They nearly always
+ * are, so each is read first; only one that lacks something is built anew (minutes without hardware virtualization).
  */
 #include "guest/guest_int.h"
 
@@ -12,14 +12,14 @@
 #include "base/util.h"
 
 #define REBUILD_SECONDS 1800
-#define NEEDS_MAX	12
+#define NEEDS_MAX       12
 
 /* One thing the initramfs must hold; `must` without which the system can't boot at all. */
 struct need {
 	const char *module; /* file name without .ko, "-" and "_" alike */
 	bool must;
-	bool found;	    /* built in, or in the initramfs */
-	bool available;	    /* there is a module that could be put in */
+	bool found;     /* built in, or in the initramfs */
+	bool available; /* there is a module that could be put in */
 };
 
 struct needs {
@@ -158,7 +158,8 @@ static int initramfs_configure(struct guest *g, struct guest_result *r, const ch
 		if (!there)
 			str_addf(&text, "%.*s\n", (int)word.n, word.s);
 	}
-	return str_ok(&text) ? guest_write(g, r, "/etc/initramfs-tools/modules", text.s, text.len, 0644, e) : err_nomem(e);
+	return str_ok(&text) ? guest_write(g, r, "/etc/initramfs-tools/modules", text.s, text.len, 0644, e)
+			     : err_nomem(e);
 }
 
 static int initramfs_rebuild(struct guest *g, struct guest_result *r, const char *kernel, const char *modules,
@@ -177,7 +178,8 @@ static int initramfs_rebuild(struct guest *g, struct guest_result *r, const char
 		return rc;
 	needs_lacking(&n, &rebuild, &impossible);
 	if (rebuild.len)
-		return err_set(e, -EIO, "the initramfs of kernel '%s' was built anew and still lacks %s", kernel, rebuild.s);
+		return err_set(e, -EIO, "the initramfs of kernel '%s' was built anew and still lacks %s", kernel,
+			       rebuild.s);
 	r->state = GUEST_DONE;
 	str_addf(&r->summary, "%s: built anew for %s; ", kernel, modules);
 	return 0;
@@ -194,8 +196,8 @@ static int initramfs_kernel(struct guest *g, struct guest_result *r, const char 
 		guest_note(r, "kernel '%s': %s; it is built anew", kernel, read_error.msg);
 	needs_lacking(&n, &rebuild, &impossible);
 	if (impossible.len)
-		return err_set(e, -ENOENT, "kernel '%s' has no driver for %s (install another kernel on the source)", kernel,
-			       impossible.s);
+		return err_set(e, -ENOENT, "kernel '%s' has no driver for %s (install another kernel on the source)",
+			       kernel, impossible.s);
 	if (rebuild.len)
 		return initramfs_rebuild(g, r, kernel, rebuild.s, e);
 	str_addf(&r->summary, "%s: has what it needs; ", kernel);
@@ -209,7 +211,8 @@ static int initramfs_run(struct guest *g, struct guest_result *r, struct err *e)
 	size_t i, good = 0;
 	int rc = 0;
 
-	json_array_foreach(g->kernels, i, kernel) {
+	json_array_foreach(g->kernels, i, kernel)
+	{
 		struct err ke = {0};
 		int krc = initramfs_kernel(g, r, json_string_value(kernel), &ke);
 

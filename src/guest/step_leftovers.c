@@ -6,14 +6,20 @@
 #include "base/util.h"
 
 static const char *const leftover_files[] = {
-	"/etc/fstab", "/etc/crypttab", "/boot/grub/grub.cfg", "/etc/default/grub", "/etc/initramfs-tools/conf.d/resume",
-	"/etc/mdadm/mdadm.conf", "/etc/smartd.conf", "/etc/hdparm.conf",
+    "/etc/fstab",
+    "/etc/crypttab",
+    "/boot/grub/grub.cfg",
+    "/etc/default/grub",
+    "/etc/initramfs-tools/conf.d/resume",
+    "/etc/mdadm/mdadm.conf",
+    "/etc/smartd.conf",
+    "/etc/hdparm.conf",
 };
 
 static bool leftover_in(struct guest_span line)
 {
-	static const char *const names[] = {"/dev/sd", "/dev/hd", "/dev/xvd", "/dev/nvme", "/dev/vd", "/dev/disk/by-id/",
-					    "/dev/disk/by-path/"};
+	static const char *const names[] = {"/dev/sd", "/dev/hd",          "/dev/xvd",          "/dev/nvme",
+					    "/dev/vd", "/dev/disk/by-id/", "/dev/disk/by-path/"};
 	struct guest_span word = line;
 
 	if (!guest_next_word(&line, &word) || *word.s == '#')

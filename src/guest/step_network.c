@@ -2,8 +2,8 @@
  * The network cards of the new home have other names and addresses. Whatever is configured for a card of the old one is
  * switched off (kept as a comment where the file has to stay), and every ethernet card comes up by DHCP.
  *
- * systemd-networkd does it: it comes with systemd itself, so nothing has to be installed. Its file sorts last, so that a file
- * of the server's own that matches the new card wins. NetworkManager brings new cards up by DHCP unasked.
+ * systemd-networkd does it: it comes with systemd itself, so nothing has to be installed. Its file sorts last, so that
+ * a file of the server's own that matches the new card wins. NetworkManager brings new cards up by DHCP unasked.
  */
 #include "guest/guest_int.h"
 
@@ -15,12 +15,13 @@
 
 #define NETWORKD_FILE "/etc/systemd/network/99-replant-dhcp.network"
 #define NETPLAN_FILE  "/etc/netplan/99-replant-dhcp.yaml"
-#define MARK	      "#replant# "
+#define MARK          "#replant# "
 
-static const char networkd_text[] = "# Written by Replant: every ethernet card that nothing else configures comes up by DHCP.\n"
-				    "[Match]\nType=ether\nKind=!*\n\n"
-				    "[Network]\nDHCP=yes\n\n"
-				    "[DHCPv4]\nClientIdentifier=mac\n";
+static const char networkd_text[] =
+    "# Written by Replant: every ethernet card that nothing else configures comes up by DHCP.\n"
+    "[Match]\nType=ether\nKind=!*\n\n"
+    "[Network]\nDHCP=yes\n\n"
+    "[DHCPv4]\nClientIdentifier=mac\n";
 
 static const char netplan_text[] = "# Written by Replant: every ethernet card comes up by DHCP.\n"
 				   "network:\n  version: 2\n  ethernets:\n    replant:\n      match: {name: \"e*\"}\n"
@@ -28,9 +29,9 @@ static const char netplan_text[] = "# Written by Replant: every ethernet card co
 
 static const char *network_unit_dir(const struct guest *g)
 {
-	return guest_exists(g, "/usr/lib/systemd/system/systemd-networkd.service") ? "/usr/lib/systemd/system" :
-	       guest_exists(g, "/lib/systemd/system/systemd-networkd.service")	   ? "/lib/systemd/system" :
-										     NULL;
+	return guest_exists(g, "/usr/lib/systemd/system/systemd-networkd.service") ? "/usr/lib/systemd/system"
+	       : guest_exists(g, "/lib/systemd/system/systemd-networkd.service")   ? "/lib/systemd/system"
+										   : NULL;
 }
 
 static int network_enable_networkd(struct guest *g, struct guest_result *r, struct err *e)
@@ -38,18 +39,19 @@ static int network_enable_networkd(struct guest *g, struct guest_result *r, stru
 	static const struct {
 		const char *link, *unit;
 	} links[] = {
-		{"multi-user.target.wants/systemd-networkd.service", "systemd-networkd.service"},
-		{"dbus-org.freedesktop.network1.service", "systemd-networkd.service"},
-		{"sockets.target.wants/systemd-networkd.socket", "systemd-networkd.socket"},
-		{"network-online.target.wants/systemd-networkd-wait-online.service",
-		 "systemd-networkd-wait-online.service"},
+	    {"multi-user.target.wants/systemd-networkd.service", "systemd-networkd.service"},
+	    {"dbus-org.freedesktop.network1.service", "systemd-networkd.service"},
+	    {"sockets.target.wants/systemd-networkd.socket", "systemd-networkd.socket"},
+	    {"network-online.target.wants/systemd-networkd-wait-online.service",
+	     "systemd-networkd-wait-online.service"},
 	};
 	const char *dir = network_unit_dir(g);
 	int rc = 0;
 
 	if (!dir)
-		return err_set(e, -ENOENT, "systemd-networkd is not there, so no network can be configured "
-					   "(configure the first network card for DHCP on the source)");
+		return err_set(e, -ENOENT,
+			       "systemd-networkd is not there, so no network can be configured "
+			       "(configure the first network card for DHCP on the source)");
 	for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(links); i++) {
 		char link[256], target[256];
 
@@ -190,7 +192,8 @@ static int network_netplan(struct guest *g, struct guest_result *r, struct err *
 	if (rc == 0)
 		rc = guest_write(g, r, NETPLAN_FILE, netplan_text, strlen(netplan_text), 0600, e);
 	if (rc == 0 && r->state == GUEST_DONE)
-		str_add(&r->summary, "every ethernet card comes up by DHCP (netplan); the old files are kept as *.replant");
+		str_add(&r->summary,
+			"every ethernet card comes up by DHCP (netplan); the old files are kept as *.replant");
 	return rc;
 }
 

@@ -1,6 +1,6 @@
 /*
- * The device a hibernated system resumes from (initramfs-tools): a name that is gone costs half a minute at every boot. The
- * initramfs holds a copy of the setting, so the kernel command line, which wins over it, says it too.
+ * The device a hibernated system resumes from (initramfs-tools): a name that is gone costs half a minute at every boot.
+ * The initramfs holds a copy of the setting, so the kernel command line, which wins over it, says it too.
  */
 #include "guest/guest_int.h"
 

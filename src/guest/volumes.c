@@ -161,7 +161,8 @@ static int volumes_names(struct guest_volumes *v, const json_t *names, struct er
 	json_t *disk, *alias;
 	size_t i, k;
 
-	json_array_foreach(names, i, disk) {
+	json_array_foreach(names, i, disk)
+	{
 		const char *source = "";
 		int r;
 
@@ -173,12 +174,14 @@ static int volumes_names(struct guest_volumes *v, const json_t *names, struct er
 		if (r < 0)
 			return r;
 		snprintf(v->disks[i].source, sizeof(v->disks[i].source), "%s", source);
-		json_array_foreach(json_object_get(disk, "aliases"), k, alias) {
+		json_array_foreach(json_object_get(disk, "aliases"), k, alias)
+		{
 			struct guest_disk *d = &v->disks[i];
 
 			if (json_is_string(alias) && json_string_length(alias) < sizeof(d->aliases[0]) &&
 			    d->naliases < ARRAY_SIZE(d->aliases))
-				snprintf(d->aliases[d->naliases++], sizeof(d->aliases[0]), "%s", json_string_value(alias));
+				snprintf(d->aliases[d->naliases++], sizeof(d->aliases[0]), "%s",
+					 json_string_value(alias));
 		}
 	}
 	return 0;
@@ -249,9 +252,7 @@ int guest_volumes_from_json(const json_t *j, struct guest_volumes *ret, struct e
 	v.ndisks = json_array_size(list);
 	for (i = 0; r == 0 && i < v.ndisks; i++)
 		jsn_get_bool(json_array_get(list, i), "grub", false, &v.disks[i].grub, NULL);
-	json_array_foreach(json_object_get(j, "volumes"), i, o)
-		if (r == 0)
-			r = volumes_one(o, volumes_new(&v), e);
+	json_array_foreach(json_object_get(j, "volumes"), i, o) if (r == 0) r = volumes_one(o, volumes_new(&v), e);
 	if (r < 0)
 		return r;
 	*ret = v;

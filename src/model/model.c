@@ -293,8 +293,8 @@ static json_t *source_event(const struct model_source *s)
 
 	if (!name)
 		name = json_string_value(json_object_get(os, "name"));
-	return json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:f}", "id", s->id, "name", bounded_text(s->name, 255), "state",
-			 model_source_states[s->state], "hostname", bounded_text(s->hostname, 255), "os",
+	return json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:f}", "id", s->id, "name", bounded_text(s->name, 255),
+			 "state", model_source_states[s->state], "hostname", bounded_text(s->hostname, 255), "os",
 			 name ? json_pack("{s:o}", "pretty_name", bounded_text(name, 200)) : json_null(),
 			 "agent_version", bounded_text(s->agent_version, 64), "last_seen", s->last_seen);
 }
@@ -308,8 +308,8 @@ static json_t *image_event(const struct model_image *im)
 		if ((v = json_object_get(im->boot, told[i])))
 			json_object_set(boot, told[i], v);
 	o = json_pack("{s:s, s:o, s:s?, s:s?, s:s?, s:f, s:o}", "id", im->id, "name",
-		      bounded_text(im->name, MODEL_NAME_MAX), "job", im->job, "source", im->source, "region", im->region,
-		      "created", im->created, "boot", boot);
+		      bounded_text(im->name, MODEL_NAME_MAX), "job", im->job, "source", im->source, "region",
+		      im->region, "created", im->created, "boot", boot);
 	if (o && add_image_derived(im, o) < 0) {
 		json_decref(o);
 		return NULL;

@@ -20,7 +20,7 @@
 #include "base/proc.h"
 #include "base/str.h"
 
-#define RECEIVE_GRACE 10.0
+#define RECEIVE_GRACE    10.0
 #define RECEIVE_MIN_FREE "256M" /* the center's database may lie in the same filesystem */
 
 int local_path(const struct local *l, struct local_path *ret, struct err *e, const char *fmt, ...)
@@ -264,8 +264,8 @@ static int receive_start(struct local *l, const char *dir, const struct provider
 	struct local_path program;
 	char listen_at[128];
 	int p[2], q[2], rc2 = local_program(l, "replant-transition", &program, e);
-	const char *argv[20] = {program.s, "receive", "--dir", dir, "--listen", listen_at, "--run", r->run,
-				"--psk-file", "-", "--once", "--min-free", RECEIVE_MIN_FREE};
+	const char *argv[20] = {program.s, "receive",    "--dir", dir,      "--listen",   listen_at,       "--run",
+				r->run,    "--psk-file", "-",     "--once", "--min-free", RECEIVE_MIN_FREE};
 
 	if (rc2 < 0)
 		return rc2;
@@ -326,7 +326,8 @@ static int local_receive(struct provider *p, const char *job, const struct provi
 		return 0;
 	if (rc.last.code)
 		return err_set(e, rc.last.code, "%s", rc.last.msg);
-	return err_set(e, status == 75 ? -EAGAIN : -EIO, "the receiver ended with status %d before the copy was complete", status);
+	return err_set(e, status == 75 ? -EAGAIN : -EIO,
+		       "the receiver ended with status %d before the copy was complete", status);
 }
 
 static int local_job_remove(struct provider *p, const char *job, struct err *e)
@@ -355,16 +356,16 @@ static void local_close(struct provider *p)
 }
 
 static const struct provider_ops local_ops = {
-	.kind = "local",
-	.capacity = local_capacity,
-	.receive = local_receive,
-	.convert = local_convert,
-	.image_create = local_image_create,
-	.test_boot = local_test_boot,
-	.image_export = local_image_export,
-	.image_remove = local_image_remove,
-	.job_remove = local_job_remove,
-	.close = local_close,
+    .kind = "local",
+    .capacity = local_capacity,
+    .receive = local_receive,
+    .convert = local_convert,
+    .image_create = local_image_create,
+    .test_boot = local_test_boot,
+    .image_export = local_image_export,
+    .image_remove = local_image_remove,
+    .job_remove = local_job_remove,
+    .close = local_close,
 };
 
 static char *local_absolute(const char *path, struct err *e)

@@ -1,4 +1,5 @@
-/* The appliance: built on first use, started on a job's disks, asked one thing. Conversion is that, on fresh overlays. */
+/* The appliance: built on first use, started on a job's disks, asked one thing. Conversion is that, on fresh overlays.
+ */
 #include "provider/local_int.h"
 
 #include <errno.h>
@@ -12,11 +13,11 @@
 #include "base/proc.h"
 #include "base/str.h"
 
-#define APPLIANCE_PORT	  "org.replant.appliance.0"
-#define APPLIANCE_MEMORY  1024
-#define APPLIANCE_SECONDS (2 * 3600.0)
+#define APPLIANCE_PORT          "org.replant.appliance.0"
+#define APPLIANCE_MEMORY        1024
+#define APPLIANCE_SECONDS       (2 * 3600.0)
 #define APPLIANCE_BUILD_SECONDS "1800"
-#define APPLIANCE_APPEND  "root=/dev/vda console=ttyS0,115200 quiet panic=1"
+#define APPLIANCE_APPEND        "root=/dev/vda console=ttyS0,115200 quiet panic=1"
 
 /* Beside the programs in the build tree and where it is installed. */
 static int appliance_script(const struct local *l, struct local_path *ret, struct err *e)
@@ -54,7 +55,8 @@ static int appliance_error(const json_t *event, json_t **ret, struct err *e)
 	static const struct {
 		const char *code;
 		int err;
-	} codes[] = {{"unsupported_system", -ENOTSUP}, {"no_system", -ENOENT}, {"no_space", -ENOSPC}, {"timeout", -ETIMEDOUT}};
+	} codes[] = {
+	    {"unsupported_system", -ENOTSUP}, {"no_system", -ENOENT}, {"no_space", -ENOSPC}, {"timeout", -ETIMEDOUT}};
 	const char *code = json_string_value(json_object_get(event, "code")) ?: "";
 	json_t *found = json_object_get(event, "report");
 	int err = -EIO;
@@ -116,7 +118,8 @@ static int appliance_talk(struct qemu *vm, const json_t *request, const struct p
 			r = 0;
 		}
 		if (r == 0 && qemu_no_space(vm))
-			return err_set(e, -ENOSPC, "the center's disk is full (free some space, then start the job again)");
+			return err_set(e, -ENOSPC,
+				       "the center's disk is full (free some space, then start the job again)");
 		if (r == 0 && qemu_ended(vm))
 			return err_set(e, -EIO, "the appliance ended before it was done; it last said: %s%s",
 				       appliance_last_line(qemu_serial(vm)), qemu_complaint(vm));
@@ -142,9 +145,16 @@ static int appliance_start(struct local *l, const char *run_dir, const char *app
 			   struct qemu **ret, struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX + 2] = {0};
-	char serials[LOCAL_DISKS_MAX][24], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64], initrd[PATH_MAX + 64];
-	struct qemu_settings s = {.user = l->user, .memory_mib = APPLIANCE_MEMORY, .cpus = 2, .kernel = kernel,
-				  .initrd = initrd, .append = APPLIANCE_APPEND, .disks = d, .ndisks = n + 2,
+	char serials[LOCAL_DISKS_MAX][24], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64],
+	    initrd[PATH_MAX + 64];
+	struct qemu_settings s = {.user = l->user,
+				  .memory_mib = APPLIANCE_MEMORY,
+				  .cpus = 2,
+				  .kernel = kernel,
+				  .initrd = initrd,
+				  .append = APPLIANCE_APPEND,
+				  .disks = d,
+				  .ndisks = n + 2,
 				  .port = APPLIANCE_PORT};
 	struct local_path program;
 	int r = local_program(l, "replant-transition", &program, e);
@@ -243,8 +253,8 @@ static int convert_store(const char *replica, char *const *disks, size_t n, cons
 }
 
 /*
- * The center died after the replica had become the image: the report went with it. It is complete, because only a replica whose
- * report is written is moved.
+ * The center died after the replica had become the image: the report went with it. It is complete, because only a
+ * replica whose report is written is moved.
  */
 static int convert_again(const struct local *l, const char *image, json_t **ret, struct err *e)
 {
@@ -257,8 +267,8 @@ static int convert_again(const struct local *l, const char *image, json_t **ret,
 	return r < 0 ? r : local_read_json(path.s, ret, e);
 }
 
-int local_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w, json_t **ret,
-		  struct err *e)
+int local_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w,
+		  json_t **ret, struct err *e)
 {
 	struct local *l = local_of(p);
 	_cleanup_json_ json_t *message = convert_request(request), *report = NULL;

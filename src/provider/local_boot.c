@@ -1,6 +1,7 @@
 /*
- * The test boot: the probe is put into throw-away overlays by the appliance, then the image starts as it would anywhere, and what the
- * probe says about it is judged. A machine that never reports is told apart by what came out of its serial line.
+ * The test boot: the probe is put into throw-away overlays by the appliance, then the image starts as it would
+ * anywhere, and what the probe says about it is judged. A machine that never reports is told apart by what came out of
+ * its serial line.
  */
 #include "provider/local_int.h"
 
@@ -16,17 +17,17 @@
 #include "base/jsn.h"
 #include "base/str.h"
 
-#define BOOT_PORT      "org.replant.probe.0"
-#define BOOT_SECONDS_KVM 300
-#define BOOT_SECONDS_TCG 900
-#define SETTLE_SECONDS 4.0 /* from the last unit to the login prompt on the screen */
-#define SHELL_SECONDS  8.0
+#define BOOT_PORT           "org.replant.probe.0"
+#define BOOT_SECONDS_KVM    300
+#define BOOT_SECONDS_TCG    900
+#define SETTLE_SECONDS      4.0 /* from the last unit to the login prompt on the screen */
+#define SHELL_SECONDS       8.0
 #define SHELL_SECONDS_PROBE 60.0 /* when a probe is there, which says more */
-#define BLIND_SECONDS  180
-#define SERIAL_LINES   40
-#define PNG_MAX	       (16u << 20)
-#define TEXT_MAX       256u /* bytes of a string the probe says */
-#define LIST_MAX       500u /* entries of a list it says */
+#define BLIND_SECONDS       180
+#define SERIAL_LINES        40
+#define PNG_MAX             (16u << 20)
+#define TEXT_MAX            256u /* bytes of a string the probe says */
+#define LIST_MAX            500u /* entries of a list it says */
 
 struct boot {
 	struct local *l;
@@ -37,8 +38,8 @@ struct boot {
 	const json_t *known_failed;
 	size_t ndisks;
 	char *disks[LOCAL_DISKS_MAX];
-	json_t *probe;	 /* the probe's report */
-	char state[64];	 /* the last it said before */
+	json_t *probe;              /* the probe's report */
+	char state[64];             /* the last it said before */
 	char no_probe[ERR_MSG_MAX]; /* why there is none */
 	bool started, ended, screenshot;
 	double seconds;
@@ -53,20 +54,22 @@ bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, co
 		const char *mark, *stage, *text;
 		bool final;
 	} marks[] = {
-		{"Kernel panic - not syncing", "kernel_panic", "the kernel panicked", true},
-		{"(initramfs)", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell", true},
-		{"dracut:/#", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell", true},
-		{"You are in emergency mode", "emergency", "the system ended in emergency mode", true},
-		{"Give root password for maintenance", "emergency", "the system ended in emergency mode", true},
-		{"You are in rescue mode", "emergency", "the system ended in rescue mode", true},
-		{"Linux version ", "hang", "the system stopped while it was starting", false},
-		{"systemd[1]", "hang", "the system stopped while it was starting", false},
-		{"grub rescue>", "boot_loader", "GRUB did not find its files", true},
-		{"grub>", "boot_loader", "GRUB found no configuration and opened its shell", true},
-		{"Loading initial ramdisk", "kernel", "the boot loader started the kernel, which said nothing", false},
-		{"GRUB", "boot_loader", "the boot loader started, the kernel did not", false},
-		{"No bootable device", "firmware", "the firmware found nothing to boot", true},
-		{"Booting from Hard Disk", "boot_loader", "the boot sector was started and said nothing", false},
+	    {"Kernel panic - not syncing", "kernel_panic", "the kernel panicked", true},
+	    {"(initramfs)", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell",
+	     true},
+	    {"dracut:/#", "initramfs_shell", "the initramfs did not get to the root filesystem and opened a shell",
+	     true},
+	    {"You are in emergency mode", "emergency", "the system ended in emergency mode", true},
+	    {"Give root password for maintenance", "emergency", "the system ended in emergency mode", true},
+	    {"You are in rescue mode", "emergency", "the system ended in rescue mode", true},
+	    {"Linux version ", "hang", "the system stopped while it was starting", false},
+	    {"systemd[1]", "hang", "the system stopped while it was starting", false},
+	    {"grub rescue>", "boot_loader", "GRUB did not find its files", true},
+	    {"grub>", "boot_loader", "GRUB found no configuration and opened its shell", true},
+	    {"Loading initial ramdisk", "kernel", "the boot loader started the kernel, which said nothing", false},
+	    {"GRUB", "boot_loader", "the boot loader started, the kernel did not", false},
+	    {"No bootable device", "firmware", "the firmware found nothing to boot", true},
+	    {"Booting from Hard Disk", "boot_loader", "the boot sector was started and said nothing", false},
 	};
 
 	*ret_stage = ended ? "powered_off" : "firmware";
@@ -120,7 +123,8 @@ static char *boot_plain(const char *s)
 
 /* ---- verdict ---- */
 
-static void boot_problem(json_t *problems, const char *code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void boot_problem(json_t *problems, const char *code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 static void boot_problem(json_t *problems, const char *code, const char *fmt, ...)
 {
 	char text[1024];
@@ -129,8 +133,8 @@ static void boot_problem(json_t *problems, const char *code, const char *fmt, ..
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	json_array_append_new(problems, json_pack("{s:s, s:s}", "code", code, "message", text) ?:
-						json_pack("{s:s, s:s}", "code", code, "message", "(not UTF-8)"));
+	json_array_append_new(problems, json_pack("{s:s, s:s}", "code", code, "message", text)
+					    ?: json_pack("{s:s, s:s}", "code", code, "message", "(not UTF-8)"));
 }
 
 static bool boot_has(const json_t *list, const char *name)
@@ -138,9 +142,7 @@ static bool boot_has(const json_t *list, const char *name)
 	json_t *o;
 	size_t i;
 
-	json_array_foreach(list, i, o)
-		if (json_is_string(o) && strcmp(json_string_value(o), name) == 0)
-			return true;
+	json_array_foreach(list, i, o) if (json_is_string(o) && strcmp(json_string_value(o), name) == 0) return true;
 	return false;
 }
 
@@ -152,14 +154,15 @@ static void boot_judge_report(const struct boot *b, json_t *problems)
 
 	if (strcmp(state, "running") != 0 && strcmp(state, "degraded") != 0)
 		boot_problem(problems, state, "the system did not finish starting: it is in the state '%s'", state);
-	json_array_foreach(json_object_get(b->probe, "failed_units"), i, o) {
+	json_array_foreach(json_object_get(b->probe, "failed_units"), i, o)
+	{
 		const char *unit = json_string_value(o) ?: "?";
 
 		if (!boot_has(b->known_failed, unit))
 			boot_problem(problems, "failed_unit", "'%s' failed", unit);
 	}
 	json_array_foreach(json_object_get(b->probe, "missing_mounts"), i, o)
-		boot_problem(problems, "missing_mount", "'%s' of /etc/fstab is not mounted", json_string_value(o) ?: "?");
+	    boot_problem(problems, "missing_mount", "'%s' of /etc/fstab is not mounted", json_string_value(o) ?: "?");
 	if (!json_array_size(json_object_get(b->probe, "addresses")))
 		boot_problem(problems, "no_address", "no network card has an address");
 }
@@ -192,7 +195,8 @@ static json_t *probe_list(const json_t *from, const char *const *keys)
 	json_t *list = json_array(), *v;
 	size_t i;
 
-	json_array_foreach(from, i, v) {
+	json_array_foreach(from, i, v)
+	{
 		json_t *o = NULL;
 
 		if (json_array_size(list) == LIST_MAX)
@@ -215,17 +219,17 @@ static json_t *probe_ports(const json_t *from)
 	json_t *list = json_array(), *v;
 	size_t i;
 
-	json_array_foreach(from, i, v)
-		if (json_is_integer(v) && json_integer_value(v) > 0 && json_integer_value(v) < 65536 &&
-		    json_array_size(list) < LIST_MAX)
-			json_array_append_new(list, json_integer(json_integer_value(v)));
+	json_array_foreach(from, i, v) if (json_is_integer(v) && json_integer_value(v) > 0 &&
+					   json_integer_value(v) < 65536 && json_array_size(list) < LIST_MAX)
+	    json_array_append_new(list, json_integer(json_integer_value(v)));
 	return list;
 }
 
 json_t *local_boot_report(const json_t *probe)
 {
 	static const char *const texts[] = {"state", "kernel", "hostname"};
-	static const char *const mount[] = {"source", "target", "type", NULL}, *const address[] = {"interface", "address", NULL};
+	static const char *const mount[] = {"source", "target", "type", NULL}, *const address[] = {"interface",
+												   "address", NULL};
 	const json_t *seconds = json_object_get(probe, "boot_seconds");
 	json_t *o = json_object();
 
@@ -233,7 +237,8 @@ json_t *local_boot_report(const json_t *probe)
 		return NULL;
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
 		if (probe_text_ok(json_object_get(probe, texts[i])))
-			json_object_set_new(o, texts[i], json_string(json_string_value(json_object_get(probe, texts[i]))));
+			json_object_set_new(o, texts[i],
+					    json_string(json_string_value(json_object_get(probe, texts[i]))));
 	if (json_is_number(seconds) && json_number_value(seconds) >= 0 && json_number_value(seconds) < 1e6)
 		json_object_set_new(o, "boot_seconds", json_real(json_number_value(seconds)));
 	json_object_set_new(o, "failed_units", probe_list(json_object_get(probe, "failed_units"), NULL));
@@ -300,7 +305,8 @@ static void boot_event(struct boot *b, json_t *event, const struct provider_watc
 		boot_tell(event, kind, w);
 }
 
-/* Is there nothing to wait for any more? A shell or a panic is given a little time, in which the probe may still speak. */
+/* Is there nothing to wait for any more? A shell or a panic is given a little time, in which the probe may still speak.
+ */
 static bool boot_is_over(const struct boot *b, const struct qemu *vm, double *since)
 {
 	const char *stage, *text;
@@ -347,21 +353,28 @@ static bool boot_take_screenshot(struct boot *b, struct qemu *vm)
 	snprintf(to, sizeof(to), "%s/screenshot.png", b->dir.s);
 	if (qemu_screenshot(vm, from, NULL) < 0 || local_read_file(from, PNG_MAX, &png, &len, NULL) < 0)
 		return false;
-	return len > 8 && memcmp(png, "\x89PNG\r\n\x1a\n", 8) == 0 && io_write_file_atomic(to, png, len, 0644, NULL) == 0;
+	return len > 8 && memcmp(png, "\x89PNG\r\n\x1a\n", 8) == 0 &&
+	       io_write_file_atomic(to, png, len, 0644, NULL) == 0;
 }
 
 static int boot_machine(struct boot *b, size_t boot_disk, struct qemu **ret, struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX] = {0};
 	char serials[LOCAL_DISKS_MAX][24];
-	struct qemu_settings s = {.user = b->l->user, .accel = b->accel, .memory_mib = (unsigned)b->memory,
-				  .cpus = (unsigned)b->cpus, .disks = d, .ndisks = b->ndisks, .port = BOOT_PORT,
-				  .screen = true, .network = true};
+	struct qemu_settings s = {.user = b->l->user,
+				  .accel = b->accel,
+				  .memory_mib = (unsigned)b->memory,
+				  .cpus = (unsigned)b->cpus,
+				  .disks = d,
+				  .ndisks = b->ndisks,
+				  .port = BOOT_PORT,
+				  .screen = true,
+				  .network = true};
 
 	for (size_t i = 0; i < b->ndisks; i++) {
 		snprintf(serials[i], sizeof(serials[i]), "disk%zu", i);
-		d[i] = (struct qemu_disk){.path = b->disks[i], .format = "qcow2", .serial = serials[i],
-					  .boot = i == boot_disk};
+		d[i] = (struct qemu_disk){
+		    .path = b->disks[i], .format = "qcow2", .serial = serials[i], .boot = i == boot_disk};
 	}
 	return qemu_start(&s, ret, e);
 }

@@ -1,6 +1,6 @@
 /*
- * Images. A replica with its conversion becomes one by renaming its directory, then by writing manifest.json: an image without a
- * manifest is not finished, and making it again goes on from there.
+ * Images. A replica with its conversion becomes one by renaming its directory, then by writing manifest.json: an image
+ * without a manifest is not finished, and making it again goes on from there.
  */
 #include "provider/local_int.h"
 
@@ -71,7 +71,8 @@ static int image_check_overlay(const struct local *l, const char *overlay, const
 	format = json_string_value(json_object_get(info, "backing-filename-format")) ?: "";
 	data = json_object_get(json_object_get(json_object_get(info, "format-specific"), "data"), "data-file");
 	if (strcmp(base, name_raw) != 0 || strcmp(format, "raw") != 0 || data)
-		return err_set(e, -EPERM, "'%s' refers to other files than '%s' (start the job again)", overlay, name_raw);
+		return err_set(e, -EPERM, "'%s' refers to other files than '%s' (start the job again)", overlay,
+			       name_raw);
 	return 0;
 }
 
@@ -94,8 +95,8 @@ static int image_disk(const struct local *l, const char *dir, size_t i, json_t *
 	r = r ?: image_sha256(overlay, hex, e);
 	if (r < 0)
 		return r;
-	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "file", name, "format", "qcow2", "base",
-					       name_raw, "size", (json_int_t)st.st_size, "allocated",
+	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "file", name, "format", "qcow2",
+					       "base", name_raw, "size", (json_int_t)st.st_size, "allocated",
 					       (json_int_t)(st.st_blocks + st_overlay.st_blocks) * 512, "sha256", hex));
 	return 0;
 }
@@ -108,7 +109,8 @@ static int image_take_dir(const struct local *l, const char *dir, struct err *e)
 	return fd < 0 ? err_sys(e, "cannot open '%s'", dir) : local_take(l, fd, l->user ? 0750 : 0700, dir, e);
 }
 
-static int image_manifest(const struct local *l, const char *dir, const char *image, const json_t *meta, json_t **ret, struct err *e)
+static int image_manifest(const struct local *l, const char *dir, const char *image, const json_t *meta, json_t **ret,
+			  struct err *e)
 {
 	_cleanup_json_ json_t *m = json_object(), *replica = NULL;
 	json_t *disks = json_array();
@@ -143,8 +145,8 @@ static void image_add_paths(const char *dir, json_t *manifest)
 	json_t *disk;
 	size_t i;
 
-	json_array_foreach(json_object_get(manifest, "disks"), i, disk)
-		json_object_set_new(disk, "path", json_sprintf("%s/%s", dir, json_string_value(json_object_get(disk, "file")) ?: ""));
+	json_array_foreach(json_object_get(manifest, "disks"), i, disk) json_object_set_new(
+	    disk, "path", json_sprintf("%s/%s", dir, json_string_value(json_object_get(disk, "file")) ?: ""));
 }
 
 static int image_move(struct local *l, const char *job, const char *image_dir, struct err *e)
@@ -298,8 +300,9 @@ static int export_run(const struct local *l, const char *from, const char *forma
 		return r;
 	r = proc_wait(pid, &status, e);
 	if (r == 0 && status != 0)
-		return err_set(e, -EIO, "the image could not be written as %s (qemu-img ended with status %d; is the disk full?)",
-			       format, status);
+		return err_set(
+		    e, -EIO, "the image could not be written as %s (qemu-img ended with status %d; is the disk full?)",
+		    format, status);
 	return r;
 }
 

@@ -1,7 +1,7 @@
 /*
- * What a region runs on: a table of functions. `local` is a directory on this host and QEMU. Calls block and are made from
- * the long-lived thread of one job; `watch` is told what happens and says whether to give up. Everything is idempotent: after
- * a crash the same call is made again and starts from what is there.
+ * What a region runs on: a table of functions. `local` is a directory on this host and QEMU. Calls block and are made
+ * from the long-lived thread of one job; `watch` is told what happens and says whether to give up. Everything is
+ * idempotent: after a crash the same call is made again and starts from what is there.
  */
 #pragma once
 
@@ -21,17 +21,18 @@ struct provider_watch {
 };
 
 struct provider_receive {
-	const char *run;	 /* run id */
-	const char *psk_hex;	 /* 64 digits */
-	const char *listen;	 /* address for the receiver */
-	uint16_t port;		 /* 0: any */
+	const char *run;     /* run id */
+	const char *psk_hex; /* 64 digits */
+	const char *listen;  /* address for the receiver */
+	uint16_t port;       /* 0: any */
 };
 
 struct provider_ops {
 	const char *kind; /* "local" */
 	/* {"free":bytes,"total":bytes,"accelerator":"kvm"|"tcg",...} (new reference) */
 	int (*capacity)(struct provider *p, json_t **ret, struct err *e);
-	/* Runs the receiver until the replica is committed. The `listening` event carries the port. -ENOSPC, -ECANCELED ... */
+	/* Runs the receiver until the replica is committed. The `listening` event carries the port. -ENOSPC, -ECANCELED
+	 * ... */
 	int (*receive)(struct provider *p, const char *job, const struct provider_receive *r,
 		       const struct provider_watch *w, struct err *e);
 	/* Converts the replica on fresh overlays; *ret: the conversion report (new reference). */
@@ -56,9 +57,9 @@ struct provider {
 };
 
 struct provider_settings {
-	const char *dir;	/* holds replicas and images */
-	const char *cache;	/* appliance */
-	const char *programs;	/* where replant-transition is */
-	const char *user;	/* unprivileged user of receiver and QEMU when we are root; NULL: ours */
+	const char *dir;      /* holds replicas and images */
+	const char *cache;    /* appliance */
+	const char *programs; /* where replant-transition is */
+	const char *user;     /* unprivileged user of receiver and QEMU when we are root; NULL: ours */
 };
 int provider_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e);

@@ -22,10 +22,10 @@
 #include "base/str.h"
 #include "base/util.h"
 
-#define QEMU_PROGRAM "qemu-system-x86_64"
-#define SERIAL_KEEP  (128u << 10)
+#define QEMU_PROGRAM  "qemu-system-x86_64"
+#define SERIAL_KEEP   (128u << 10)
 #define COMPLAINT_MAX 4096
-#define QMP_SECONDS  30.0
+#define QMP_SECONDS   30.0
 #define TRIAL_SECONDS 2.0
 #define DRAIN_SECONDS 2.0
 #define TRIAL_AGAIN   600.0 /* after a trial that did not succeed; it may have been the host that was slow */
@@ -93,9 +93,9 @@ static void args_disk(struct qemu_args *a, const struct qemu_disk *d, size_t i)
 	snprintf(node, sizeof(node), "disk%zu", i);
 	/* What is written here is thrown away or synced by the provider afterwards: flushes cost time for nothing. */
 	args_json(a, "-blockdev",
-		  json_pack("{s:s, s:s, s:b, s:s, s:{s:b}, s:{s:s, s:s, s:{s:b}}}", "node-name", node, "driver", d->format,
-			    "read-only", d->readonly, "discard", "unmap", "cache", "no-flush", true, "file", "driver", "file",
-			    "filename", d->path, "cache", "no-flush", true));
+		  json_pack("{s:s, s:s, s:b, s:s, s:{s:b}, s:{s:s, s:s, s:{s:b}}}", "node-name", node, "driver",
+			    d->format, "read-only", d->readonly, "discard", "unmap", "cache", "no-flush", true, "file",
+			    "driver", "file", "filename", d->path, "cache", "no-flush", true));
 	device = json_pack("{s:s, s:s, s:s}", "driver", "virtio-blk-pci", "drive", node, "serial", d->serial);
 	if (device && d->boot)
 		json_object_set_new(device, "bootindex", json_integer(1));
@@ -153,7 +153,8 @@ static void args_build(struct qemu_args *a, const struct qemu_settings *s, const
 		id_random(mac, sizeof(mac));
 		args_add(a, "-netdev", "user,id=net,restrict=on");
 		args_take(a, strdup("-device"));
-		args_take(a, str_printf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%02x:%02x:%02x", mac[0], mac[1], mac[2]));
+		args_take(a, str_printf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%02x:%02x:%02x", mac[0],
+					mac[1], mac[2]));
 	}
 }
 
@@ -273,7 +274,8 @@ static void qemu_take(struct qemu *vm, int ch, const char *p, size_t n)
 	}
 }
 
-/* Answers are kept. Of the events only BLOCK_IO_ERROR matters: QEMU has stopped the guest because the host's disk is full. */
+/* Answers are kept. Of the events only BLOCK_IO_ERROR matters: QEMU has stopped the guest because the host's disk is
+ * full. */
 static int qemu_take_qmp(struct qemu *vm, struct err *e)
 {
 	json_t *o = NULL;
@@ -450,9 +452,10 @@ const char *qemu_complaint(const struct qemu *vm)
 
 static bool trial_run(const char *image, const char *user)
 {
-	const char *const argv[] = {QEMU_PROGRAM, "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-nodefaults",
-				    "-display", "none", "-m", "32", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
-				    "-drive", image, NULL};
+	const char *const argv[] = {
+	    QEMU_PROGRAM,  "-machine", "q35",  "-accel", "kvm", "-cpu",    "host",
+	    "-nodefaults", "-display", "none", "-m",     "32",  "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+	    "-drive",      image,      NULL};
 	_cleanup_close_ int null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	struct proc_opts o = PROC_OPTS_INIT;
 	double end = id_now_mono() + TRIAL_SECONDS;

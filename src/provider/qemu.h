@@ -1,6 +1,7 @@
 /*
- * The one place that starts QEMU and talks to it: QMP, a JSON-lines port to a program inside (virtio-serial), the serial console. All three
- * are socket pairs: no names in the filesystem, nobody else can connect. Nothing the guest says is kept without bound.
+ * The one place that starts QEMU and talks to it: QMP, a JSON-lines port to a program inside (virtio-serial), the
+ * serial console. All three are socket pairs: no names in the filesystem, nobody else can connect. Nothing the guest
+ * says is kept without bound.
  */
 #pragma once
 
@@ -18,24 +19,25 @@ struct qemu_disk {
 	const char *format; /* "raw", "qcow2" */
 	const char *serial; /* what the guest sees; at most 20 characters */
 	bool readonly;
-	bool boot;	    /* the firmware starts from it */
+	bool boot; /* the firmware starts from it */
 };
 
 struct qemu_settings {
-	const char *user;      /* QEMU runs as, when we are root; NULL: us */
-	const char *accel;     /* from qemu_accelerator() */
+	const char *user;  /* QEMU runs as, when we are root; NULL: us */
+	const char *accel; /* from qemu_accelerator() */
 	unsigned memory_mib, cpus;
 	const char *kernel, *initrd, *append; /* direct boot; NULL: firmware */
 	const struct qemu_disk *disks;
 	size_t ndisks;
-	const char *port;      /* name of the virtio-serial port */
-	bool screen;	       /* a VGA card, for screenshots */
-	bool network;	       /* a card that reaches nothing (restricted user network) */
+	const char *port; /* name of the virtio-serial port */
+	bool screen;      /* a VGA card, for screenshots */
+	bool network;     /* a card that reaches nothing (restricted user network) */
 };
 
 /*
- * "kvm" or "tcg", decided by running a guest of a few instructions for at most two seconds: a /dev/kvm that opens may still not
- * run anything. A success is remembered in `cache` until the host is restarted. *ret is static; any thread may ask.
+ * "kvm" or "tcg", decided by running a guest of a few instructions for at most two seconds: a /dev/kvm that opens may
+ * still not run anything. A success is remembered in `cache` until the host is restarted. *ret is static; any thread
+ * may ask.
  */
 int qemu_accelerator(const char *cache, const char *user, const char **ret, struct err *e);
 
@@ -49,7 +51,8 @@ int qemu_pump(struct qemu *vm, double timeout, struct err *e);
 bool qemu_ended(const struct qemu *vm);
 /* QEMU has stopped the guest because a write found the host's disk full. */
 bool qemu_no_space(const struct qemu *vm);
-/* The next JSON line of the port: 1 and a new reference, 0 when none is waiting, -EPROTO for anything that isn't JSON. */
+/* The next JSON line of the port: 1 and a new reference, 0 when none is waiting, -EPROTO for anything that isn't JSON.
+ */
 int qemu_next_event(struct qemu *vm, json_t **ret, struct err *e);
 /* Sends one JSON line into the port (taken when the guest opens it). */
 int qemu_send(struct qemu *vm, const json_t *request, struct err *e);

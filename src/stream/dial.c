@@ -167,9 +167,7 @@ int control_ready(struct sender *s, struct err *e)
 			return r;
 		since = since > 0 ? since : id_now_mono();
 		if (id_now_mono() - since > s->reconnect)
-			return r == -EACCES
-				   ? r
-				   : sender_lost(s, e);
+			return r == -EACCES ? r : sender_lost(s, e);
 		if (!sender_sleep(s, sender_backoff(attempt)))
 			return err_set(e, -ECANCELED, "cancelled");
 	}

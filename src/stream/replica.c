@@ -44,7 +44,8 @@ static int replica_write_failed(struct replica *r, int code)
 
 static int replica_usable(const struct replica *r, struct err *e)
 {
-	return r->broken ? err_set(e, -EIO, "the replica could not be written; start the receiver again to repair it") : 0;
+	return r->broken ? err_set(e, -EIO, "the replica could not be written; start the receiver again to repair it")
+			 : 0;
 }
 
 /* For drills: REPLANT_FAULT_SYNC=N makes the first N syncs fail. */

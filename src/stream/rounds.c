@@ -183,10 +183,11 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 	int k;
 
 	if (expect > TRACK_LIMIT_MAX)
-		return err_set(e, -EFBIG,
-			       "reading the source frozen would take about %.0f minutes and a freeze may last %.0f at most; "
-			       "migrate fewer disks at once, or unmounted ones",
-			       expect / 60, TRACK_LIMIT_MAX / 60);
+		return err_set(
+		    e, -EFBIG,
+		    "reading the source frozen would take about %.0f minutes and a freeze may last %.0f at most; "
+		    "migrate fewer disks at once, or unmounted ones",
+		    expect / 60, TRACK_LIMIT_MAX / 60);
 	k = rounds_arena_map(s, e);
 	if (k < 0)
 		return k;

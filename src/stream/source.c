@@ -54,11 +54,11 @@ static int source_sector_bad(struct sender *s, size_t disk, uint8_t *buf, size_t
 	int r;
 
 	if (!s->p->zero_unreadable)
-		return err_set(
-		    e, -EIO,
-		    "cannot read '%s' at byte %llu (%.300s; tried %u times; replace the disk, or let unreadable sectors become "
-		    "zeros)",
-		    s->disks[disk]->name, (unsigned long long)off, last.msg, SENDER_RETRIES + 1);
+		return err_set(e, -EIO,
+			       "cannot read '%s' at byte %llu (%.300s; tried %u times; replace the disk, or let "
+			       "unreadable sectors become "
+			       "zeros)",
+			       s->disks[disk]->name, (unsigned long long)off, last.msg, SENDER_RETRIES + 1);
 	memset(buf, 0, len);
 	pthread_mutex_lock(&s->lock);
 	r = source_bad_add(s, disk, off, len, e);

@@ -1,6 +1,7 @@
 /*
  * The data plane: disks of a source become replicas at a receiver, over TLS 1.3 (docs/protocol.md). The sender keeps no
- * state; the receiver's manifest (a digest per block) makes first copy, later rounds, resume and comparison one mechanism.
+ * state; the receiver's manifest (a digest per block) makes first copy, later rounds, resume and comparison one
+ * mechanism.
  */
 #pragma once
 
@@ -13,12 +14,12 @@
 struct disk;
 struct err;
 
-#define STREAM_BLOCK	   65536u /* bytes; the unit of digests, the used map and transfer */
-#define STREAM_PSK_SIZE	   32u
+#define STREAM_BLOCK           65536u /* bytes; the unit of digests, the used map and transfer */
+#define STREAM_PSK_SIZE        32u
 #define STREAM_CONNECTIONS_MAX 16u
 
 struct stream_link {
-	char run[48];			/* run id; the TLS PSK identity */
+	char run[48]; /* run id; the TLS PSK identity */
 	uint8_t psk[STREAM_PSK_SIZE];
 };
 
@@ -26,13 +27,13 @@ struct stream_link {
 struct stream_used {
 	struct bitmap *maps; /* one per disk */
 	size_t n;
-	char **notes;	     /* what was taken whole and why, a sentence each */
+	char **notes; /* what was taken whole and why, a sentence each */
 	size_t nnotes;
 };
 /*
- * For disks that don't change: filesystems unmounted or frozen. A block is only left out when each of its bytes is known
- * to be free; a filesystem whose journal has something to replay is used whole. What can't be read or parsed is used, with
- * a note: it fails only for want of memory.
+ * For disks that don't change: filesystems unmounted or frozen. A block is only left out when each of its bytes is
+ * known to be free; a filesystem whose journal has something to replay is used whole. What can't be read or parsed is
+ * used, with a note: it fails only for want of memory.
  */
 int stream_used_read(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
 /* For disks in use, as an estimate that a later stream_used_read() corrects: pending journals are overlooked. */
@@ -40,34 +41,42 @@ int stream_used_read_live(struct disk *const *disks, size_t n, struct stream_use
 void stream_used_release(struct stream_used *u);
 
 /* ---- sender ---- */
-enum stream_phase { STREAM_CONNECTING, STREAM_FULL, STREAM_COMPARE, STREAM_FREEZING, STREAM_FROZEN, STREAM_FINISHING, STREAM_DONE };
+enum stream_phase {
+	STREAM_CONNECTING,
+	STREAM_FULL,
+	STREAM_COMPARE,
+	STREAM_FREEZING,
+	STREAM_FROZEN,
+	STREAM_FINISHING,
+	STREAM_DONE
+};
 
 struct stream_progress {
 	enum stream_phase phase;
-	unsigned round;		    /* 1.. */
-	uint64_t bytes_total;	    /* used bytes this round covers */
-	uint64_t bytes_done;	    /* of those, handled in this round */
-	uint64_t bytes_read;	    /* from the source, all rounds */
-	uint64_t bytes_sent;	    /* on the wire, all rounds */
-	uint64_t bytes_changed;	    /* uncompressed bytes that differed, all rounds */
-	double speed;		    /* bytes_done per second, lately */
-	double seconds_left;	    /* of this round; < 0: unknown */
-	double expected_freeze;	    /* seconds; < 0: unknown */
-	double freeze_seconds;	    /* measured; < 0: not yet */
+	unsigned round;         /* 1.. */
+	uint64_t bytes_total;   /* used bytes this round covers */
+	uint64_t bytes_done;    /* of those, handled in this round */
+	uint64_t bytes_read;    /* from the source, all rounds */
+	uint64_t bytes_sent;    /* on the wire, all rounds */
+	uint64_t bytes_changed; /* uncompressed bytes that differed, all rounds */
+	double speed;           /* bytes_done per second, lately */
+	double seconds_left;    /* of this round; < 0: unknown */
+	double expected_freeze; /* seconds; < 0: unknown */
+	double freeze_seconds;  /* measured; < 0: not yet */
 };
 
 struct stream_send_params {
 	struct stream_link link;
-	const char *host;	    /* numeric address, or a name that `resolve` of the caller turned into one */
+	const char *host; /* numeric address, or a name that `resolve` of the caller turned into one */
 	uint16_t port;
-	unsigned connections;	    /* 1..STREAM_CONNECTIONS_MAX */
-	unsigned compression;	    /* 0: none .. 10 */
-	uint64_t rate_mbit;	    /* on the wire; 0: no limit */
-	bool checksum;		    /* SHA-256 instead of XXH3-128 */
-	bool zero_unreadable;	    /* else an unreadable source block fails the job */
-	uint64_t frozen_memory;	    /* bytes of differing blocks held while frozen; 0: default */
-	double reconnect_seconds;   /* how long a lost receiver is tried again, from the first failure on; 0: 60 */
-	double stall_seconds;	    /* without an answer until a connection counts as lost; 0: 20 */
+	unsigned connections;     /* 1..STREAM_CONNECTIONS_MAX */
+	unsigned compression;     /* 0: none .. 10 */
+	uint64_t rate_mbit;       /* on the wire; 0: no limit */
+	bool checksum;            /* SHA-256 instead of XXH3-128 */
+	bool zero_unreadable;     /* else an unreadable source block fails the job */
+	uint64_t frozen_memory;   /* bytes of differing blocks held while frozen; 0: default */
+	double reconnect_seconds; /* how long a lost receiver is tried again, from the first failure on; 0: 60 */
+	double stall_seconds;     /* without an answer until a connection counts as lost; 0: 20 */
 };
 
 /*
@@ -78,23 +87,28 @@ struct stream_send_ops {
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);
-	void (*progress)(void *arg, const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */
-	bool (*cancelled)(void *arg); /* asked every 0.1 s, also while frozen: it must touch no file */
+	void (*progress)(
+	    void *arg,
+	    const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */
+	bool (*cancelled)(void *arg);         /* asked every 0.1 s, also while frozen: it must touch no file */
 	uint64_t (*rate_mbit)(void *arg); /* the limit as it is now, asked every 0.5 s; NULL: that of the parameters */
 };
 
 struct stream_result {
 	struct stream_progress totals;
-	char **notes;	   /* unknown contents, filesystems not frozen ... */
+	char **notes; /* unknown contents, filesystems not frozen ... */
 	size_t nnotes;
-	struct stream_bad { size_t disk; uint64_t offset, length; } *zeroed; /* unreadable ranges that were zeroed */
+	struct stream_bad {
+		size_t disk;
+		uint64_t offset, length;
+	} * zeroed; /* unreadable ranges that were zeroed */
 	size_t nzeroed;
 };
 
 /*
- * 0 when the receiver has committed. -ECANCELED; -ENOSPC: the destination is full; -EIO: the source can't be read; -EACCES:
- * the receiver refuses run or key; -EALREADY: another sender took the run over; stream_is_temporary() of the rest. A later
- * call goes on where this one ended.
+ * 0 when the receiver has committed. -ECANCELED; -ENOSPC: the destination is full; -EIO: the source can't be read;
+ * -EACCES: the receiver refuses run or key; -EALREADY: another sender took the run over; stream_is_temporary() of the
+ * rest. A later call goes on where this one ended.
  */
 int stream_send(const struct stream_send_params *p, struct disk *const *disks, size_t n,
 		const struct stream_send_ops *ops, struct stream_result *ret, struct err *e);
@@ -103,16 +117,17 @@ void stream_result_release(struct stream_result *r);
 /* ---- receiver ---- */
 struct stream_receive_params {
 	struct stream_link link;
-	const char *dir;	  /* holds the replica: diskN.raw, diskN.manifest, replica.json */
-	const char *listen;	  /* numeric address */
-	uint16_t port;		  /* 0: any */
-	const char *user;	  /* becomes that user after the directory and port are open; NULL: stays */
-	uint64_t min_free;	  /* bytes to leave free on the filesystem of dir */
-	bool once;		  /* ends (-ECONNABORTED) when the sender leaves without a commit, else waits for it */
+	const char *dir;    /* holds the replica: diskN.raw, diskN.manifest, replica.json */
+	const char *listen; /* numeric address */
+	uint16_t port;      /* 0: any */
+	const char *user;   /* becomes that user after the directory and port are open; NULL: stays */
+	uint64_t min_free;  /* bytes to leave free on the filesystem of dir */
+	bool once;          /* ends (-ECONNABORTED) when the sender leaves without a commit, else waits for it */
 };
 /* Called with each event as a JSON object (borrowed): listening, connected, progress, committed, error. */
 typedef void (*stream_event_fn)(void *arg, const char *json);
-/* Serves one run until it is committed (0), its peer asks to stop, or an error that can't be answered by reconnecting. */
+/* Serves one run until it is committed (0), its peer asks to stop, or an error that can't be answered by reconnecting.
+ */
 int stream_receive(const struct stream_receive_params *p, stream_event_fn event, void *arg, struct err *e);
 /* Reads the replica again and checks every entry of its manifests. */
 int stream_verify(const char *dir, uint64_t *ret_blocks, struct err *e);

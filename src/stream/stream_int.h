@@ -76,8 +76,8 @@ struct replica {
 	uint8_t zero_full[CODEC_DIGEST_MAX], zero_last[CODEC_DIGEST_MAX]; /* digests of zero blocks */
 	pthread_mutex_t locks[REPLICA_LOCKS]; /* of windows: block and entry change together */
 	_Atomic uint64_t unflushed;           /* bytes since the kernel was last told to begin writing */
-	/* A write or sync failed. The kernel says so once and then takes the lost pages for written: nothing is synced or
-	 * written any more, and the next replica_open() reads what is really there. */
+	/* A write or sync failed. The kernel says so once and then takes the lost pages for written: nothing is synced
+	 * or written any more, and the next replica_open() reads what is really there. */
 	atomic_bool broken;
 };
 

@@ -1,8 +1,8 @@
 /*
- * Two processes stand behind a freeze. The *guard* listens to the agent and to the clock; the *freezer* makes the FIFREEZE
- * calls, which may block for as long as a sync takes, so that the guard can still thaw what is frozen when the limit
- * passes. Both hold the descriptors, both are locked into memory, and either thaws when the one it listens to is gone. The
- * agent holds the descriptors as well and thaws itself should both have been killed.
+ * Two processes stand behind a freeze. The *guard* listens to the agent and to the clock; the *freezer* makes the
+ * FIFREEZE calls, which may block for as long as a sync takes, so that the guard can still thaw what is frozen when the
+ * limit passes. Both hold the descriptors, both are locked into memory, and either thaws when the one it listens to is
+ * gone. The agent holds the descriptors as well and thaws itself should both have been killed.
  *
  * agent                       guard                          freezer
  *   | GUARD_FREEZE limit ------>|                              |
@@ -37,9 +37,9 @@
 #include "base/util.h"
 #include "track/track_int.h"
 
-#define GUARD_MOUNTS_MAX 256
-#define GUARD_SEGMENTS	 128
-#define GUARD_TICK_MS	 20
+#define GUARD_MOUNTS_MAX  256
+#define GUARD_SEGMENTS    128
+#define GUARD_TICK_MS     20
 #define GUARD_END_SECONDS 10.0
 
 enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWED, GUARD_UNSUPPORTED };
@@ -52,8 +52,8 @@ struct guard_request {
 };
 
 struct guard_reply {
-	int code;	/* 0 or negative errno */
-	int at;		/* the mount that failed */
+	int code;       /* 0 or negative errno */
+	int at;         /* the mount that failed */
 	double seconds; /* frozen */
 	bool intact;
 };
@@ -61,10 +61,10 @@ struct guard_reply {
 /* In memory shared by agent, guard and freezer. */
 struct guard_shared {
 	_Atomic int state;
-	_Atomic int stop;	  /* the freezer is to give up */
-	_Atomic int lost;	  /* somebody else thawed, or a limit passed */
-	_Atomic int began;	  /* `since` is valid */
-	double since;		  /* the first FIFREEZE */
+	_Atomic int stop;  /* the freezer is to give up */
+	_Atomic int lost;  /* somebody else thawed, or a limit passed */
+	_Atomic int began; /* `since` is valid */
+	double since;      /* the first FIFREEZE */
 	_Atomic int mounts[GUARD_MOUNTS_MAX];
 };
 
@@ -79,7 +79,10 @@ struct track_guard {
 
 /* The pages of the program itself, so that thawing never waits for one of them to be read. */
 struct guard_segments {
-	struct { void *p; size_t len; } v[GUARD_SEGMENTS];
+	struct {
+		void *p;
+		size_t len;
+	} v[GUARD_SEGMENTS];
 	size_t n;
 };
 
@@ -152,8 +155,8 @@ static void guard_close_others(const struct guard_child *c)
 }
 
 /*
- * Locks the program's segments (a fork has not mapped them yet) and whatever is touched from now on. Not all of the agent's
- * memory: its buffers and thread stacks would be copied.
+ * Locks the program's segments (a fork has not mapped them yet) and whatever is touched from now on. Not all of the
+ * agent's memory: its buffers and thread stacks would be copied.
  */
 static int guard_lock_memory(const struct guard_segments *segments)
 {
@@ -609,13 +612,15 @@ static int guard_explain(const struct track_guard *g, const struct guard_reply *
 
 	switch (r->code) {
 	case -EBUSY:
-		return err_set(e, r->code, "cannot freeze '%s': somebody else holds it frozen (thaw it with 'fsfreeze -u %s')",
+		return err_set(e, r->code,
+			       "cannot freeze '%s': somebody else holds it frozen (thaw it with 'fsfreeze -u %s')",
 			       name, name);
 	case -ETIMEDOUT:
-		return err_set(e, r->code,
-			       "freezing took longer than the limit of %.1f s (at '%s') and was undone; try again when fewer "
-			       "writes are going on",
-			       limit, name);
+		return err_set(
+		    e, r->code,
+		    "freezing took longer than the limit of %.1f s (at '%s') and was undone; try again when fewer "
+		    "writes are going on",
+		    limit, name);
 	case -EALREADY:
 		return err_set(e, r->code, "a freeze is already on or still being undone");
 	case -EPIPE:
@@ -681,7 +686,8 @@ int track_guard_thaw(struct track_guard *g, double *ret_seconds, bool *ret_intac
 
 	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
 		guard_take_over(g);
-		r = (struct guard_reply){.seconds = atomic_load(&g->shared->began) ? guard_now() - g->shared->since : 0};
+		r = (struct guard_reply){.seconds =
+					     atomic_load(&g->shared->began) ? guard_now() - g->shared->since : 0};
 	}
 	if (r.code < 0)
 		return guard_explain(g, &r, 0, e);
@@ -702,8 +708,8 @@ bool track_guard_holds(struct track_guard *g)
 }
 
 /*
- * A freezer in a call that doesn't return keeps the guard waiting. It holds no filesystem frozen then and thaws the one it
- * may still get: the agent needn't wait with it, and must not, for it has news for the center.
+ * A freezer in a call that doesn't return keeps the guard waiting. It holds no filesystem frozen then and thaws the one
+ * it may still get: the agent needn't wait with it, and must not, for it has news for the center.
  */
 static void guard_await_end(pid_t pid)
 {

@@ -1,4 +1,5 @@
-/* /proc/self/mountinfo, proc_pid_mountinfo(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue" */
+/* /proc/self/mountinfo, proc_pid_mountinfo(5): "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root
+ * rw,errors=continue" */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 #include "base/util.h"
 #include "track/track_int.h"
 
-#define MOUNTINFO_MAX	    (8u << 20) /* a server with 10,000 mounts has 2 MiB */
+#define MOUNTINFO_MAX       (8u << 20) /* a server with 10,000 mounts has 2 MiB */
 #define MOUNTINFO_MOUNTS    65536u
 #define MOUNTINFO_FIELD_MAX 8192u
 
@@ -95,7 +96,10 @@ static void mountinfo_release(struct track_mount *m)
 /* 1: a mount, 0: not understood, negative: out of memory. */
 static int mountinfo_line(const char *p, const char *end, struct track_mount *m)
 {
-	struct { const char *s; size_t len; } f[9];
+	struct {
+		const char *s;
+		size_t len;
+	} f[9];
 	size_t n = 0;
 
 	/* Six fixed fields, then optional ones up to "-", then three. */

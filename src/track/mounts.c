@@ -45,7 +45,8 @@ static bool mounts_slaves_on(const char *sys, const char *dir, const dev_t *disk
 	for (struct dirent *de; !found && (de = readdir(d));) {
 		if (de->d_name[0] == '.')
 			continue;
-		found = mounts_read_dev(slaves, de->d_name, "dev", &dev) == 0 && mounts_on(sys, dev, disks, n, depth + 1);
+		found =
+		    mounts_read_dev(slaves, de->d_name, "dev", &dev) == 0 && mounts_on(sys, dev, disks, n, depth + 1);
 	}
 	closedir(d);
 	return found;
@@ -198,8 +199,10 @@ static int mounts_pick(const struct track_mount *list, size_t n, const dev_t *di
 			continue;
 		point = mounts_point(list, n, i);
 		if (!point)
-			return err_set(e, -ENOENT, "the filesystem mounted at '%s' can't be reached there, another mount hides it; "
-					"unmount the upper one", list[i].point);
+			return err_set(e, -ENOENT,
+				       "the filesystem mounted at '%s' can't be reached there, another mount hides it; "
+				       "unmount the upper one",
+				       list[i].point);
 		out[*ret_n] = strdup(point);
 		if (!out[(*ret_n)++])
 			return err_nomem(e);

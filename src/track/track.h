@@ -1,7 +1,7 @@
 /*
- * The freeze guard. Freezing a filesystem stops its writers; whatever happens to us, it must be thawed again. So a guard
- * process, memory-locked and touching no file, holds the descriptors and thaws when its limit passes, when the agent asks,
- * or when the agent is gone. (The changed-block tracker will live in this room too.)
+ * The freeze guard. Freezing a filesystem stops its writers; whatever happens to us, it must be thawed again. So a
+ * guard process, memory-locked and touching no file, holds the descriptors and thaws when its limit passes, when the
+ * agent asks, or when the agent is gone. (The changed-block tracker will live in this room too.)
  */
 #pragma once
 
@@ -30,26 +30,27 @@ bool track_guard_holds(struct track_guard *g);
 void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine */
 
 /*
- * The mount points of writable filesystems that live on the given block devices ("/dev/sda"), through partitions, LVM and
- * md, each filesystem once, deepest last-mounted first. The caller frees the array and its strings (track_mounts_free).
+ * The mount points of writable filesystems that live on the given block devices ("/dev/sda"), through partitions, LVM
+ * and md, each filesystem once, deepest last-mounted first. The caller frees the array and its strings
+ * (track_mounts_free).
  */
 int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e);
 void track_mounts_free(char **mounts, size_t n);
-/* Is the list still that one, in any order? -EAGAIN when something was mounted or unmounted since. Touches no filesystem
- * but those of the kernel and the mount points: fine while frozen. */
+/* Is the list still that one, in any order? -EAGAIN when something was mounted or unmounted since. Touches no
+ * filesystem but those of the kernel and the mount points: fine while frozen. */
 int track_mounts_same(const char *const *devices, size_t n, char *const *mounts, size_t nmounts, struct err *e);
 
 /* A line of /proc/self/mountinfo (proc_pid_mountinfo(5)), octal escapes undone. */
 struct track_mount {
 	unsigned id;
-	dev_t dev;	  /* of the superblock; major 0 for what has no block device, btrfs included */
-	char *root;	  /* of the mount within the filesystem */
+	dev_t dev;  /* of the superblock; major 0 for what has no block device, btrfs included */
+	char *root; /* of the mount within the filesystem */
 	char *point;
-	char *options;	  /* of the mount */
+	char *options; /* of the mount */
 	char *type;
-	char *source;	  /* "/dev/sda1", or anything else */
-	char *super;	  /* options of the superblock, "rw" or "ro" first */
-	bool writable;	  /* the superblock is; a mount may be read-only over it */
+	char *source;  /* "/dev/sda1", or anything else */
+	char *super;   /* options of the superblock, "rw" or "ro" first */
+	bool writable; /* the superblock is; a mount may be read-only over it */
 };
 
 /* Lines that aren't understood are left out. The caller frees with track_mountinfo_free(). */

@@ -1,6 +1,6 @@
 /*
- * The program of the appliance: one request line {"mode":"convert"|"probe","disks":[...]} on the port, event lines back, the last
- * one {"event":"report",...} or {"event":"error","code":...,"message":...}.
+ * The program of the appliance: one request line {"mode":"convert"|"probe","disks":[...]} on the port, event lines
+ * back, the last one {"event":"report",...} or {"event":"error","code":...,"message":...}.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -111,8 +111,8 @@ int transition_appliance(void *options, int argc, char **argv)
 		json_object_set_new(report, "event", json_string("report"));
 		r = port_write(port, report, &e);
 	} else if (port >= 0) {
-		answer = json_pack("{s:s, s:s, s:s, s:O?}", "event", "error", "code", appliance_code(r), "message", e.msg,
-				   "report", report);
+		answer = json_pack("{s:s, s:s, s:s, s:O?}", "event", "error", "code", appliance_code(r), "message",
+				   e.msg, "report", report);
 		if (!answer)
 			answer = json_pack("{s:s, s:s, s:s}", "event", "error", "code", appliance_code(r), "message",
 					   "the conversion failed, and its message is not UTF-8");

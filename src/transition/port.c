@@ -41,7 +41,8 @@ int port_open(const char *name, int *ret, struct err *e)
 	int fd;
 
 	if (port_find(name, path, sizeof(path)) < 0)
-		return err_set(e, -ENODEV, "no port '%s' (this command runs inside a machine that the center starts)", name);
+		return err_set(e, -ENODEV, "no port '%s' (this command runs inside a machine that the center starts)",
+			       name);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return err_sys(e, "cannot open '%s'", path);

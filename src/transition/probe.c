@@ -1,7 +1,8 @@
 /*
- * The witness in a test boot: a service of the copied system that says how far it came. Event lines on its port: {"event":"started"},
- * {"event":"state",...} at every change, and one {"event":"report",...} when systemd has finished starting, or ended in its emergency or
- * rescue shell.
+ * The witness in a test boot: a service of the copied system that says how far it came. Event lines on its port:
+ * {"event":"started"},
+ * {"event":"state",...} at every change, and one {"event":"report",...} when systemd has finished starting, or ended in
+ * its emergency or rescue shell.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -25,8 +26,8 @@
 #include "transition/port.h"
 #include "transition/transition.h"
 
-#define PORT_NAME    "org.replant.probe.0"
-#define OUTPUT_MAX   (256u << 10)
+#define PORT_NAME     "org.replant.probe.0"
+#define OUTPUT_MAX    (256u << 10)
 #define PROBE_GIVE_UP 3600.0
 
 static double probe_uptime(void)
@@ -89,7 +90,8 @@ static json_t *probe_first_words(const char *const argv[])
 
 static json_t *probe_failed_units(void)
 {
-	const char *const argv[] = {"systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager", NULL};
+	const char *const argv[] = {"systemctl", "list-units", "--failed", "--no-legend",
+				    "--plain",   "--no-pager", NULL};
 
 	return probe_first_words(argv);
 }
@@ -108,8 +110,8 @@ static json_t *probe_mounts(void)
 
 		if (sscanf(line, "%255s %511s %63s", device, point, type) == 3 &&
 		    (device[0] == '/' || strcmp(type, "btrfs") == 0))
-			json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "source", device, "target", point, "type",
-							      type));
+			json_array_append_new(
+			    list, json_pack("{s:s, s:s, s:s}", "source", device, "target", point, "type", type));
 	}
 	return list;
 }
@@ -118,15 +120,15 @@ static json_t *probe_mounts(void)
 static json_t *probe_missing_mounts(void)
 {
 	const char *const argv[] = {
-		"/bin/sh", "-c",
-		"while read -r spec point type options rest; do\n"
-		"case $spec in ''|\\#*) continue ;; esac\n"
-		"case ,$options, in *,noauto,*|*,nofail,*) continue ;; esac\n"
-		"if [ \"$type\" = swap ]; then [ \"$(wc -l </proc/swaps)\" -gt 1 ] || echo swap; continue; fi\n"
-		"case $point in none|swap) continue ;; esac\n"
-		"grep -qF \" $point \" /proc/self/mounts || echo \"$point\"\n"
-		"done </etc/fstab",
-		NULL};
+	    "/bin/sh", "-c",
+	    "while read -r spec point type options rest; do\n"
+	    "case $spec in ''|\\#*) continue ;; esac\n"
+	    "case ,$options, in *,noauto,*|*,nofail,*) continue ;; esac\n"
+	    "if [ \"$type\" = swap ]; then [ \"$(wc -l </proc/swaps)\" -gt 1 ] || echo swap; continue; fi\n"
+	    "case $point in none|swap) continue ;; esac\n"
+	    "grep -qF \" $point \" /proc/self/mounts || echo \"$point\"\n"
+	    "done </etc/fstab",
+	    NULL};
 
 	return probe_first_words(argv);
 }
@@ -173,11 +175,11 @@ static void probe_listening_in(const char *path, json_t *list)
 		json_t *have;
 		size_t i;
 
-		/* "0: 00000000:0016 00000000:0000 0A ..." - local address and port in hex, then the state; 0A listens. */
+		/* "0: 00000000:0016 00000000:0000 0A ..." - local address and port in hex, then the state; 0A listens.
+		 */
 		if (sscanf(line, "%*u: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &port, &state) != 2 || state != 0x0a)
 			continue;
-		json_array_foreach(list, i, have)
-			known |= json_integer_value(have) == (json_int_t)port;
+		json_array_foreach(list, i, have) known |= json_integer_value(have) == (json_int_t)port;
 		if (!known)
 			json_array_append_new(list, json_integer(port));
 	}
@@ -244,8 +246,10 @@ static int probe_watch(int port, struct err *e)
 	while (r == 0 && probe_uptime() < PROBE_GIVE_UP) {
 		probe_state(state, sizeof(state));
 		if (strcmp(state, last) != 0)
-			r = probe_send(port, json_pack("{s:s, s:s, s:f}", "event", "state", "state", state, "boot_seconds",
-						       probe_uptime()), e);
+			r = probe_send(port,
+				       json_pack("{s:s, s:s, s:f}", "event", "state", "state", state, "boot_seconds",
+						 probe_uptime()),
+				       e);
 		snprintf(last, sizeof(last), "%s", state);
 		if (probe_is_final(state))
 			return r ?: probe_send(port, probe_final_report(state), e);

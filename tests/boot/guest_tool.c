@@ -1,4 +1,5 @@
-/* Runs the conversion's steps over a plain directory, for the tests: guest_tool ROOT VOLUMES-JSON; prints the report. */
+/* Runs the conversion's steps over a plain directory, for the tests: guest_tool ROOT VOLUMES-JSON; prints the report.
+ */
 #include <stdio.h>
 #include <string.h>
 

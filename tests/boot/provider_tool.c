@@ -73,8 +73,9 @@ int main(int argc, char **argv)
 	}
 	signal(SIGTERM, on_signal);
 	signal(SIGINT, on_signal);
-	r = provider_open("local", &(struct provider_settings){argv[1], argv[2], argv[3],
-							       strcmp(argv[4], "-") ? argv[4] : NULL}, &p, &e);
+	r = provider_open("local",
+			  &(struct provider_settings){argv[1], argv[2], argv[3], strcmp(argv[4], "-") ? argv[4] : NULL},
+			  &p, &e);
 	if (r == 0) {
 		r = tool_run(p, argc - 5, argv + 5, &result, &e);
 		p->ops->close(p);

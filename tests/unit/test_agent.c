@@ -23,8 +23,17 @@
 
 static void test_code(void **state)
 {
-	static const char *const bad[] = {"", ".", "..", "a.b", "a.b.c", "a.b." FINGERPRINT "00", ".b." FINGERPRINT, "a.." FINGERPRINT,
-					  "a b.c." FINGERPRINT, "a.b.c." FINGERPRINT, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.b." FINGERPRINT,
+	static const char *const bad[] = {"",
+					  ".",
+					  "..",
+					  "a.b",
+					  "a.b.c",
+					  "a.b." FINGERPRINT "00",
+					  ".b." FINGERPRINT,
+					  "a.." FINGERPRINT,
+					  "a b.c." FINGERPRINT,
+					  "a.b.c." FINGERPRINT,
+					  "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.b." FINGERPRINT,
 					  "a\n.b." FINGERPRINT};
 	struct conf_code c = {0};
 	struct err e = {0};
@@ -40,8 +49,18 @@ static void test_code(void **state)
 
 static void test_url(void **state)
 {
-	static const char *const bad[] = {"", "http://a", "https://", "https://a:0", "https://a:70000", "https://a:x", "https://a/b",
-					  "https://[::1", "https://a b", "https://a\r\nX: y", "https://a@b", "ftp://a"};
+	static const char *const bad[] = {"",
+					  "http://a",
+					  "https://",
+					  "https://a:0",
+					  "https://a:70000",
+					  "https://a:x",
+					  "https://a/b",
+					  "https://[::1",
+					  "https://a b",
+					  "https://a\r\nX: y",
+					  "https://a@b",
+					  "ftp://a"};
 	struct conf_url u = {0};
 
 	assert_int_equal(conf_url_parse("https://center.example", &u, NULL), 0);
@@ -67,8 +86,9 @@ static const char *os(const json_t *o, const char *key)
 
 static void test_os_release(void **state)
 {
-	_cleanup_json_ json_t *o = sysinfo_os_parse("PRETTY_NAME=\"Debian \\\"x\\\" 12\"\nNAME='A B'\n#ID=no\nVERSION_ID=12 # tail\n"
-						    "ID=debian\nVARIANT_ID=server\nID_LIKE=");
+	_cleanup_json_ json_t *o =
+	    sysinfo_os_parse("PRETTY_NAME=\"Debian \\\"x\\\" 12\"\nNAME='A B'\n#ID=no\nVERSION_ID=12 # tail\n"
+			     "ID=debian\nVARIANT_ID=server\nID_LIKE=");
 
 	assert_string_equal(os(o, "pretty_name"), "Debian \"x\" 12");
 	assert_string_equal(os(o, "name"), "A B");
@@ -86,34 +106,35 @@ static int reply(const char *text, struct task_reply *ret, struct err *e)
 	return task_reply_parse(o, ret, e);
 }
 
-#define TASK(rest)                                                                                                             \
-	"{\"interval_seconds\": 2.5, \"task\": {\"job\": \"job-0123456789abcdef\", \"run\": \"run-0123456789abcdef\", "        \
+#define TASK(rest)                                                                                                     \
+	"{\"interval_seconds\": 2.5, \"task\": {\"job\": \"job-0123456789abcdef\", \"run\": "                          \
+	"\"run-0123456789abcdef\", "                                                                                   \
 	"\"action\": \"send\", \"port\": 7000, \"psk\": \"" FINGERPRINT "\"" rest "}}"
 
 static void test_reply(void **state)
 {
 	static const char *const bad[] = {
-		"[]",
-		"{\"interval_seconds\": \"x\"}",
-		"{\"task\": 1}",
-		"{\"task\": {}}",
-		"{\"task\": {\"action\": \"format\"}}",
-		TASK(", \"disks\": []"),
-		TASK(", \"disks\": \"sda\""),
-		TASK(", \"disks\": [\"/etc/shadow\"]"),
-		TASK(", \"disks\": [\"/dev/../etc/shadow\"]"),
-		TASK(", \"disks\": [\"../x\"]"),
-		TASK(", \"disks\": [1]"),
-		TASK(", \"disks\": [\"sda b\"]"),
-		TASK(", \"host\": \"a b\""),
-		TASK(", \"host\": 5"),
-		TASK(", \"parameters\": []"),
-		TASK(", \"parameters\": {\"connections\": 17}"),
-		TASK(", \"parameters\": {\"connections\": 0}"),
-		TASK(", \"parameters\": {\"compression\": 11}"),
-		TASK(", \"parameters\": {\"on_read_error\": \"ignore\"}"),
-		TASK(", \"parameters\": {\"rate_mbit\": -1}"),
-		TASK(", \"parameters\": {\"checksum\": 1}"),
+	    "[]",
+	    "{\"interval_seconds\": \"x\"}",
+	    "{\"task\": 1}",
+	    "{\"task\": {}}",
+	    "{\"task\": {\"action\": \"format\"}}",
+	    TASK(", \"disks\": []"),
+	    TASK(", \"disks\": \"sda\""),
+	    TASK(", \"disks\": [\"/etc/shadow\"]"),
+	    TASK(", \"disks\": [\"/dev/../etc/shadow\"]"),
+	    TASK(", \"disks\": [\"../x\"]"),
+	    TASK(", \"disks\": [1]"),
+	    TASK(", \"disks\": [\"sda b\"]"),
+	    TASK(", \"host\": \"a b\""),
+	    TASK(", \"host\": 5"),
+	    TASK(", \"parameters\": []"),
+	    TASK(", \"parameters\": {\"connections\": 17}"),
+	    TASK(", \"parameters\": {\"connections\": 0}"),
+	    TASK(", \"parameters\": {\"compression\": 11}"),
+	    TASK(", \"parameters\": {\"on_read_error\": \"ignore\"}"),
+	    TASK(", \"parameters\": {\"rate_mbit\": -1}"),
+	    TASK(", \"parameters\": {\"checksum\": 1}"),
 	};
 	struct task_reply r = {0};
 	struct err e = {0};
@@ -133,7 +154,8 @@ static void test_reply(void **state)
 	assert_int_equal(r.task.ndisks, 0);
 	assert_int_equal(reply(TASK(", \"disks\": [\"sda\", \"/dev/mapper/x-y\"], \"parameters\": {\"connections\": 2, "
 				    "\"on_read_error\": \"zero\", \"checksum\": true, \"test_boot\": true}"),
-			       &r, &e), 0);
+			       &r, &e),
+			 0);
 	assert_string_equal(r.task.disks[0], "/dev/sda");
 	assert_string_equal(r.task.disks[1], "/dev/mapper/x-y");
 	assert_true(r.task.zero_unreadable && r.task.checksum);
@@ -144,8 +166,14 @@ static void test_reply(void **state)
 
 static void test_progress(void **state)
 {
-	const struct stream_progress p = {.phase = STREAM_COMPARE, .round = 2, .bytes_total = 200, .bytes_done = 50, .speed = 1.5,
-					  .seconds_left = -1, .expected_freeze = INFINITY, .freeze_seconds = 0.25};
+	const struct stream_progress p = {.phase = STREAM_COMPARE,
+					  .round = 2,
+					  .bytes_total = 200,
+					  .bytes_done = 50,
+					  .speed = 1.5,
+					  .seconds_left = -1,
+					  .expected_freeze = INFINITY,
+					  .freeze_seconds = 0.25};
 	_cleanup_json_ json_t *o = task_progress(&p);
 
 	assert_non_null(o);
@@ -171,7 +199,8 @@ static void test_conf(void **state)
 {
 	char dir[] = "/tmp/replant-conf-XXXXXX", ca[] = "PEM";
 	_cleanup_free_ char *path = NULL;
-	struct conf c = {.center = "https://a:1", .source = "source-0123456789abcdef", .secret = "s", .ca_pem = ca}, back = {0};
+	struct conf c = {.center = "https://a:1", .source = "source-0123456789abcdef", .secret = "s", .ca_pem = ca},
+		    back = {0};
 	struct err e = {0};
 	struct stat st;
 
@@ -200,9 +229,9 @@ static void test_conf(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_code),	 cmocka_unit_test(test_url),	 cmocka_unit_test(test_os_release),
-		cmocka_unit_test(test_reply),	 cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
-		cmocka_unit_test(test_conf),
+	    cmocka_unit_test(test_code),  cmocka_unit_test(test_url),      cmocka_unit_test(test_os_release),
+	    cmocka_unit_test(test_reply), cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
+	    cmocka_unit_test(test_conf),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -113,9 +113,9 @@ static void test_proc_run(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers), cmocka_unit_test(test_str_hex),
-		cmocka_unit_test(test_bitmap),	   cmocka_unit_test(test_id),	       cmocka_unit_test(test_jsn),
-		cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers), cmocka_unit_test(test_str_hex),
+	    cmocka_unit_test(test_bitmap),     cmocka_unit_test(test_id),          cmocka_unit_test(test_jsn),
+	    cmocka_unit_test(test_proc_run),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -142,7 +142,7 @@ static void test_unpack_refuses(void **state)
 	assert_int_equal(codec_unpacker_new(&u, NULL), 0);
 	n = codec_pack(c, in, sizeof(in), &p);
 	assert_true(n > 0 && n < 60000);
-	assert_int_equal(codec_unpack(u, p, n - 1, out, sizeof(out), NULL), -EBADMSG);	 /* cut */
+	assert_int_equal(codec_unpack(u, p, n - 1, out, sizeof(out), NULL), -EBADMSG); /* cut */
 	assert_int_equal(codec_unpack(u, p, n, out, sizeof(out) - 1, NULL), -EBADMSG); /* another size */
 	assert_int_equal(codec_unpack(u, p, n, out, 0, NULL), -EBADMSG);
 	assert_int_equal(codec_unpack(u, "", 0, out, sizeof(out), NULL), -EBADMSG);
@@ -165,8 +165,8 @@ static void test_unpack_refuses(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_digests), cmocka_unit_test(test_sum),    cmocka_unit_test(test_zero),
-		cmocka_unit_test(test_pack),	cmocka_unit_test(test_adapts), cmocka_unit_test(test_unpack_refuses),
+	    cmocka_unit_test(test_digests), cmocka_unit_test(test_sum),    cmocka_unit_test(test_zero),
+	    cmocka_unit_test(test_pack),    cmocka_unit_test(test_adapts), cmocka_unit_test(test_unpack_refuses),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

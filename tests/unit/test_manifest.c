@@ -224,8 +224,8 @@ static void test_replica_bounds(void **state)
 }
 
 /*
- * The three points at which a write can be interrupted: before the entry is zeroed, between that and the block, between the
- * block and its entry. After each, nothing known is wrong.
+ * The three points at which a write can be interrupted: before the entry is zeroed, between that and the block, between
+ * the block and its entry. After each, nothing known is wrong.
  */
 static void test_crash_points(void **state)
 {
@@ -358,16 +358,16 @@ static void test_needs_trim_state(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_trust, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_killed_while_made_again, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_damaged, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_replica_writes, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_replica_bounds, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_crash_points, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_other_boot, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_broken, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_replica_gone, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_needs_trim_state, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_trust, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_killed_while_made_again, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_damaged, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_replica_writes, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_replica_bounds, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_crash_points, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_other_boot, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_broken, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_replica_gone, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_needs_trim_state, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -31,11 +31,13 @@ static void test_boot_stage(void **state)
 		    "boot_loader", true);
 	check_stage("GRUB loading.\nLoading Linux 6.1.0 ...\nLoading initial ramdisk ...\n", false, "kernel", false);
 	check_stage("GRUB\n[    0.000000] Linux version 6.1.0\n[    3.0] x\n", false, "hang", false);
-	check_stage("[    0.000000] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: VFS: Unable to mount root fs\n",
-		    false, "kernel_panic", true);
+	check_stage(
+	    "[    0.000000] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: VFS: Unable to mount root fs\n",
+	    false, "kernel_panic", true);
 	check_stage("Linux version 5\nALERT!  UUID=x does not exist.  Dropping to a shell!\n(initramfs) ", false,
 		    "initramfs_shell", true);
-	check_stage("Linux version 5\nsystemd[1]: x\nYou are in emergency mode. After logging in\n", false, "emergency", true);
+	check_stage("Linux version 5\nsystemd[1]: x\nYou are in emergency mode. After logging in\n", false, "emergency",
+		    true);
 }
 
 static void test_lines(void **state)
@@ -76,10 +78,11 @@ static void test_line_without_end(void **state)
 /* The copied system may be an enemy: what it says can be no path, no verdict and no flood. */
 static void test_boot_report(void **state)
 {
-	json_t *probe = json_pack("{s:s, s:s, s:b, s:s, s:[s,i,{}], s:[{s:s,s:s,s:s}, s], s:[i,i,s,i], s:s, s:[], s:i}", "event",
-				  "report", "screenshot", "/etc/shadow", "verified", 1, "state", "running", "failed_units",
-				  "a.service", 1, "mounts", "source", "/dev/vda1", "target", "/", "path", "/etc/shadow", "x",
-				  "listening", 22, 70000, "80", -1, "addresses", "none", "problems", "hostname", 7);
+	json_t *probe =
+	    json_pack("{s:s, s:s, s:b, s:s, s:[s,i,{}], s:[{s:s,s:s,s:s}, s], s:[i,i,s,i], s:s, s:[], s:i}", "event",
+		      "report", "screenshot", "/etc/shadow", "verified", 1, "state", "running", "failed_units",
+		      "a.service", 1, "mounts", "source", "/dev/vda1", "target", "/", "path", "/etc/shadow", "x",
+		      "listening", 22, 70000, "80", -1, "addresses", "none", "problems", "hostname", 7);
 	json_t *much = json_array(), *report;
 
 	assert_non_null(probe);
@@ -109,10 +112,10 @@ static void test_boot_report(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_boot_stage),
-		cmocka_unit_test(test_lines),
-		cmocka_unit_test(test_line_without_end),
-		cmocka_unit_test(test_boot_report),
+	    cmocka_unit_test(test_boot_stage),
+	    cmocka_unit_test(test_lines),
+	    cmocka_unit_test(test_line_without_end),
+	    cmocka_unit_test(test_boot_report),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -120,9 +120,9 @@ static void test_stop_and_change_while_waiting(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_exact),
-		cmocka_unit_test(test_no_hoard),
-		cmocka_unit_test(test_stop_and_change_while_waiting),
+	    cmocka_unit_test(test_exact),
+	    cmocka_unit_test(test_no_hoard),
+	    cmocka_unit_test(test_stop_and_change_while_waiting),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,13 +29,13 @@
 static void test_mountinfo_parse(void **state)
 {
 	static const char text[] =
-		"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n"
-		"36 35 98:1 /a\\040b /mnt/x\\011y\\134z ro,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n"
-		"37 27 0:44 / /empty rw shared:2 -  tmpfs  rw\n"
-		"nonsense\n"
-		"38 27 0:45 /only six fields rw\n"
-		"39 27 8:x / /bad rw - ext4 /dev/sda rw\n"
-		"40 27 8:3 / /last ro - xfs /dev/sda3 ro,seclabel";
+	    "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n"
+	    "36 35 98:1 /a\\040b /mnt/x\\011y\\134z ro,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n"
+	    "37 27 0:44 / /empty rw shared:2 -  tmpfs  rw\n"
+	    "nonsense\n"
+	    "38 27 0:45 /only six fields rw\n"
+	    "39 27 8:x / /bad rw - ext4 /dev/sda rw\n"
+	    "40 27 8:3 / /last ro - xfs /dev/sda3 ro,seclabel";
 	struct track_mount *m = NULL;
 	size_t n = 0;
 
@@ -351,8 +351,8 @@ static void test_unsupported(void **state)
 }
 
 /*
- * The parent is killed at random moments: before, while and after freezing, while thawing. The filesystem must be writable
- * soon after, long before the limit of 20 s.
+ * The parent is killed at random moments: before, while and after freezing, while thawing. The filesystem must be
+ * writable soon after, long before the limit of 20 s.
  */
 static _Noreturn void doomed(const struct fixture *f)
 {
@@ -461,8 +461,8 @@ static void test_both_killed(void **state)
 }
 
 /*
- * A filesystem in an image file on another one, frozen in the wrong order: its FIFREEZE waits for the lower filesystem that
- * is frozen already. Only the limit gets out of this.
+ * A filesystem in an image file on another one, frozen in the wrong order: its FIFREEZE waits for the lower filesystem
+ * that is frozen already. Only the limit gets out of this.
  */
 static void test_blocked_freeze(void **state)
 {
@@ -584,17 +584,17 @@ static void test_mounts(void **state)
 int main(void)
 {
 	const struct CMUnitTest plain[] = {
-		cmocka_unit_test(test_mountinfo_parse),
-		cmocka_unit_test(test_dev_on),
+	    cmocka_unit_test(test_mountinfo_parse),
+	    cmocka_unit_test(test_dev_on),
 	};
 	const struct CMUnitTest freezing[] = {
-		cmocka_unit_test(test_mounts),	       cmocka_unit_test(test_freeze_ext4),
-		cmocka_unit_test(test_freeze_xfs),     cmocka_unit_test(test_limit),
-		cmocka_unit_test(test_somebody_else),  cmocka_unit_test(test_all_or_none),
-		cmocka_unit_test(test_unsupported),    cmocka_unit_test(test_locked),
-		cmocka_unit_test(test_guard_killed),   cmocka_unit_test(test_freezer_killed),
-		cmocka_unit_test(test_both_killed),    cmocka_unit_test(test_blocked_freeze),
-		cmocka_unit_test(test_parent_killed),
+	    cmocka_unit_test(test_mounts),        cmocka_unit_test(test_freeze_ext4),
+	    cmocka_unit_test(test_freeze_xfs),    cmocka_unit_test(test_limit),
+	    cmocka_unit_test(test_somebody_else), cmocka_unit_test(test_all_or_none),
+	    cmocka_unit_test(test_unsupported),   cmocka_unit_test(test_locked),
+	    cmocka_unit_test(test_guard_killed),  cmocka_unit_test(test_freezer_killed),
+	    cmocka_unit_test(test_both_killed),   cmocka_unit_test(test_blocked_freeze),
+	    cmocka_unit_test(test_parent_killed),
 	};
 	int failed = cmocka_run_group_tests(plain, NULL, NULL);
 

@@ -40,7 +40,8 @@ static void pair_close(struct pair *p)
 }
 
 /* The bytes of a frame the sender's half makes, with its n-th number. */
-static size_t frame_bytes(uint8_t *out, size_t size, enum wire_type type, const void *payload, size_t len, unsigned number)
+static size_t frame_bytes(uint8_t *out, size_t size, enum wire_type type, const void *payload, size_t len,
+			  unsigned number)
 {
 	struct pair p;
 	ssize_t n = 0;
@@ -84,7 +85,8 @@ static void test_vectors(void **state)
 		m.session[i] = (uint8_t)i;
 	n = frame_bytes(frame, sizeof(frame), WIRE_HELLO, payload, wire_put_hello(&m, payload), 0);
 	str_hex(frame, n, hex);
-	assert_string_equal(hex, "52504c310100000018000000000000000000000000000000204a79bce70deaa40100010001000000000102030405060708090a0b0c0d0e0f");
+	assert_string_equal(hex, "52504c310100000018000000000000000000000000000000204a79bce70deaa4010001000100000000010"
+				 "2030405060708090a0b0c0d0e0f");
 	n = frame_bytes(frame, sizeof(frame), WIRE_ASK, payload, wire_put_ask(&ask, payload), 2);
 	str_hex(frame, n, hex);
 	assert_string_equal(hex, "52504c31070000000800000000000000020000000000000021e8c266888cd05d0100000007000000");
@@ -432,18 +434,18 @@ static void test_stop(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_vectors),
-		cmocka_unit_test(test_round_trip),
-		cmocka_unit_test(test_cut),
-		cmocka_unit_test(test_flipped),
-		cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_replayed_and_reordered),
-		cmocka_unit_test(test_blocks_message),
-		cmocka_unit_test(test_open_message),
-		cmocka_unit_test(test_error_message),
-		cmocka_unit_test(test_tls_key),
-		cmocka_unit_test(test_tls_rekey),
-		cmocka_unit_test(test_stop),
+	    cmocka_unit_test(test_vectors),
+	    cmocka_unit_test(test_round_trip),
+	    cmocka_unit_test(test_cut),
+	    cmocka_unit_test(test_flipped),
+	    cmocka_unit_test(test_refused),
+	    cmocka_unit_test(test_replayed_and_reordered),
+	    cmocka_unit_test(test_blocks_message),
+	    cmocka_unit_test(test_open_message),
+	    cmocka_unit_test(test_error_message),
+	    cmocka_unit_test(test_tls_key),
+	    cmocka_unit_test(test_tls_rekey),
+	    cmocka_unit_test(test_stop),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
