@@ -160,7 +160,8 @@ static void run_let_go(struct run *r)
 	r->guard = NULL;
 }
 
-/* What was mounted while the others were frozen was never frozen: the pass read it while it changed. */
+/* What was mounted while the others were frozen was never frozen: the pass read it while it changed. Looked up after
+ * the thaw, for no file is opened before; one mounted just then costs another try. */
 static int run_same_mounts(struct run *r, struct err *e)
 {
 	return track_mounts_same((const char *const *)r->disk_paths, r->ndisks, r->mounts, r->nmounts, e);
@@ -194,13 +195,13 @@ static int run_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err
 	struct run *r = arg;
 	double seconds = 0;
 	bool intact = false;
-	int rc, thawed;
+	int rc;
 
 	must(r->guard);
-	rc = run_same_mounts(r, e);
-	thawed = track_guard_thaw(r->guard, &seconds, &intact, rc < 0 ? NULL : e);
+	rc = track_guard_thaw(r->guard, &seconds, &intact, e);
+	if (rc == 0)
+		rc = run_same_mounts(r, e);
 	run_let_go(r);
-	rc = rc < 0 ? rc : thawed;
 	if (rc < 0)
 		return rc;
 	run_log(r, intact ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "thawed after %.3f s%s", seconds,

@@ -100,11 +100,12 @@ static int send_freeze(void *arg, double limit, struct err *e)
 static int send_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
 {
 	struct send *s = arg;
-	int r = track_mounts_same(s->o->disks.v, s->n, s->mounts, s->nmounts, e);
-	int thawed = track_guard_thaw(s->guard, ret_seconds, ret_intact, r < 0 ? NULL : e);
+	int r = track_guard_thaw(s->guard, ret_seconds, ret_intact, e);
 
+	if (r == 0) /* what was mounted meanwhile was never frozen */
+		r = track_mounts_same(s->o->disks.v, s->n, s->mounts, s->nmounts, e);
 	send_let_go(s);
-	return r < 0 ? r : thawed;
+	return r;
 }
 
 /* ---- disks ---- */

@@ -169,6 +169,108 @@ static bool mounts_seen_before(const struct track_mount *list, size_t i)
 	return false;
 }
 
+/* ---- other mount namespaces: containers and services with mounts of their own ---- */
+#define MOUNTS_OTHER      "/proc/"
+#define MOUNTS_NAMESPACES 4096u
+
+/* Is it one of another namespace, reached through a process there? */
+static bool mounts_is_other(const struct track_mount *m)
+{
+	return str_starts(m->point, MOUNTS_OTHER) && strstr(m->point, "/root/");
+}
+
+static bool mounts_has_dev(const struct track_mount *list, size_t n, dev_t dev)
+{
+	for (size_t i = 0; i < n; i++)
+		if (list[i].dev == dev)
+			return true;
+	return false;
+}
+
+/* Appends what only the namespace of process `pid` has, its points as seen from here. Takes `theirs`. */
+static int mounts_add_new(struct track_mount **list, size_t *n, struct track_mount *theirs, size_t ntheirs,
+			  const char *pid, struct err *e)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < ntheirs; i++) {
+		struct track_mount *m = &theirs[i], *more;
+		char *point;
+
+		/* No device behind it (overlay, tmpfs ...), or known already. */
+		if (!m->writable || (major(m->dev) == 0 && m->source[0] != '/') || mounts_has_dev(*list, *n, m->dev))
+			continue;
+		point = str_printf(MOUNTS_OTHER "%s/root%s", pid, m->point);
+		more = point ? realloc(*list, (*n + 1) * sizeof(*more)) : NULL;
+		if (!more) {
+			free(point);
+			r = err_nomem(e);
+			break;
+		}
+		*list = more;
+		free(m->point);
+		m->point = point;
+		more[(*n)++] = *m;
+		*m = (struct track_mount){0};
+	}
+	track_mountinfo_free(theirs, ntheirs);
+	return r;
+}
+
+/* The namespace of a process; 0 when it can't be told. */
+static ino_t mounts_namespace(const char *pid)
+{
+	char path[64];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%.20s/ns/mnt", pid);
+	return stat(path, &st) == 0 ? st.st_ino : 0;
+}
+
+static int mounts_add_process(struct track_mount **list, size_t *n, const char *pid, struct err *e)
+{
+	_cleanup_free_ char *text = NULL;
+	struct track_mount *theirs = NULL;
+	size_t len, ntheirs = 0;
+	char path[64];
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/%.20s/mountinfo", pid);
+	if (io_read_file(path, 8u << 20, &text, &len, NULL) < 0)
+		return 0; /* it has ended */
+	r = track_mountinfo_parse(text, len, &theirs, &ntheirs, e);
+	return r < 0 ? r : mounts_add_new(list, n, theirs, ntheirs, pid, e);
+}
+
+/* What is mounted in other namespaces only is written to all the same. */
+static int mounts_add_others(struct track_mount **list, size_t *n, struct err *e)
+{
+	_cleanup_free_ ino_t *seen = calloc(MOUNTS_NAMESPACES, sizeof(*seen));
+	size_t nseen = 1;
+	DIR *d = opendir("/proc");
+	int r = 0;
+
+	if (!seen || !d) {
+		if (d)
+			closedir(d);
+		return seen ? err_sys(e, "cannot open '/proc'") : err_nomem(e);
+	}
+	seen[0] = mounts_namespace("self");
+	for (struct dirent *de; r == 0 && nseen < MOUNTS_NAMESPACES && (de = readdir(d));) {
+		ino_t ns = de->d_name[0] >= '1' && de->d_name[0] <= '9' ? mounts_namespace(de->d_name) : 0;
+		bool known = ns == 0;
+
+		for (size_t i = 0; i < nseen && !known; i++)
+			known = seen[i] == ns;
+		if (known)
+			continue;
+		seen[nseen++] = ns;
+		r = mounts_add_process(list, n, de->d_name, e);
+	}
+	closedir(d);
+	return r;
+}
+
 static int mounts_devices(const char *const *devices, size_t n, dev_t **ret, struct err *e)
 {
 	dev_t *devs = calloc(n + 1, sizeof(*devs));
@@ -198,6 +300,8 @@ static int mounts_pick(const struct track_mount *list, size_t n, const dev_t *di
 		if (!list[i].writable || mounts_seen_before(list, i) || !mounts_is_on(&list[i], disks, ndisks))
 			continue;
 		point = mounts_point(list, n, i);
+		if (!point && mounts_is_other(&list[i]))
+			return err_set(e, -EAGAIN, "the process that had '%s' mounted ended just now", list[i].point);
 		if (!point)
 			return err_set(e, -ENOENT,
 				       "the filesystem mounted at '%s' can't be reached there, another mount hides it; "
@@ -221,8 +325,12 @@ int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_
 	if (r < 0)
 		return r;
 	r = track_mountinfo_read(&list, &nlist, e);
-	if (r < 0)
+	if (r == 0)
+		r = mounts_add_others(&list, &nlist, e);
+	if (r < 0) {
+		track_mountinfo_free(list, nlist);
 		return r;
+	}
 	out = calloc(nlist + 1, sizeof(*out));
 	r = out ? mounts_pick(list, nlist, disks, n, out, &nout, e) : err_nomem(e);
 	track_mountinfo_free(list, nlist);

@@ -31,13 +31,12 @@ void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine *
 
 /*
  * The mount points of writable filesystems that live on the given block devices ("/dev/sda"), through partitions, LVM
- * and md, each filesystem once, deepest last-mounted first. The caller frees the array and its strings
- * (track_mounts_free).
+ * and md, each filesystem once, deepest last-mounted first; those of other mount namespaces only, as
+ * /proc/PID/root/.... The caller frees the array and its strings (track_mounts_free).
  */
 int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e);
 void track_mounts_free(char **mounts, size_t n);
-/* Is the list still that one, in any order? -EAGAIN when something was mounted or unmounted since. Touches no
- * filesystem but those of the kernel and the mount points: fine while frozen. */
+/* Is the list still that one, in any order? -EAGAIN when something was mounted or unmounted since. */
 int track_mounts_same(const char *const *devices, size_t n, char *const *mounts, size_t nmounts, struct err *e);
 
 /* A line of /proc/self/mountinfo (proc_pid_mountinfo(5)), octal escapes undone. */

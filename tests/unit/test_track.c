@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -581,6 +582,55 @@ static void test_mounts(void **state)
 	fixture_down(&b);
 }
 
+/* Mounted in a namespace of its own only, as containers do: found, frozen through the process there; and what changes
+ * since is noticed. */
+static void test_other_namespace(void **state)
+{
+	struct track_guard *g = NULL;
+	struct fixture f;
+	char **points = NULL, *unfrozen = NULL, *none[1] = {NULL}, want[64];
+	const char *devices[1];
+	size_t n = 0;
+	struct err e = {0};
+	int p[2];
+	pid_t pid;
+	char c;
+
+	fixture_up(&f, "ext4");
+	assert_int_equal(pipe(p), 0);
+	pid = fork();
+	if (pid == 0) {
+		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		    write(p[1], "x", 1) != 1)
+			_exit(1);
+		pause();
+		_exit(0);
+	}
+	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(umount2(f.mnt, 0), 0); /* here; there it stays */
+	devices[0] = f.loop;
+	assert_int_equal(track_mounts(devices, 1, &points, &n, &e), 0);
+	assert_int_equal(n, 1);
+	snprintf(want, sizeof(want), "/proc/%d/root/", (int)pid);
+	assert_memory_equal(points[0], want, strlen(want));
+	assert_int_equal(track_guard_start((const char *const *)points, n, &g, &e), 0);
+	assert_int_equal(track_guard_freeze(g, 10, &unfrozen, &e), 0);
+	assert_string_equal(unfrozen, "");
+	assert_int_equal(track_mounts_same(devices, 1, points, n, &e), 0);
+	assert_int_equal(track_mounts_same(devices, 1, none, 0, &e), -EAGAIN);
+	assert_int_equal(track_guard_thaw(g, NULL, NULL, &e), 0);
+	track_guard_free(g);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(track_mounts_same(devices, 1, points, n, &e), -EAGAIN);
+	track_mounts_free(points, n);
+	free(unfrozen);
+	close(p[0]);
+	close(p[1]);
+	assert_int_equal(mount(f.loop, f.mnt, "ext4", 0, NULL), 0);
+	fixture_down(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest plain[] = {
@@ -594,7 +644,7 @@ int main(void)
 	    cmocka_unit_test(test_unsupported),   cmocka_unit_test(test_locked),
 	    cmocka_unit_test(test_guard_killed),  cmocka_unit_test(test_freezer_killed),
 	    cmocka_unit_test(test_both_killed),   cmocka_unit_test(test_blocked_freeze),
-	    cmocka_unit_test(test_parent_killed),
+	    cmocka_unit_test(test_parent_killed), cmocka_unit_test(test_other_namespace),
 	};
 	int failed = cmocka_run_group_tests(plain, NULL, NULL);
 
