@@ -1,6 +1,5 @@
 """A real server that runs, a center, and the agent on it: made once for all tests of this folder."""
 
-import os
 import shutil
 import subprocess
 
@@ -38,10 +37,7 @@ def source(center, tmp_path_factory):
 
 def guestfish(disk, script, timeout=900):
     """Runs guestfish, which knows nothing of Replant, on a disk of an image without changing it."""
-    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
-    if qemu.accelerator()[0] == "kvm":
-        del env["LIBGUESTFS_BACKEND_SETTINGS"]
-    done = subprocess.run(["guestfish", "--ro", "-a", disk], input=script, env=env, capture_output=True, text=True,
+    done = subprocess.run(["guestfish", "--ro", "-a", disk], input=script, env=qemu.guestfs_environment(), capture_output=True, text=True,
                           timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

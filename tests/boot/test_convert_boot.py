@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from tests.lab import build, cache, servers
+from tests.lab import build, cache, qemu, servers
 
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 # QEMU gives up root for this user
@@ -84,7 +84,7 @@ def provider():
 
 
 def fish(disk, commands):
-    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    env = qemu.guestfs_environment()
     done = subprocess.run(["guestfish", "--ro", "--format=qcow2", "-a", disk], input="run\n" + commands, env=env,
                           capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -375,7 +375,7 @@ def test_broken_copies_are_told_apart(provider, old, new, state):
 def test_initramfs_without_virtio_is_built_anew(provider, tmp_path):
     """Under TCG this takes minutes: the system's own update-initramfs runs in the appliance."""
     job, replica = provider.job(build.disks(servers.find("debian11-plain")))
-    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
+    env = qemu.guestfs_environment()
     guest = ["guestfish", "--format=raw", "-a", replica / "disk0.raw", "-m", "/dev/sda1"]
     name = subprocess.run([*guest, "--ro", "glob-expand", "/boot/initrd.img-*"], env=env, capture_output=True, text=True,
                           check=True).stdout.strip()

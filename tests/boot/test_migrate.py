@@ -102,9 +102,8 @@ def test_every_unchanged_file_is_equal(migrated, looked):
 
 
 def test_virt_inspector_recognises_the_system(migrated):
-    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", LIBGUESTFS_BACKEND_SETTINGS="force_tcg")
-    xml = subprocess.run(["virt-inspector", "--no-applications", "--no-icon", "-a", migrated["disk"]], env=env,
-                         capture_output=True, text=True, timeout=900, check=True).stdout
+    xml = subprocess.run(["virt-inspector", "--no-applications", "--no-icon", "-a", migrated["disk"]],
+                         env=qemu.guestfs_environment(), capture_output=True, text=True, timeout=900, check=True).stdout
     assert "<distro>debian</distro>" in xml
     assert "<major_version>12</major_version>" in xml
     assert "/srv/data" in xml

@@ -76,6 +76,17 @@ def accelerator():
     return known["accel"], known["why"]
 
 
+def guestfs_environment():
+    """For libguestfs's programs: no libvirt, the accelerator that works, and a kernel although this host may have none."""
+    kernel = cache.kernel()
+    version = (kernel / "version").read_text().strip()
+    env = dict(os.environ, LIBGUESTFS_BACKEND="direct", SUPERMIN_KERNEL=str(kernel / "vmlinuz"),
+               SUPERMIN_KERNEL_VERSION=version, SUPERMIN_MODULES=str(kernel / "lib" / "modules" / version))
+    if accelerator()[0] != "kvm":
+        env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
+    return env
+
+
 @dataclasses.dataclass
 class Drive:
     """One disk of a machine. bus: ide, sata, virtio, scsi (virtio-scsi)."""
