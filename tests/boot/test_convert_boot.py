@@ -254,7 +254,9 @@ def test_cancel(provider):
     time.sleep(2)
     process.terminate()
     _, message = process.communicate(timeout=10)
-    assert "stopped" in message and list((provider.folder / "runs").iterdir()) == []
+    assert "stopped" in message
+    # Of this job: others, killed on purpose, are cleared when they are run again.
+    assert not [path for path in (provider.folder / "runs").iterdir() if job in path.name]
 
 
 def converted(provider, tmp_path):
