@@ -360,7 +360,7 @@ static bool boot_take_screenshot(struct boot *b, struct qemu *vm)
 static int boot_machine(struct boot *b, size_t boot_disk, struct qemu **ret, struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX] = {0};
-	char serials[LOCAL_DISKS_MAX][24];
+	char serials[LOCAL_DISKS_MAX][32];
 	struct qemu_settings s = {.user = b->l->user,
 				  .accel = b->accel,
 				  .memory_mib = (unsigned)b->memory,
