@@ -145,7 +145,7 @@ static int appliance_start(struct local *l, const char *run_dir, const char *app
 			   struct qemu **ret, struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX + 2] = {0};
-	char serials[LOCAL_DISKS_MAX][24], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64],
+	char serials[LOCAL_DISKS_MAX][32], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64],
 	    initrd[PATH_MAX + 64];
 	struct qemu_settings s = {.user = l->user,
 				  .memory_mib = APPLIANCE_MEMORY,
