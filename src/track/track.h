@@ -1,14 +1,17 @@
 /*
  * The freeze guard. Freezing a filesystem stops its writers; whatever happens to us, it must be thawed again. So a
  * guard process, memory-locked and touching no file, holds the descriptors and thaws when its limit passes, when the
- * agent asks, or when the agent is gone. (The changed-block tracker will live in this room too.)
+ * agent asks, or when the agent is gone.
+ * And the tracker: which blocks of whole disks are written while they serve (ARCHITECTURE.md, "Tracking").
  */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
+struct bitmap;
 struct err;
 
 struct track_guard;
@@ -56,3 +59,51 @@ struct track_mount {
 int track_mountinfo_parse(const char *text, size_t len, struct track_mount **ret, size_t *ret_n, struct err *e);
 int track_mountinfo_read(struct track_mount **ret, size_t *ret_n, struct err *e);
 void track_mountinfo_free(struct track_mount *m, size_t n);
+
+/* ---- the tracker ---- */
+#define TRACK_BLOCK 65536u /* bytes a mark stands for */
+#define TRACK_EPOCH 37     /* a UUID as text with its NUL */
+
+enum track_mode {
+	TRACK_BPF,    /* marks in memory shared with the kernel */
+	TRACK_TRACEFS /* a tracefs ring with loss counters */
+};
+
+struct track;
+
+/*
+ * Tracks writes to these whole disks ("/dev/sda"; each a leaf: no device-mapper, no md), or goes on with a tracking that
+ * an earlier process of this boot left pinned below `pin` (a bpffs directory; NULL: nothing outlives this process). Read
+ * what is to be trusted (the used map above all) after this returned. -EOPNOTSUPP: can't be tracked here, e says why in
+ * words for the administrator; comparing is what remains.
+ */
+int track_start(const char *const *devices, size_t n, const char *pin, struct track **ret, struct err *e);
+/*
+ * Names one tracking without a gap: the same text means that every write since the last track_settle() is, or was, a
+ * mark. A new one after a start, a reboot, a taint.
+ */
+const char *track_epoch(const struct track *t);
+enum track_mode track_mode(const struct track *t);
+/*
+ * Takes the marks of disk i (index into devices): ORs into `into`, a bit per block, what was written since the last
+ * collect, and once more what that one took (its writes may have been in flight). Blocks have to be read after this
+ * returned, with O_DIRECT. What was taken stays remembered until track_settle(), so that a process that dies loses
+ * nothing: after a track_start() that goes on, it is all marked again.
+ */
+int track_collect(struct track *t, size_t i, struct bitmap *into, struct err *e);
+/* How many blocks of disk i the next collect would give, about. */
+uint64_t track_pending(struct track *t, size_t i);
+/* All that was collected so far is safely elsewhere. */
+void track_settle(struct track *t);
+/*
+ * Was every write seen? Compares with the kernel's own accounting of each disk. frozen: no write can be under way, it
+ * must balance exactly. -EBUSY: no quiet moment to compare in (not frozen); -ESTALE: tainted, e says why: the marks can't
+ * be trusted, restart and compare.
+ */
+int track_audit(struct track *t, bool frozen, struct err *e);
+/* Begins anew after a taint: no marks, a new epoch. What is to be trusted must be read afterwards. */
+int track_restart(struct track *t, struct err *e);
+/* Ends this process's part; a pinned tracking goes on. NULL is fine. */
+void track_close(struct track *t);
+/* Ends what is pinned there: nothing of ours stays in the kernel. */
+int track_remove(const char *pin, struct err *e);
