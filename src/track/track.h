@@ -72,10 +72,10 @@ enum track_mode {
 struct track;
 
 /*
- * Tracks writes to these whole disks ("/dev/sda"; each a leaf: no device-mapper, no md), or goes on with a tracking that
- * an earlier process of this boot left pinned below `pin` (a bpffs directory; NULL: nothing outlives this process). Read
- * what is to be trusted (the used map above all) after this returned. -EOPNOTSUPP: can't be tracked here, e says why in
- * words for the administrator; comparing is what remains.
+ * Tracks writes to these whole disks ("/dev/sda"; each a leaf: no device-mapper, no md), or goes on with a tracking
+ * that an earlier process of this boot left pinned below `pin` (a bpffs directory; NULL: nothing outlives this
+ * process). Read what is to be trusted (the used map above all) after this returned. -EOPNOTSUPP: can't be tracked
+ * here, e says why in words for the administrator; comparing is what remains.
  */
 int track_start(const char *const *devices, size_t n, const char *pin, struct track **ret, struct err *e);
 /*
@@ -97,8 +97,8 @@ uint64_t track_pending(struct track *t, size_t i);
 void track_settle(struct track *t);
 /*
  * Was every write seen? Compares with the kernel's own accounting of each disk. frozen: no write can be under way, it
- * must balance exactly. -EBUSY: no quiet moment to compare in (not frozen); -ESTALE: tainted, e says why: the marks can't
- * be trusted, restart and compare.
+ * must balance exactly. -EBUSY: no quiet moment to compare in (not frozen); -ESTALE: tainted, e says why: the marks
+ * can't be trusted, restart and compare.
  */
 int track_audit(struct track *t, bool frozen, struct err *e);
 /* Begins anew after a taint: no marks, a new epoch. What is to be trusted must be read afterwards. */
