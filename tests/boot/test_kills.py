@@ -57,6 +57,7 @@ def restart(center):
 
 
 def test_kills_while_preparing_and_syncing(center, source, job):
+    source.ssh("systemctl kill -s KILL replant-agent")
     restart(center)
     seen = wait_progress(center, job, 1 << 20)
     source.ssh("systemctl kill -s KILL replant-agent")
@@ -80,8 +81,9 @@ def test_kills_while_preparing_and_syncing(center, source, job):
     assert source.ssh("touch /srv/data/thawed /thawed && echo yes", timeout=120).strip() == "yes"
 
 
-def test_kills_while_processing(center, job):
+def test_kills_while_processing(center, source, job):
     center.wait_job(job, stage="processing", timeout=900)
+    source.ssh("systemctl kill -s KILL replant-agent")  # it has nothing to do any more
     killed = wait_child("qemu-system-x86_64", center.state)
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
