@@ -9,8 +9,19 @@
 #include <unistd.h>
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b)     ((a) < (b) ? (a) : (b))
-#define MAX(a, b)     ((a) > (b) ? (a) : (b))
+
+/* The smaller and the larger of two; each argument is evaluated once, and they nest. Not for constant expressions. */
+#define MIN(a, b)              UTIL_PICK(a, <, b, __COUNTER__)
+#define MAX(a, b)              UTIL_PICK(a, >, b, __COUNTER__)
+#define UTIL_PICK(a, op, b, n) UTIL_PICK_NAMED(a, op, b, UTIL_GLUE(a_, n), UTIL_GLUE(b_, n))
+#define UTIL_GLUE(x, y)        UTIL_GLUE_(x, y)
+#define UTIL_GLUE_(x, y)       x##y
+#define UTIL_PICK_NAMED(a, op, b, x, y)                                                                                \
+	({                                                                                                             \
+		__auto_type x = (a);                                                                                   \
+		__auto_type y = (b);                                                                                   \
+		x op y ? x : y;                                                                                        \
+	})
 
 #define KIB (UINT64_C(1) << 10)
 #define MIB (UINT64_C(1) << 20)

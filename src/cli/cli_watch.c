@@ -230,7 +230,7 @@ static void watch_draw_progress(struct watch *w, struct str *screen, const struc
 	percent = percent > 100 ? 100 : percent;
 	if (percent >= 0 && width > 30) {
 		figures = b.s ? out_columns(b.s) : 0;
-		bar = width > figures + 32 ? MIN(40, width - figures - 12) : 0;
+		bar = width > figures + 32 ? MIN((size_t)40, width - figures - 12) : 0;
 		str_add(screen, "  ");
 		if (bar)
 			watch_bar(screen, percent, bar);

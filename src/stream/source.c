@@ -77,7 +77,7 @@ static int source_pieces(struct sender *s, size_t disk, uint8_t *buf, size_t len
 
 		if (r == -EIO && piece > d->sector)
 			r = source_pieces(s, disk, buf + at, n, off + at,
-					  piece > 4096 ? MAX(4096, d->sector) : d->sector, e);
+					  piece > 4096 ? MAX(4096u, d->sector) : d->sector, e);
 		else if (r == -EIO)
 			r = source_sector_bad(s, disk, buf + at, n, off + at, e);
 		if (r < 0)

@@ -25,6 +25,29 @@ static void test_err_prefix(void **state)
 	assert_string_equal(e.msg, "disk 1: cannot open '/x': No such file or directory");
 }
 
+static int asked;
+
+static int ask(int value)
+{
+	asked++;
+	return value;
+}
+
+static void test_min_max(void **state)
+{
+	int i = 0;
+
+	asked = 0;
+	assert_int_equal(MIN(ask(3), ask(7)), 3);
+	assert_int_equal(MAX(ask(3), ask(7)), 7);
+	assert_int_equal(asked, 4);
+	assert_int_equal(MAX(MIN(ask(9), ask(5)), MIN(ask(8), MAX(ask(6), ask(1)))), 6);
+	assert_int_equal(asked, 9);
+	assert_int_equal(MIN(i++, 1), 0);
+	assert_int_equal(i, 1);
+	assert_true(MIN(1u, 0.5) < 0.6); /* two types: the one both fit in */
+}
+
 static void test_str_numbers(void **state)
 {
 	uint64_t v = 7;
@@ -115,7 +138,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers), cmocka_unit_test(test_str_hex),
 	    cmocka_unit_test(test_bitmap),     cmocka_unit_test(test_id),          cmocka_unit_test(test_jsn),
-	    cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_proc_run),   cmocka_unit_test(test_min_max),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
