@@ -58,15 +58,15 @@ struct api_engine {
 struct api_settings {
 	struct store *store;
 	struct api_engine engine;
-	const char *address; /* numeric */
-	uint16_t port;       /* 0: any */
-	const char *key_pem, *chain_pem;
-	const char *ca_fingerprint;   /* SHA-256 of the CA certificate's DER, hex */
-	const char *public_url;       /* NULL: from the request's Host */
-	const char *programs;         /* directory that has replant-agent */
-	const char *exports;          /* directory of the files */
-	unsigned failures_per_minute; /* wrong secrets of one address; 0: 10 */
-	unsigned request_seconds;     /* until a request must be complete; 0: 60 */
+	const char *address;             /* numeric */
+	uint16_t port;                   /* 0: any */
+	const char *key_pem, *chain_pem; /* of the start; needed no longer after it */
+	const char *ca_fingerprint;      /* SHA-256 of the CA certificate's DER, hex */
+	const char *public_url;          /* NULL: from the request's Host */
+	const char *programs;            /* directory that has replant-agent */
+	const char *exports;             /* directory of the files */
+	unsigned failures_per_minute;    /* wrong secrets of one address; 0: 10 */
+	unsigned request_seconds;        /* until a request must be complete; 0: 60 */
 	/* Who changed what, after the answer; may be NULL. */
 	void (*audit)(const char *who, const char *address, const char *method, const char *path, int status);
 };
@@ -74,6 +74,8 @@ struct api_settings {
 /* Strings are borrowed until api_stop(). */
 int api_start(const struct api_settings *s, struct api **ret, struct err *e);
 uint16_t api_port(const struct api *a);
+/* Key and certificates for the connections to come; those there are go on as they are. Any one thread. */
+int api_identity(const char *key_pem, const char *chain_pem, struct err *e);
 /* Something is new in the events or ticks: streams look. Any thread. */
 void api_wake(struct api *a);
 /* Ends the streams, lets running answers finish. NULL is fine. */

@@ -1,6 +1,7 @@
 /* Inside of the API: a request on its way through https.c, the handlers, and what they share. */
 #pragma once
 
+#include <gnutls/abstract.h>
 #include <microhttpd.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -49,6 +50,12 @@ struct api_limit *api_limit_new(unsigned per_minute);
 void api_limit_free(struct api_limit *l);
 bool api_limit_exceeded(struct api_limit *l, const char *address);
 void api_limit_count(struct api_limit *l, const char *address);
+
+/* identity.c: what GnuTLS asks at a handshake. */
+int api_identity_choose(gnutls_session_t session, const struct gnutls_cert_retr_st *info, gnutls_pcert_st **ret_chain,
+			unsigned *ret_n, gnutls_ocsp_data_st **ret_ocsp, unsigned *ret_nocsp, gnutls_privkey_t *ret_key,
+			unsigned *ret_flags);
+void api_identity_forget(void);
 
 struct api_stream;
 

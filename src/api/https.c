@@ -357,20 +357,16 @@ static int start_daemon(struct api *a, struct err *e)
 	if (ss.ss_family == AF_INET6)
 		flags |= MHD_USE_DUAL_STACK;
 	errno = 0;
-	a->daemon = MHD_start_daemon(flags, a->s.port, NULL, NULL, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER,
-				     drop_log, NULL, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&ss,
-				     MHD_OPTION_HTTPS_MEM_KEY, a->s.key_pem, MHD_OPTION_HTTPS_MEM_CERT, a->s.chain_pem,
-				     MHD_OPTION_HTTPS_PRIORITIES, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2",
-				     MHD_OPTION_THREAD_POOL_SIZE, pool, MHD_OPTION_CONNECTION_LIMIT, API_CONNECTIONS,
-				     MHD_OPTION_PER_IP_CONNECTION_LIMIT, API_PER_ADDRESS, MHD_OPTION_CONNECTION_TIMEOUT,
-				     API_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(64 << 10),
-				     MHD_OPTION_NOTIFY_COMPLETED, request_completed, NULL, MHD_OPTION_END);
+	a->daemon = MHD_start_daemon(
+	    flags, a->s.port, NULL, NULL, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER, drop_log, NULL,
+	    MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&ss, MHD_OPTION_HTTPS_CERT_CALLBACK2, api_identity_choose,
+	    MHD_OPTION_HTTPS_PRIORITIES, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", MHD_OPTION_THREAD_POOL_SIZE,
+	    pool, MHD_OPTION_CONNECTION_LIMIT, API_CONNECTIONS, MHD_OPTION_PER_IP_CONNECTION_LIMIT, API_PER_ADDRESS,
+	    MHD_OPTION_CONNECTION_TIMEOUT, API_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(64 << 10),
+	    MHD_OPTION_NOTIFY_COMPLETED, request_completed, NULL, MHD_OPTION_END);
 	if (!a->daemon)
 		return errno ? err_sys(e, "cannot listen on '%s' port %u", a->s.address, a->s.port)
-			     : err_set(e, -EIO,
-				       "cannot start the HTTPS server on '%s' port %u: key or certificate is "
-				       "broken, "
-				       "or the port is taken",
+			     : err_set(e, -EIO, "cannot start the HTTPS server on '%s' port %u: is the port taken?",
 				       a->s.address, a->s.port);
 	info = MHD_get_daemon_info(a->daemon, MHD_DAEMON_INFO_BIND_PORT);
 	a->port = info ? info->port : a->s.port;
@@ -387,11 +383,14 @@ int api_start(const struct api_settings *s, struct api **ret, struct err *e)
 	a->s = *s;
 	pthread_mutex_init(&a->stream_lock, NULL);
 	a->limit = api_limit_new(s->failures_per_minute ? s->failures_per_minute : 10);
-	r = a->limit ? start_daemon(a, e) : err_nomem(e);
+	r = a->limit ? api_identity(s->key_pem, s->chain_pem, e) : err_nomem(e);
+	if (r == 0)
+		r = start_daemon(a, e);
 	if (r < 0) {
 		api_stop(a);
 		return r;
 	}
+	a->s.key_pem = a->s.chain_pem = NULL;
 	*ret = a;
 	return 0;
 }
@@ -408,6 +407,7 @@ void api_stop(struct api *a)
 	api_streams_end(a);
 	if (a->daemon)
 		MHD_stop_daemon(a->daemon);
+	api_identity_forget();
 	api_limit_free(a->limit);
 	pthread_mutex_destroy(&a->stream_lock);
 	free(a);

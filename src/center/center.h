@@ -35,6 +35,7 @@ struct center_settings {
 	double source_patience; /* until a job gives up a silent source [900] */
 	double retry_pause;     /* before a failed transfer is tried again [2] */
 	double tick;            /* of the clockwork [1] */
+	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */
 	unsigned failures_per_minute;
 	/* Called when the center answers, with the port it got; may be NULL. */
 	void (*ready)(uint16_t port);

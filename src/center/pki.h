@@ -15,6 +15,7 @@ struct pki {
 				    CA there */
 	char ca_fingerprint[65]; /* SHA-256 of its DER, hex */
 };
-/* Loads them; a server certificate with less than 30 days left is made anew for the same names first. */
+/* Loads them; a server certificate with less than 30 days left is made anew for the same names first. May be called
+ * again at any time. */
 int pki_load(const char *state, struct pki *ret, struct err *e);
 void pki_release(struct pki *p);

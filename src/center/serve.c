@@ -168,18 +168,44 @@ static void apply_defaults(struct center_settings *s)
 	s->source_patience = s->source_patience > 0 ? s->source_patience : 900;
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
 	s->tick = s->tick > 0 ? s->tick : 1;
+	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;
 }
 
-static void wait_for_signal(const sigset_t *set)
+/* Renews the server's certificate when it's time; connections there are don't notice. What fails is tried again at
+ * the next look, of which there are many before the old one ends. *chain is what is served now. */
+static void renew_identity(const char *state, char **chain)
 {
-	int got = 0;
+	_cleanup_(pki_release) struct pki fresh = {0};
+	struct err e = {0};
+	int r = pki_load(state, &fresh, &e);
 
-	while (sigwait(set, &got) != 0)
-		;
+	if (r == 0 && strcmp(fresh.chain_pem, *chain) == 0)
+		return;
+	if (r == 0)
+		r = api_identity(fresh.key_pem, fresh.chain_pem, &e);
+	if (r < 0) {
+		log_warn("the server's certificate can't be renewed: %s", e.msg);
+		return;
+	}
+	log_info("the server has a new certificate");
+	free(*chain);
+	*chain = take_ptr(&fresh.chain_pem);
+}
+
+/* Serves until a signal; time is looked at now and then. */
+static void wait_for_signal(struct engine *en, char **chain, const sigset_t *set)
+{
+	const struct timespec pause = {(time_t)en->s.renew_check,
+				       (long)((en->s.renew_check - (double)(time_t)en->s.renew_check) * 1e9)};
+	int got;
+
+	while ((got = sigtimedwait(set, NULL, &pause)) < 0)
+		if (errno == EAGAIN)
+			renew_identity(en->state, chain);
 	log_info("ending (signal %d)", got);
 }
 
-static int serve_engine(struct engine *en, const struct pki *pki, const sigset_t *set, struct err *e)
+static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set, struct err *e)
 {
 	_cleanup_free_ char *url = read_url(en->state);
 	char programs[4200];
@@ -209,7 +235,7 @@ static int serve_engine(struct engine *en, const struct pki *pki, const sigset_t
 		log_info("serving on %s port %u", en->listen, api_port(en->api));
 		if (en->s.ready)
 			en->s.ready(api_port(en->api));
-		wait_for_signal(set);
+		wait_for_signal(en, &pki->chain_pem, set);
 	}
 	/* Jobs first, so that nobody is answered who would start another; their rows say where to go on. */
 	engine_stop(en);

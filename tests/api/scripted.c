@@ -253,6 +253,7 @@ int main(int argc, char **argv)
 		s.source_patience = number("PATIENCE", 60);
 		s.retry_pause = 0.05;
 		s.tick = 0.1;
+		s.renew_check = number("RENEW_CHECK", 0);
 		s.failures_per_minute = (unsigned)number("FAILURES", 100000);
 		if (argc > 3)
 			s.listen = argv[3];
