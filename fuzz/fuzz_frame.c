@@ -44,6 +44,7 @@ static void parse(const struct wire_frame *f)
 	struct wire_ask ask;
 	uint64_t a, b;
 	uint16_t version;
+	uint8_t statements[WIRE_DISKS_MAX][WIRE_STATEMENT_SIZE];
 
 	switch (f->type) {
 	case WIRE_HELLO:
@@ -74,7 +75,9 @@ static void parse(const struct wire_frame *f)
 		wire_get_welcome(f, &version, NULL);
 		break;
 	case WIRE_OPENED:
-		wire_get_opened(f, &a, NULL);
+		for (unsigned n = 1; n <= WIRE_DISKS_MAX; n++)
+			if (wire_get_opened(f, 1 + n % 2, n, &a, statements, NULL) == 0)
+				must(f->length == 8 + (n % 2 ? 32 * n : 0));
 		break;
 	case WIRE_USED_OK:
 		wire_get_used_ok(f, &a, &b, NULL);

@@ -158,7 +158,7 @@ static int control_open(struct receiver_conn *c, const struct wire_frame *f, str
 {
 	struct receiver *rv = c->rv;
 	struct wire_open m;
-	uint8_t buf[16];
+	uint8_t buf[WIRE_SMALL_MAX], statements[WIRE_DISKS_MAX][WIRE_STATEMENT_SIZE];
 	int r = wire_get_open(f, &m, e);
 
 	if (r < 0)
@@ -176,7 +176,10 @@ static int control_open(struct receiver_conn *c, const struct wire_frame *f, str
 	pthread_mutex_lock(&rv->lock);
 	rv->opened = !c->kicked;
 	pthread_mutex_unlock(&rv->lock);
-	return wire_say(c->link, WIRE_OPENED, buf, wire_put_opened(receiver_free(rv), buf), e);
+	for (size_t i = 0; i < rv->ndisks; i++)
+		memcpy(statements[i], rv->disks[i]->manifest.statement, WIRE_STATEMENT_SIZE);
+	return wire_say(c->link, WIRE_OPENED, buf,
+			wire_put_opened(receiver_free(rv), c->version < 2 ? NULL : statements, rv->ndisks, buf), e);
 }
 
 /* ---- USED ---- */
@@ -262,6 +265,8 @@ static int commit_run(struct receiver *rv, void *arg, struct err *e)
 		r = commit_disk_check(rv, i, m, e);
 	if (r == 0)
 		r = sync_run(rv, NULL, e);
+	for (size_t i = 0; r == 0 && i < rv->ndisks; i++)
+		r = replica_stated(rv->disks[i], m->disks[i].statement, e);
 	if (r == 0)
 		r = commit_write(rv->dirfd, rv->p->link.run, rv->disks, rv->ndisks, m, &event, e);
 	if (r == 0)

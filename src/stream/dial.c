@@ -46,7 +46,8 @@ static int control_answer(struct sender *s, enum wire_type want, struct wire_fra
 
 int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire_link **ret, struct err *e)
 {
-	struct wire_hello m = {.min_version = WIRE_VERSION, .max_version = WIRE_VERSION, .role = role, .index = index};
+	struct wire_hello m = {
+	    .min_version = WIRE_VERSION_MIN, .max_version = WIRE_VERSION, .role = role, .index = index};
 	_cleanup_(wire_closep) struct wire_link *l = NULL;
 	uint8_t buf[WIRE_SMALL_MAX];
 	struct wire_frame f;
@@ -62,10 +63,12 @@ int dial_hello(struct sender *s, enum wire_role role, uint8_t index, struct wire
 		r = dial_await(s, l, WIRE_WELCOME, &good, &f, e);
 	if (r == 0)
 		r = wire_get_welcome(&f, &version, e);
-	if (r == 0 && version != WIRE_VERSION)
+	if (r == 0 && (version < WIRE_VERSION_MIN || version > WIRE_VERSION))
 		r = err_set(e, -EPROTONOSUPPORT, "the receiver chose version %u of the protocol", version);
 	if (r < 0)
 		return r;
+	if (role == WIRE_CONTROL)
+		s->version = version;
 	*ret = take_ptr(&l);
 	return 0;
 }
@@ -90,7 +93,7 @@ static int control_open_disks(struct sender *s, struct err *e)
 	r = wire_say(s->control, WIRE_OPEN, buf, wire_put_open(&m, buf), e);
 	if (r == 0)
 		r = control_answer(s, WIRE_OPENED, &f, e);
-	return r < 0 ? r : wire_get_opened(&f, &left, e);
+	return r < 0 ? r : wire_get_opened(&f, s->version, s->ndisks, &left, s->committed, e);
 }
 
 static int control_send_map(struct sender *s, struct err *e)

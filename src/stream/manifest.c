@@ -46,6 +46,9 @@ static void manifest_format(const struct manifest *m, enum manifest_state state,
 	h[29] = (uint8_t)m->digest->size;
 	h[30] = (uint8_t)state;
 	memcpy(h + 32, m->boot_id, MANIFEST_BOOT_ID);
+	/* What is made again says nothing of what was committed. */
+	if (state != MANIFEST_REBUILDING)
+		memcpy(h + 72, m->statement, WIRE_STATEMENT_SIZE);
 	put_le64(h + MANIFEST_CHECK, codec_check64(h, MANIFEST_CHECK, 0));
 }
 
@@ -66,6 +69,7 @@ int manifest_parse(const uint8_t h[MANIFEST_HEADER], struct manifest *ret, enum 
 		return err_set(e, -EBADMSG, "a manifest that says what can't be");
 	m.nblocks = stream_blocks(m.size);
 	memcpy(m.boot_id, h + 32, MANIFEST_BOOT_ID - 1);
+	memcpy(m.statement, h + 72, WIRE_STATEMENT_SIZE);
 	*ret_state = (enum manifest_state)h[30];
 	*ret = m;
 	return 0;
@@ -121,8 +125,8 @@ static int manifest_wipe(struct manifest *m, struct err *e)
 	return 0;
 }
 
-/* Does what the file holds fit the disk as it is now, and was it left in good order? */
-static bool manifest_holds(const struct manifest *m, const char *boot_id)
+/* Does what the file holds fit the disk as it is now, and was it left in good order? Takes its statement then. */
+static bool manifest_holds(struct manifest *m, const char *boot_id)
 {
 	uint8_t h[MANIFEST_HEADER];
 	enum manifest_state state;
@@ -134,9 +138,10 @@ static bool manifest_holds(const struct manifest *m, const char *boot_id)
 	if (old.size != m->size || old.digest != m->digest || fstat(m->fd, &st) < 0 ||
 	    (uint64_t)st.st_size != manifest_offset(m, m->nblocks))
 		return false;
-	if (state == MANIFEST_CLEAN)
-		return true;
-	return state == MANIFEST_OPEN && *boot_id && strcmp(old.boot_id, boot_id) == 0;
+	if (state != MANIFEST_CLEAN && (state != MANIFEST_OPEN || !*boot_id || strcmp(old.boot_id, boot_id) != 0))
+		return false;
+	memcpy(m->statement, old.statement, sizeof(m->statement));
+	return true;
 }
 
 int manifest_open(int dirfd, const char *name, const struct codec_digest *digest, uint64_t size, uint32_t sector,

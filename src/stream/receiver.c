@@ -194,11 +194,12 @@ static int conn_hello(struct receiver_conn *c, double deadline, struct err *e)
 		r = wire_get_hello(&f, &c->hello, e);
 	if (r < 0)
 		return r;
-	if (c->hello.min_version > WIRE_VERSION || c->hello.max_version < WIRE_VERSION)
-		return err_set(e, -EPROTONOSUPPORT, "the receiver speaks version %u of the protocol only",
-			       WIRE_VERSION);
+	c->version = (uint16_t)MIN(WIRE_VERSION, c->hello.max_version);
+	if (c->hello.min_version > c->version || c->version < WIRE_VERSION_MIN)
+		return err_set(e, -EPROTONOSUPPORT, "the receiver speaks versions %u to %u of the protocol only",
+			       WIRE_VERSION_MIN, WIRE_VERSION);
 	r = c->hello.role == WIRE_CONTROL ? conn_admit_control(c, e) : conn_admit_data(c, e);
-	return r < 0 ? r : wire_say(c->link, WIRE_WELCOME, buf, wire_put_welcome(WIRE_VERSION, buf), e);
+	return r < 0 ? r : wire_say(c->link, WIRE_WELCOME, buf, wire_put_welcome(c->version, buf), e);
 }
 
 /* What went wrong, for the peer; and for the center when it is more than a broken connection. */

@@ -21,6 +21,7 @@ struct receiver_conn {
 	bool known;                 /* (lock) authenticated, counted as one of the run's */
 	unsigned kicked;            /* (lock) a WIRE_E_*: what the peer is told */
 	struct wire_hello hello;
+	uint16_t version; /* of the protocol, as agreed */
 	/* data connections */
 	struct codec_unpacker *unpacker;
 	uint8_t *unpacked;

@@ -199,6 +199,15 @@ int replica_sync(struct replica *r, struct err *e)
 	return k < 0 ? replica_break(r, k) : 0;
 }
 
+int replica_stated(struct replica *r, const uint8_t statement[WIRE_STATEMENT_SIZE], struct err *e)
+{
+	int k;
+
+	memcpy(r->manifest.statement, statement, WIRE_STATEMENT_SIZE);
+	k = manifest_set_state(&r->manifest, MANIFEST_OPEN, e);
+	return k < 0 ? replica_break(r, k) : 0;
+}
+
 static size_t replica_window_blocks(const struct manifest *m, uint64_t window)
 {
 	return (size_t)MIN(m->nblocks - window * WIRE_WINDOW, (uint64_t)WIRE_WINDOW);

@@ -78,6 +78,9 @@ struct sender {
 
 	/* the control connection: the thread of stream_send() alone */
 	struct wire_link *control;
+	unsigned version; /* of the protocol, as agreed */
+	/* what the receiver's replicas were last committed as; zeros: nothing */
+	uint8_t committed[WIRE_DISKS_MAX][WIRE_STATEMENT_SIZE];
 	atomic_bool established;     /* the receiver has let us in once: refusals from now on are the network's */
 	atomic_bool control_suspect; /* a worker was told that there is no session */
 	double last_good, last_ping;

@@ -42,6 +42,8 @@ struct manifest {
 	uint32_t sector;
 	uint64_t nblocks;
 	char boot_id[MANIFEST_BOOT_ID];
+	/* That of the last commit, zeros: none. What was written since differs from it, and nothing else. */
+	uint8_t statement[WIRE_STATEMENT_SIZE];
 };
 
 void manifest_boot_id(char out[MANIFEST_BOOT_ID]);
@@ -101,6 +103,8 @@ int replica_trim(struct replica *r, const struct bitmap *used, struct err *e);
 /* used NULL: whatever is known is used. -EILSEQ when a used block isn't known. */
 int replica_statement(struct manifest *m, const struct bitmap *used, uint8_t out[32], uint64_t *ret_used,
 		      struct err *e);
+/* It was committed with that statement: keeps it in the manifest. */
+int replica_stated(struct replica *r, const uint8_t statement[WIRE_STATEMENT_SIZE], struct err *e);
 int replica_file(char *buf, size_t size, unsigned index, const char *suffix);
 
 /* ---- commit.c ---- */

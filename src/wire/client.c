@@ -78,9 +78,16 @@ int wire_get_welcome(const struct wire_frame *f, uint16_t *ret_version, struct e
 	return 0;
 }
 
-int wire_get_opened(const struct wire_frame *f, uint64_t *ret_free, struct err *e)
+int wire_get_opened(const struct wire_frame *f, unsigned version, size_t ndisks, uint64_t *ret_free,
+		    uint8_t statements[][WIRE_STATEMENT_SIZE], struct err *e)
 {
+	size_t bytes = version < 2 ? 0 : ndisks * WIRE_STATEMENT_SIZE;
+
+	if (f->length != 8 + bytes)
+		return err_set(e, -EBADMSG, "an OPENED message of the wrong size came");
 	*ret_free = get_le64(f->payload);
+	memset(statements, 0, ndisks * WIRE_STATEMENT_SIZE);
+	memcpy(statements, f->payload + 8, bytes);
 	return 0;
 }
 

@@ -116,10 +116,15 @@ uint32_t wire_put_welcome(uint16_t version, uint8_t *buf)
 	return 8;
 }
 
-uint32_t wire_put_opened(uint64_t free_bytes, uint8_t *buf)
+uint32_t wire_put_opened(uint64_t free_bytes, const uint8_t statements[][WIRE_STATEMENT_SIZE], size_t ndisks,
+			 uint8_t *buf)
 {
+	size_t bytes = statements ? ndisks * WIRE_STATEMENT_SIZE : 0;
+
 	put_le64(buf, free_bytes);
-	return 8;
+	if (bytes)
+		memcpy(buf + 8, statements, bytes);
+	return (uint32_t)(8 + bytes);
 }
 
 uint32_t wire_put_used_ok(uint64_t needed, uint64_t free_bytes, uint8_t *buf)

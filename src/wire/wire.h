@@ -14,7 +14,8 @@
 struct err;
 
 /* ---- limits and numbers of the protocol ---- */
-#define WIRE_VERSION         1u
+#define WIRE_VERSION         2u
+#define WIRE_VERSION_MIN     1u          /* what we speak with older ones: OPENED without statements */
 #define WIRE_MAGIC           0x314c5052u /* "RPL1" */
 #define WIRE_HEADER          32u         /* bytes of a frame's header */
 #define WIRE_BLOCK           65536u
@@ -27,6 +28,7 @@ struct err;
 #define WIRE_PSK_SIZE        32u
 #define WIRE_RUN_MAX         48u /* with its NUL */
 #define WIRE_SESSION_SIZE    16u
+#define WIRE_STATEMENT_SIZE  32u
 #define WIRE_CONNECTIONS_MAX 16u
 
 enum wire_type {
@@ -205,7 +207,9 @@ uint32_t wire_put_ask(const struct wire_ask *m, uint8_t *buf);
 uint32_t wire_put_blocks_head(const struct wire_blocks *m, uint8_t *buf);
 uint32_t wire_put_commit(const struct wire_commit *m, uint8_t *buf);
 int wire_get_welcome(const struct wire_frame *f, uint16_t *ret_version, struct err *e);
-int wire_get_opened(const struct wire_frame *f, uint64_t *ret_free, struct err *e);
+/* statements[i]: that of the last commit of disk i's replica; zeros: there is none (none at all before version 2). */
+int wire_get_opened(const struct wire_frame *f, unsigned version, size_t ndisks, uint64_t *ret_free,
+		    uint8_t statements[][WIRE_STATEMENT_SIZE], struct err *e);
 int wire_get_used_ok(const struct wire_frame *f, uint64_t *ret_needed, uint64_t *ret_free, struct err *e);
 /* *ret_digests: NULL when the receiver knows none of the window's, else nblocks * digest_size bytes. */
 int wire_get_digests(const struct wire_frame *f, const struct wire_ask *asked, size_t bytes,
@@ -219,7 +223,9 @@ int wire_get_ask(const struct wire_frame *f, struct wire_ask *ret, struct err *e
 int wire_get_blocks(const struct wire_frame *f, size_t digest_size, struct wire_blocks *ret, struct err *e);
 int wire_get_commit(const struct wire_frame *f, size_t ndisks, struct wire_commit *ret, struct err *e);
 uint32_t wire_put_welcome(uint16_t version, uint8_t *buf);
-uint32_t wire_put_opened(uint64_t free_bytes, uint8_t *buf);
+/* Statements: NULL before version 2. */
+uint32_t wire_put_opened(uint64_t free_bytes, const uint8_t statements[][WIRE_STATEMENT_SIZE], size_t ndisks,
+			 uint8_t *buf);
 uint32_t wire_put_used_ok(uint64_t needed, uint64_t free_bytes, uint8_t *buf);
 uint32_t wire_put_digests_head(const struct wire_ask *m, uint8_t *buf);
 

@@ -86,6 +86,36 @@ static void test_trust(void **state)
 	manifest_release(&m);
 }
 
+/* The statement of the last commit outlives sessions, and goes with the entries it was made of. */
+static void test_statement_kept(void **state)
+{
+	static const uint8_t none[WIRE_STATEMENT_SIZE];
+	uint8_t said[WIRE_STATEMENT_SIZE];
+	struct replica *r;
+
+	memset(said, 7, sizeof(said));
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_memory_equal(r->manifest.statement, none, sizeof(none));
+	assert_int_equal(replica_stated(r, said, NULL), 0);
+	assert_int_equal(replica_close(r, false, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_memory_equal(r->manifest.statement, said, sizeof(said));
+	assert_int_equal(replica_close(r, true, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_memory_equal(r->manifest.statement, said, sizeof(said));
+	manifest_distrust(&r->manifest);
+	r->broken = true;
+	replica_close(r, false, NULL);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_memory_equal(r->manifest.statement, none, sizeof(none));
+	assert_int_equal(replica_stated(r, said, NULL), 0);
+	assert_int_equal(replica_close(r, true, NULL), 0);
+	/* Another size is another disk. */
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE + 512, 512, &r, NULL), 0);
+	assert_memory_equal(r->manifest.statement, none, sizeof(none));
+	assert_int_equal(replica_close(r, true, NULL), 0);
+}
+
 static void test_killed_while_made_again(void **state)
 {
 	struct manifest m;
@@ -359,6 +389,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_trust, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_statement_kept, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed_while_made_again, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_damaged, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_replica_writes, setup, teardown),
