@@ -287,6 +287,21 @@ static void link_tune(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user, sizeof(user));
 }
 
+/*
+ * A route that says blackhole or prohibit and a packet filter that refuses have codes of their own, which elsewhere
+ * mean a wrong argument or a wrong key. Here they are the network, and may pass.
+ */
+static int link_connect_failed(int code, struct err *e)
+{
+	bool filtered = code == EINVAL || code == EACCES || code == EPERM;
+
+	errno = code;
+	err_sys(e, filtered ? "cannot connect, a route or packet filter of this host forbids it" : "cannot connect");
+	if (filtered && e)
+		e->code = -ENETUNREACH;
+	return filtered ? -ENETUNREACH : -code;
+}
+
 static int link_connect(struct wire_link *l, const struct addrinfo *ai, double deadline, struct err *e)
 {
 	socklen_t len = sizeof(int);
@@ -295,17 +310,13 @@ static int link_connect(struct wire_link *l, const struct addrinfo *ai, double d
 	if (connect(l->fd, ai->ai_addr, ai->ai_addrlen) == 0)
 		return 0;
 	if (errno != EINPROGRESS)
-		return err_sys(e, "cannot connect");
+		return link_connect_failed(errno, e);
 	r = link_wait(l, POLLOUT, deadline, e);
 	if (r < 0)
 		return r;
 	if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &code, &len) < 0)
 		return err_sys(e, "cannot connect");
-	if (code) {
-		errno = code;
-		return err_sys(e, "cannot connect");
-	}
-	return 0;
+	return code ? link_connect_failed(code, e) : 0;
 }
 
 int wire_dial(const char *host, uint16_t port, const struct wire_auth *a, const struct wire_env *env, double timeout,
