@@ -150,6 +150,8 @@ json_t *task_result(const struct stream_result *r, const char *const *disks, siz
 /* {code, message, temporary} */
 json_t *task_error(const struct err *e);
 json_t *task_text(const char *s); /* a string, also of bytes that aren't UTF-8 */
+/* For drills: REPLANT_RECONNECT and REPLANT_STALL shorten the patience with the network; seconds. */
+void task_drill(struct stream_send_params *p);
 
 /* ---- installing (service.c) ---- */
 int service_install(struct err *e);

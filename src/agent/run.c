@@ -335,6 +335,7 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 	p.host = host;
 	strcpy(p.link.run, t->run);
 	memcpy(p.link.psk, t->psk, sizeof(p.link.psk));
+	task_drill(&p);
 	rc = stream_send(&p, disks, r->ndisks, &ops, &result, e);
 	if (rc < 0)
 		return rc;

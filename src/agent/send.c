@@ -172,6 +172,7 @@ static int send_params(const struct agent_options *o, struct stream_send_params 
 	p->checksum = o->checksum;
 	p->zero_unreadable = strcmp(o->on_read_error, "zero") == 0;
 	p->host = host;
+	task_drill(p);
 	r = stream_address_parse(o->to, name, sizeof(name), &p->port, e);
 	if (r == 0)
 		r = http_resolve(name, host, e);

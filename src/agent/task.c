@@ -241,3 +241,14 @@ json_t *task_error(const struct err *e)
 	return json_pack("{s:s, s:o, s:b}", "code", "send_failed", "message", task_text(e->msg), "temporary",
 			 stream_is_temporary(e->code));
 }
+
+void task_drill(struct stream_send_params *p)
+{
+	const char *reconnect = getenv("REPLANT_RECONNECT"), *stall = getenv("REPLANT_STALL");
+	uint64_t n;
+
+	if (reconnect && str_u64(reconnect, 1, 86400, &n) == 0)
+		p->reconnect_seconds = (double)n;
+	if (stall && str_u64(stall, 1, 86400, &n) == 0)
+		p->stall_seconds = (double)n;
+}
