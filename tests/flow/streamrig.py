@@ -45,13 +45,13 @@ def same(a, b):
 
 
 class Receiver:
-    def __init__(self, directory, key, port=0, run=RUN, extra=(), prefix=(), env=None, started=None):
+    def __init__(self, directory, key, port=0, run=RUN, extra=(), prefix=(), env=None, started=None, listen="127.0.0.1"):
         self.dir = pathlib.Path(directory)
         self.dir.mkdir(exist_ok=True)
         self.events = []
         self.err = open(self.dir.parent / (self.dir.name + ".err"), "ab")
         self.proc = subprocess.Popen(
-            [*prefix, str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"127.0.0.1:{port}", "--run", run,
+            [*prefix, str(TRANSITION), "receive", "--dir", str(directory), "--listen", f"{listen}:{port}", "--run", run,
              "--psk-file", str(key), *extra], stdout=subprocess.PIPE, stderr=self.err, env={**os.environ, **(env or {})})
         if started is not None:
             started.append(self.proc)
@@ -89,9 +89,9 @@ class Receiver:
 
 
 class Sender:
-    def __init__(self, port, key, disks, *options, run=RUN, env=None, freeze=False):
+    def __init__(self, port, key, disks, *options, run=RUN, env=None, freeze=False, prefix=(), host="127.0.0.1"):
         self.proc = subprocess.Popen(
-            [str(AGENT), "send", "--to", f"127.0.0.1:{port}", "--run", run, "--psk-file", str(key), "--json",
+            [*prefix, str(AGENT), "send", "--to", f"{host}:{port}", "--run", run, "--psk-file", str(key), "--json",
              *[x for d in disks for x in ("--disk", str(d))], *([] if freeze else ["--no-freeze"]), *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
 
