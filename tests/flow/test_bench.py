@@ -2,9 +2,12 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
+
+from tests.lab.center import open_folder
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 FIGURES = ["full copy, loopback", "nothing changed", "1 % changed", "full copy, 1000 Mbit/s", "share of the line", "--rate 100",
@@ -13,9 +16,15 @@ FIGURES = ["full copy, loopback", "nothing changed", "1 % changed", "full copy, 
 PEERS = ["nbdcopy", "qemu-img", "rsync", "partclone"]
 
 
+@pytest.fixture
+def work():
+    folder = open_folder()  # a center wants a state directory that its unprivileged children reach
+    yield folder / "bench"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and network namespaces")
-def test_quick(tmp_path):
-    work = tmp_path / "bench"
+def test_quick(work):
     r = subprocess.run([str(TREE / "bench/run"), "--quick", "--build", os.environ.get("REPLANT_BUILD", str(TREE / "build")),
                         "--work", str(work)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert r.returncode == 0, r.stdout[-4000:]
