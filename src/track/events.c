@@ -1,0 +1,140 @@
+/* The places of a tracepoint's fields differ between kernels; each tells them in tracefs. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "track/track_int.h"
+
+#define FORMAT_MAX 65536
+
+/* As in struct event of tracker.bpf.c, from EVENT_BASE on; rwbs may be longer. */
+static const struct {
+	const char *name;
+	uint32_t at, size;
+} fields[EVENT_FIELDS] = {
+    [EVENT_SECTOR] = {"sector", 0, 8}, [EVENT_DEV] = {"dev", 8, 4},    [EVENT_NR_SECTOR] = {"nr_sector", 12, 4},
+    [EVENT_BYTES] = {"bytes", 16, 4},  [EVENT_RWBS] = {"rwbs", 20, 4},
+};
+
+/* "field:char rwbs[8];": the name is what stands before "[" or ";". */
+static bool names(const char *decl, const char *name)
+{
+	size_t len = strcspn(decl, ";["), n = strlen(name);
+
+	return len > n && !strncmp(decl + len - n, name, n) && decl[len - n - 1] == ' ';
+}
+
+static int value(const char *line, const char *key, uint32_t *ret)
+{
+	const char *p = strstr(line, key), *eol = strchr(line, '\n');
+	char *end;
+	unsigned long v;
+
+	if (!p || (eol && p > eol))
+		return -EINVAL;
+	v = strtoul(p + strlen(key), &end, 10);
+	if (*end != ';' || v > 4096)
+		return -EINVAL;
+	*ret = (uint32_t)v;
+	return 0;
+}
+
+int event_parse(const char *text, struct event *ret, struct err *e)
+{
+	struct event ev = {0};
+
+	for (const char *p = strstr(text, "\tfield:"); p; p = strstr(p + 1, "\tfield:")) {
+		for (int f = 0; f < EVENT_FIELDS; f++) {
+			uint32_t offset, size;
+
+			if (!names(p + 7, fields[f].name))
+				continue;
+			if (value(p, "offset:", &offset) || value(p, "size:", &size) ||
+			    (f == EVENT_RWBS ? size < fields[f].size : size != fields[f].size) || offset < 8 ||
+			    (f != EVENT_RWBS && offset % size))
+				return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has an unknown form of '%s'",
+					       fields[f].name);
+			ev.offset[f] = offset;
+		}
+	}
+	if (!ev.offset[EVENT_SECTOR] || !ev.offset[EVENT_DEV] || !ev.offset[EVENT_NR_SECTOR] || !ev.offset[EVENT_RWBS])
+		return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint lacks a field that is needed");
+	ev.id = ret->id;
+	*ret = ev;
+	return 0;
+}
+
+/* A mount of tracefs nobody sees and that ends with the descriptor; else one of the usual places. */
+static int open_tracefs(void)
+{
+	static const char *const usual[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
+	_cleanup_close_ int fs = fsopen("tracefs", FSOPEN_CLOEXEC);
+	int fd = -1;
+
+	if (fs >= 0 && !fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		fd = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY);
+	for (size_t i = 0; fd < 0 && i < ARRAY_SIZE(usual); i++) {
+		fd = open(usual[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (fd >= 0 && faccessat(fd, "events", R_OK, 0)) {
+			close(fd);
+			fd = -1;
+		}
+	}
+	return fd;
+}
+
+static int read_of(int fd, const char *event, const char *file, char **ret, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("events/block/%s/%s", event, file);
+
+	return path ? io_read_file_at(fd, path, FORMAT_MAX, ret, NULL, e) : err_nomem(e);
+}
+
+int event_find(const char *name, struct event *ret, struct err *e)
+{
+	_cleanup_close_ int fd = open_tracefs();
+	_cleanup_free_ char *id = NULL, *format = NULL;
+	struct event ev = {0};
+	int r;
+
+	if (fd < 0)
+		return err_set(e, -EOPNOTSUPP, "this kernel has no tracefs, or doesn't let us see it");
+	r = read_of(fd, name, "id", &id, e);
+	if (!r)
+		r = read_of(fd, name, "format", &format, e);
+	if (r)
+		return err_set(e, -EOPNOTSUPP, "this kernel has no tracepoint 'block:%s'", name);
+	id[strcspn(id, "\n")] = '\0';
+	if (str_u64(id, 1, UINT32_MAX, &ev.id))
+		return err_set(e, -EOPNOTSUPP, "tracepoint 'block:%s' has the strange number '%s'", name, id);
+	r = event_parse(format, &ev, e);
+	if (r)
+		return err_prefix(e, "block:%s", name);
+	*ret = ev;
+	return 0;
+}
+
+int event_patch(const struct event *ev, struct bpf_insn *code, size_t n, struct err *e)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint32_t at = (uint32_t)code[i].off - EVENT_BASE;
+		int f = EVENT_FIELDS - 1;
+
+		if (BPF_CLASS(code[i].code) != BPF_LDX || code[i].off < EVENT_BASE)
+			continue;
+		while (f > 0 && (at < fields[f].at || at >= fields[f].at + fields[f].size))
+			f--;
+		must(at >= fields[f].at && at < fields[f].at + fields[f].size);
+		if (!ev->offset[f])
+			return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has no field '%s'", fields[f].name);
+		code[i].off = (int16_t)(ev->offset[f] + at - fields[f].at);
+	}
+	return 0;
+}
