@@ -74,12 +74,13 @@ void ledger_collect(struct ledger *l, bool quiet, struct bitmap *into)
 {
 	must(into->nbits == l->blocks);
 	or_into(into->words, l->recent.words, l->blocks);
-	if (quiet) {
+	if (quiet || l->calm) {
 		or_into(into->words, l->doubt.words, l->blocks);
 		clear(&l->doubt);
 	} else {
 		or_into(l->doubt.words, l->recent.words, l->blocks);
 	}
+	l->calm = false;
 	clear(&l->recent);
 	take_big(l);
 	take_marks(l);
@@ -106,6 +107,7 @@ void ledger_resume(struct ledger *l)
 	}
 	clear(&l->recent);
 	clear(&l->doubt);
+	l->calm = false;
 }
 
 void ledger_certain(struct ledger *l)
@@ -113,9 +115,11 @@ void ledger_certain(struct ledger *l)
 	clear(&l->recent);
 }
 
-void ledger_believe(struct ledger *l)
+void ledger_audited(struct ledger *l, bool completed)
 {
-	clear(&l->doubt);
+	if (completed)
+		clear(&l->doubt);
+	l->calm = true;
 }
 
 uint64_t ledger_pending(const struct ledger *l)

@@ -28,6 +28,7 @@ struct ledger {
 	uint64_t *taken;      /* a bit per block: collected, not settled */
 	struct bitmap recent; /* what the last collect took: to be given once more */
 	struct bitmap doubt;  /* given twice, but no moment was seen since in which nothing was in flight */
+	bool calm;            /* the next collect comes after such a moment */
 };
 
 int ledger_init(struct ledger *l, uint64_t blocks, struct err *e);
@@ -43,8 +44,11 @@ void ledger_settle(struct ledger *l);
 void ledger_resume(struct ledger *l);
 /* Nothing was in flight while the last collect took its marks: they need no second reading. */
 void ledger_certain(struct ledger *l);
-/* Every completion was seen, hence marked: no doubt is left. */
-void ledger_believe(struct ledger *l);
+/*
+ * The accounts balanced in a freeze: what was in flight before is on the disk. completed: every completion was seen,
+ * hence marked, so that no doubt is left; else the next collect gives it.
+ */
+void ledger_audited(struct ledger *l, bool completed);
 uint64_t ledger_pending(const struct ledger *l);
 
 enum tally_class { TALLY_WRITE, TALLY_DISCARD };

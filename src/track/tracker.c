@@ -459,8 +459,8 @@ static int balance(struct track *t, size_t i, bool frozen, struct err *e)
 	if (v == LEDGER_LOST)
 		return err_set(e, -ESTALE, "writes to disk '%s' were missed: its accounts and the marks differ",
 			       t->leaves[i].name);
-	if (frozen && ledger_completed(base, &tally))
-		ledger_believe(&t->ledgers[i]);
+	if (frozen)
+		ledger_audited(&t->ledgers[i], ledger_completed(base, &tally));
 	if (frozen && !inflight)
 		ledger_base(base, &tally, true);
 	return 0;
