@@ -2,7 +2,8 @@
  * Two processes stand behind a freeze. The *guard* listens to the agent and to the clock; the *freezer* makes the
  * FIFREEZE calls, which may block for as long as a sync takes, so that the guard can still thaw what is frozen when the
  * limit passes. Both hold the descriptors, both are locked into memory, and either thaws when the one it listens to is
- * gone. The agent holds the descriptors as well and thaws itself should both have been killed.
+ * gone. Should the guard be stopped (SIGSTOP), the freezer thaws a moment after the limit; should the freezer be, the
+ * guard wakes it. The agent holds the descriptors as well and thaws itself should both have been killed or stopped.
  *
  * agent                       guard                          freezer
  *   | GUARD_FREEZE limit ------>|                              |
@@ -11,7 +12,8 @@
  *   | GUARD_THAW -------------->| FITHAW in reverse order      |
  *   |<------------------ reply  |                              |
  *
- * A mount's state is in memory all three share; who moves it from GUARD_FROZEN to GUARD_THAWED makes the FITHAW call.
+ * A mount's state is in memory all three share; who moves it from GUARD_FROZEN to GUARD_THAWING makes the FITHAW call,
+ * and who finds that one gone makes it again.
  * After fork() only async-signal-safe functions are used: the agent has threads.
  */
 #include <errno.h>
@@ -41,8 +43,10 @@
 #define GUARD_SEGMENTS    128
 #define GUARD_TICK_MS     20
 #define GUARD_END_SECONDS 10.0
+#define GUARD_LATE        0.5 /* seconds after the limit until the freezer thaws in the guard's place */
+#define GUARD_SILENT      5.0 /* seconds that an answer of the guard may be late before it counts as gone */
 
-enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWED, GUARD_UNSUPPORTED };
+enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWING, GUARD_THAWED, GUARD_UNSUPPORTED };
 enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED };
 enum guard_op { GUARD_FREEZE = 1, GUARD_THAW };
 
@@ -65,6 +69,7 @@ struct guard_shared {
 	_Atomic int lost;  /* somebody else thawed, or a limit passed */
 	_Atomic int began; /* `since` is valid */
 	double since;      /* the first FIFREEZE */
+	double limit;      /* seconds after it */
 	_Atomic int mounts[GUARD_MOUNTS_MAX];
 };
 
@@ -95,7 +100,6 @@ struct guard_child {
 	int sock;    /* to the agent (guard) or the guard (freezer) */
 	int freezer; /* guard: to the freezer, -1 when it is gone */
 	pid_t freezer_pid;
-	double limit;
 	bool aborted; /* guard: the answer was given, the freezer is still at it */
 };
 
@@ -112,10 +116,12 @@ static void guard_thaw_one(struct guard_shared *s, const int *fds, size_t i)
 {
 	int expected = GUARD_FROZEN;
 
-	if (!atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_THAWED))
+	if (!atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_THAWING))
 		return;
 	if (ioctl(fds[i], FITHAW, 0) < 0)
 		atomic_store(&s->lost, 1); /* EINVAL: somebody else had thawed it */
+	expected = GUARD_THAWING;
+	atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_THAWED);
 }
 
 static void guard_thaw_all(struct guard_shared *s, const int *fds, size_t n)
@@ -124,13 +130,19 @@ static void guard_thaw_all(struct guard_shared *s, const int *fds, size_t n)
 		guard_thaw_one(s, fds, i);
 }
 
-/* A freezer that died between FIFREEZE and its note may have left a mount frozen. */
-static void guard_thaw_doubtful(struct guard_shared *s, const int *fds, size_t n)
+/*
+ * Another one is gone. If it was between FIFREEZE and its note, or between the claim of a thaw and FITHAW, it has left
+ * a mount frozen. `trying`: it may have been the freezer.
+ */
+static void guard_thaw_doubtful(struct guard_shared *s, const int *fds, size_t n, bool trying)
 {
 	for (size_t i = n; i-- > 0;) {
-		int expected = GUARD_TRYING;
+		int expected = GUARD_THAWING;
 
 		atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_FROZEN);
+		expected = GUARD_TRYING;
+		if (trying)
+			atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_FROZEN);
 	}
 	guard_thaw_all(s, fds, n);
 }
@@ -253,6 +265,23 @@ static void freezer_work(struct guard_child *c, struct guard_reply *reply)
 		freezer_sync(c, true);
 }
 
+/* Waits for the guard. When it lets the limit pass by it can't be running. */
+static void freezer_wait(struct guard_child *c)
+{
+	struct guard_shared *s = c->shared;
+	struct pollfd p = {.fd = c->sock, .events = POLLIN};
+	bool held = false;
+	double left;
+
+	for (size_t i = 0; i < c->n; i++)
+		held |= atomic_load(&s->mounts[i]) == GUARD_FROZEN;
+	left = held ? s->since + s->limit + GUARD_LATE - guard_now() : 0;
+	if (!held || poll(&p, 1, (int)(MAX(left, 0) * 1000) + 1) != 0)
+		return;
+	atomic_store(&s->lost, 1);
+	guard_thaw_all(s, c->fds, c->n);
+}
+
 static _Noreturn void freezer_main(struct guard_child *c)
 {
 	struct guard_reply hello = {.code = guard_settle(c, "replant-freezer")};
@@ -261,8 +290,10 @@ static _Noreturn void freezer_main(struct guard_child *c)
 	guard_send(c->sock, &hello);
 	for (;;) {
 		struct guard_reply reply = {0};
-		ssize_t got = recv(c->sock, &go, 1, 0);
+		ssize_t got;
 
+		freezer_wait(c);
+		got = recv(c->sock, &go, 1, 0);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0)
@@ -271,7 +302,7 @@ static _Noreturn void freezer_main(struct guard_child *c)
 		guard_send(c->sock, &reply);
 	}
 	/* The guard is gone. When it ended in order there is nothing left to do here. */
-	guard_thaw_all(c->shared, c->fds, c->n);
+	guard_thaw_doubtful(c->shared, c->fds, c->n, false);
 	_exit(0);
 }
 
@@ -300,7 +331,7 @@ static void guard_begin(struct guard_child *c, double limit)
 	atomic_store(&s->lost, 0);
 	atomic_store(&s->stop, 0);
 	atomic_store(&s->began, 0);
-	c->limit = limit;
+	s->limit = limit;
 	c->aborted = false;
 	atomic_store(&s->state, GUARD_FREEZING);
 	if (send(c->freezer, "", 1, MSG_NOSIGNAL) < 0) {
@@ -352,7 +383,7 @@ static void guard_on_freezer(struct guard_child *c)
 	if (gone) {
 		close(c->freezer);
 		c->freezer = -1;
-		guard_thaw_doubtful(s, c->fds, c->n);
+		guard_thaw_doubtful(s, c->fds, c->n, true);
 		atomic_store(&s->lost, 1);
 	}
 	if (atomic_load(&s->state) != GUARD_FREEZING) {
@@ -379,8 +410,8 @@ static void guard_on_limit(struct guard_child *c)
 	int at = 0;
 
 	if (atomic_load(&s->state) == GUARD_HOLDING) {
+		atomic_store(&s->lost, 1); /* before: nobody may think it frozen while it changes */
 		guard_thaw_all(s, c->fds, c->n);
-		atomic_store(&s->lost, 1);
 		atomic_store(&s->state, GUARD_EXPIRED);
 		return;
 	}
@@ -388,6 +419,8 @@ static void guard_on_limit(struct guard_child *c)
 		at++;
 	atomic_store(&s->stop, 1);
 	guard_thaw_all(s, c->fds, c->n);
+	/* If it was stopped, then maybe with one frozen that it has not noted yet. It thaws that now. */
+	kill(c->freezer_pid, SIGCONT);
 	c->aborted = true;
 	guard_answer(c, -ETIMEDOUT, at);
 }
@@ -402,7 +435,7 @@ static int guard_left(const struct guard_child *c)
 		return -1;
 	if (!atomic_load(&c->shared->began))
 		return GUARD_TICK_MS;
-	left = c->shared->since + c->limit - guard_now();
+	left = c->shared->since + c->shared->limit - guard_now();
 	if (left <= 0)
 		return 0;
 	if (state == GUARD_FREEZING)
@@ -415,6 +448,8 @@ static _Noreturn void guard_finish(struct guard_child *c)
 {
 	atomic_store(&c->shared->stop, 1);
 	guard_thaw_all(c->shared, c->fds, c->n);
+	if (c->freezer_pid > 0)
+		kill(c->freezer_pid, SIGCONT);
 	while (c->freezer >= 0 && atomic_load(&c->shared->state) == GUARD_FREEZING)
 		guard_on_freezer(c);
 	guard_thaw_all(c->shared, c->fds, c->n);
@@ -551,18 +586,46 @@ static int guard_spawn(struct track_guard *g, const struct guard_segments *segme
 	return 0;
 }
 
-/* The next answer of the guard; -EPIPE when it is gone. */
-static int guard_receive(struct track_guard *g, struct guard_reply *ret)
+/* Is an answer so late that the guard can't be running? The sync before the first FIFREEZE may take any time. */
+static bool guard_is_late(const struct track_guard *g, enum guard_op op, double asked)
 {
-	for (;;) {
-		ssize_t got = recv(g->sock, ret, sizeof(*ret), 0);
+	const struct guard_shared *s = g->shared;
 
+	if (op == GUARD_THAW)
+		return guard_now() > asked + GUARD_SILENT;
+	return atomic_load(&s->began) && guard_now() > s->since + s->limit + GUARD_SILENT;
+}
+
+/* The next answer of the guard; -EPIPE when it is gone, or as good as gone. */
+static int guard_receive(struct track_guard *g, enum guard_op op, struct guard_reply *ret)
+{
+	double asked = guard_now();
+
+	for (;;) {
+		struct pollfd p = {.fd = g->sock, .events = POLLIN};
+		ssize_t got;
+
+		if (poll(&p, 1, 200) <= 0) {
+			if (guard_is_late(g, op, asked))
+				return -EPIPE;
+			continue;
+		}
+		got = recv(g->sock, ret, sizeof(*ret), 0);
 		if (got == (ssize_t)sizeof(*ret))
 			return 0;
 		if (got < 0 && errno == EINTR)
 			continue;
 		return -EPIPE;
 	}
+}
+
+static int guard_ask(struct track_guard *g, enum guard_op op, double limit, struct guard_reply *ret)
+{
+	struct guard_request q = {.op = op, .limit = limit};
+
+	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0)
+		return -EPIPE;
+	return guard_receive(g, op, ret);
 }
 
 int track_guard_start(const char *const *mounts, size_t n, struct track_guard **ret, struct err *e)
@@ -592,7 +655,7 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 		r = guard_spawn(g, &segments, e);
 	if (r < 0)
 		goto fail;
-	if (guard_receive(g, &hello) < 0)
+	if (guard_receive(g, GUARD_FREEZE, &hello) < 0)
 		hello.code = -EPIPE;
 	if (hello.code < 0) {
 		errno = -hello.code;
@@ -625,18 +688,24 @@ static int guard_explain(const struct track_guard *g, const struct guard_reply *
 		return err_set(e, r->code, "a freeze is already on or still being undone");
 	case -EPIPE:
 	case -EIO:
-		return err_set(e, r->code, "the freeze guard ended unexpectedly; everything was thawed");
+		return err_set(e, r->code, "the freeze guard was killed or stopped; everything was thawed");
 	default:
 		errno = -r->code;
 		return err_sys(e, "cannot freeze '%s'", name);
 	}
 }
 
-/* Guard and freezer may both have been killed: then it is on us. */
+/* Guard and freezer may both have been killed, or stopped: then it is on us. What is left of them ends. */
 static void guard_take_over(struct track_guard *g)
 {
+	if (g->sock >= 0)
+		close(g->sock);
+	g->sock = -1;
+	atomic_store(&g->shared->lost, 1);
 	atomic_store(&g->shared->stop, 1);
-	guard_thaw_doubtful(g->shared, g->fds, g->n);
+	if (g->pid > 0)
+		kill(-g->pid, SIGCONT); /* its process group: the freezer too */
+	guard_thaw_doubtful(g->shared, g->fds, g->n, true);
 	atomic_store(&g->shared->state, GUARD_IDLE);
 }
 
@@ -657,14 +726,13 @@ static char *guard_unfrozen(const struct track_guard *g)
 
 int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_unfrozen, struct err *e)
 {
-	struct guard_request q = {.op = GUARD_FREEZE, .limit = limit_seconds};
 	struct guard_reply r = {.code = -EPIPE};
 	char *unfrozen;
 
 	if (!(limit_seconds > 0) || limit_seconds > TRACK_LIMIT_MAX)
 		return err_set(e, -EINVAL, "a freeze limit of %g s is not between 0 and %g s", limit_seconds,
 			       TRACK_LIMIT_MAX);
-	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
+	if (guard_ask(g, GUARD_FREEZE, limit_seconds, &r) < 0) {
 		guard_take_over(g);
 		r.code = -EPIPE;
 	}
@@ -681,10 +749,9 @@ int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_u
 
 int track_guard_thaw(struct track_guard *g, double *ret_seconds, bool *ret_intact, struct err *e)
 {
-	struct guard_request q = {.op = GUARD_THAW};
 	struct guard_reply r = {0};
 
-	if (send(g->sock, &q, sizeof(q), MSG_NOSIGNAL) < 0 || guard_receive(g, &r) < 0) {
+	if (guard_ask(g, GUARD_THAW, 0, &r) < 0) {
 		guard_take_over(g);
 		r = (struct guard_reply){.seconds =
 					     atomic_load(&g->shared->began) ? guard_now() - g->shared->since : 0};
