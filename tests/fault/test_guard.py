@@ -1,0 +1,346 @@
+"""Nothing that is done to the agent, its guard or its freezer leaves a filesystem frozen for longer than the limit.
+
+Writers outside measure it: each writes all the time and notes the longest a write has taken. Loops are short by default;
+REPLANT_LOOPS=200 makes them long."""
+import itertools
+import mmap
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import agentrig
+import pytest
+import streamrig
+from agentrig import run, until
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+              pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
+MIB = 1 << 20
+TOOL = streamrig.BUILD / "tests/fault/guard_tool"
+LOOPS = int(os.environ.get("REPLANT_LOOPS", "30"))
+SEED = int(os.environ.get("REPLANT_SEED", random.SystemRandom().randrange(1 << 30)))
+SOON = 5.0  # a killed agent's guard thaws at once; this is for a busy machine
+LIMIT = 1.5  # of the guard, where it is to be reached
+SILENT = 5.0  # until the agent takes a guard that does not answer for gone
+
+WRITER = """
+import mmap, os, struct, sys, time
+with open(sys.argv[2], "r+b") as f:
+    beat = mmap.mmap(f.fileno(), 32)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+worst, n, reset = 0.0, 0, 0
+while True:
+    began = time.monotonic()
+    os.pwrite(fd, os.urandom(512), n % 256 * 4096)
+    now = time.monotonic()
+    n += 1
+    wanted = struct.unpack_from("q", beat, 24)[0]
+    worst, reset = (0.0, wanted) if wanted != reset else (max(worst, now - began), reset)
+    struct.pack_into("ddq", beat, 0, now, worst, n)
+    time.sleep(0.002)
+"""
+
+
+class Writer:
+    def __init__(self, point, tmp):
+        self.point = point
+        state = tmp / f"{point.name}.beat"
+        state.write_bytes(bytes(32))
+        with open(state, "r+b") as f:
+            self.beat = mmap.mmap(f.fileno(), 32)
+        self.resets = 0
+        self.proc = subprocess.Popen([sys.executable, "-c", WRITER, str(point / "written"), str(state)])
+        until(lambda: self.writes() > 5)
+
+    def writes(self):
+        return struct.unpack_from("q", self.beat, 16)[0]
+
+    def silent(self):
+        """Seconds since the last write that ended."""
+        return time.monotonic() - struct.unpack_from("d", self.beat, 0)[0]
+
+    def worst(self):
+        return max(self.silent(), struct.unpack_from("d", self.beat, 8)[0])
+
+    def reset(self):
+        self.resets += 1
+        struct.pack_into("q", self.beat, 24, self.resets)
+        until(lambda: struct.unpack_from("d", self.beat, 8)[0] < 0.2)
+
+    def alive(self, seconds):
+        """A write that began after now ends within that time."""
+        n, end = self.writes(), time.monotonic() + seconds
+        while self.writes() < n + 2:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.002)
+        return True
+
+
+def family(tool):
+    """The guard and the freezer of a guard_tool or an agent."""
+    found = {}
+    for _ in range(200):
+        for p in pathlib.Path("/proc").iterdir():
+            try:
+                name = (p / "comm").read_text().strip() if p.name.isdigit() else ""
+                stat = (p / "stat").read_text().rpartition(")")[2].split() if name.startswith("replant-") else []
+            except OSError:
+                continue
+            if stat and stat[0] != "Z":
+                found[int(p.name)] = name, int(stat[1])
+        guard = next((pid for pid, (name, parent) in found.items() if name == "replant-guard" and parent == tool), 0)
+        freezer = next((pid for pid, (name, parent) in found.items() if name == "replant-freezer" and parent == guard), 0)
+        if guard and freezer:
+            return guard, freezer
+        time.sleep(0.01)
+    raise AssertionError("no guard and freezer")
+
+
+class Scene:
+    """An ext4 and an XFS, mounted, with a writer on each."""
+
+    def __init__(self, tmp):
+        self.tmp = tmp
+        self.loops = agentrig.Loops(tmp)
+        self.devices = [self.loops.new("a", 96 * MIB, "ext4"), self.loops.new("b", 320 * MIB, "xfs")]
+        self.points = [self.loops.mount(d, n) for d, n in zip(self.devices, ("ext4", "xfs"))]
+        self.writers = [Writer(p, tmp) for p in self.points]
+        self.rng = random.Random(SEED)
+        self.started = []
+        print(f"REPLANT_SEED={SEED}")
+
+    def tool(self, limit, hold, rounds=1, *before, wait=False):
+        """wait: freezes only when its standard input is closed, as communicate() does."""
+        p = subprocess.Popen([*before, str(TOOL), str(limit), str(hold), str(rounds), *map(str, self.points)],
+                             stdin=subprocess.PIPE if wait else subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
+        self.started.append(p)
+        return p
+
+    def frozen(self):
+        """Waits until both are."""
+        until(lambda: all(w.silent() > 0.15 for w in self.writers), what="the freeze")
+
+    def reset(self):
+        for w in self.writers:
+            w.reset()
+
+    def free(self, limit=SOON):
+        """Both can be written; returns the longest stall since the reset."""
+        for w in self.writers:
+            assert w.alive(limit), f"{w.point} is frozen"
+        worst = max(w.worst() for w in self.writers)
+        assert worst < limit, f"a writer stood still for {worst:.2f} s"
+        return worst
+
+    def holders(self):
+        """Guards and freezers that still have our mount points open."""
+        found = []
+        for p in pathlib.Path("/proc").iterdir():
+            try:
+                if p.name.isdigit() and (p / "comm").read_text().startswith("replant-"):
+                    found += [p.name for fd in (p / "fd").iterdir() if os.readlink(fd) in map(str, self.points)]
+            except OSError:
+                pass
+        return found
+
+    def close(self):
+        for p in self.started:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
+        for pid in set(self.holders()):
+            os.kill(int(pid), signal.SIGKILL)
+        for p in self.points:
+            subprocess.run(["fsfreeze", "-u", str(p)], check=False, stderr=subprocess.DEVNULL)
+        for w in self.writers:
+            w.proc.kill()
+            w.proc.wait()
+        self.loops.close()
+
+
+@pytest.fixture
+def scene(tmp_path):
+    s = Scene(tmp_path)
+    yield s
+    s.close()
+
+
+# ---- the guard alone ----
+
+def test_tool(scene):
+    """What the other tests disturb."""
+    p = scene.tool(10, 300)
+    scene.frozen()
+    out = p.communicate(timeout=20)[0].split("\n")
+    assert out[:2] == ["frozen ", "holds 1"] and out[2].startswith("thawed 0.") and out[2].endswith(" 1") and out[3] == "end"
+    assert 0.25 < scene.free()
+
+
+PARTS = ("tool", "guard", "freezer")
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victims", [v for n in (1, 2) for v in itertools.combinations(PARTS, n)], ids="+".join)
+def test_one_is_left(scene, victims, sig):
+    """While frozen: whoever is left thaws, at once when others are killed, at the limit when they only stopped."""
+    p = scene.tool(LIMIT, 600)
+    pids = dict(zip(PARTS, (p.pid, *family(p.pid))))
+    scene.frozen()
+    for v in victims:
+        os.kill(pids[v], sig)
+    try:
+        stall = scene.free(LIMIT + 2 + (SILENT if "guard" in victims and "freezer" in victims else 0))
+        print(f"{'+'.join(victims)} {sig.name}: {stall:.2f} s")
+    finally:
+        for v in victims:
+            try:
+                os.kill(pids[v], signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+    out = p.communicate(timeout=30)[0]
+    if "tool" not in victims:
+        # It knows that the freeze did not last: what was read meanwhile does not count.
+        assert re.search(r"thawed \S+ 0|error", out) or (victims == ("freezer",) and sig == signal.SIGSTOP), out
+    until(lambda: not scene.holders(), what="the end of guard and freezer")
+    scene.free(LIMIT + 2 + SILENT)
+
+
+@pytest.mark.parametrize("victims", [v for n in (1, 2) for v in itertools.combinations(PARTS, n)], ids="+".join)
+@pytest.mark.parametrize("nth", [1, 2])
+def test_killed_between_freezing_and_noting_it(scene, victims, nth):
+    """The freezer is held where FIFREEZE has been done and its result not seen yet, the narrowest spot there is."""
+    log = scene.tmp / "trace"
+    p = scene.tool(6, 100, 1, "strace", "-f", "-o", str(log), "-e", "trace=ioctl", "-e",
+                   f"inject=ioctl:delay_exit=1500000:when={nth}")
+    # strace counts the calls of each process: of the freezer these are the two FIFREEZE.
+    tool = until(lambda: run("pgrep", "-P", p.pid, "-x", "guard_tool", check=False).stdout.split())[0]
+    pids = dict(zip(PARTS, (int(tool), *family(int(tool)))))
+    until(lambda: scene.writers[nth - 1].silent() > 0.15, what="the freeze")
+    for v in victims:
+        os.kill(pids[v], signal.SIGKILL)
+    scene.free(6 + 4)
+    p.communicate(timeout=30)
+    until(lambda: not scene.holders(), what="the end of guard and freezer")
+    assert scene.free(6 + 4) < 6
+
+
+def test_freezer_stops_in_its_call(scene):
+    """SIGSTOP takes effect where FIFREEZE returns: frozen, and not noted. The guard wakes it at the limit."""
+    p = scene.tool(LIMIT, 100, 1, "strace", "-f", "-o", str(scene.tmp / "trace"), "-e", "trace=ioctl", "-e",
+                   "inject=ioctl:delay_exit=700000:when=2")
+    tool = until(lambda: run("pgrep", "-P", p.pid, "-x", "guard_tool", check=False).stdout.split())[0]
+    freezer = family(int(tool))[1]
+    scene.frozen()
+    os.kill(freezer, signal.SIGSTOP)
+    scene.free(LIMIT + 2)
+    out = p.communicate(timeout=30)[0]
+    assert "error -110" in out, out
+    until(lambda: not scene.holders(), what="the end of guard and freezer")
+
+
+def attached(pid):
+    """Traced; or killed already in the call it was in."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    return "TracerPid:\t0" not in status or "State:\tZ" in status
+
+
+def traced(scene, part, *inject):
+    """A freeze and a thaw with one of the three under strace; what strace wrote."""
+    log = scene.tmp / "trace"
+    strace = ["strace", "-qq", "-o", str(log), *inject]
+    if part == "tool":
+        p = scene.tool(8, 20, 1, *strace)
+        p.communicate(timeout=60)
+        return log.read_text().splitlines()
+    p = scene.tool(8, 20, wait=True)
+    pid = dict(zip(PARTS, (p.pid, *family(p.pid))))[part]
+    tracer = subprocess.Popen([*strace, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
+    scene.started.append(tracer)
+    until(lambda: tracer.poll() is not None or attached(pid), what="strace")
+    p.communicate(timeout=60)
+    tracer.communicate(timeout=60)
+    return log.read_text().splitlines()
+
+
+def spots(part, lines):
+    """(system call, how often it had been made) of each call that can be killed at, of the agent from the guard's start on."""
+    counts, found, begun = {}, [], part != "tool"
+    for line in lines:
+        m = re.match(r"(\w+)\(", line)
+        if not m:
+            continue
+        call = m.group(1)
+        counts[call] = counts.get(call, 0) + 1
+        begun |= call == "socketpair"
+        if begun and call not in ("execve", "exit_group", "exit"):
+            found.append((call, counts[call]))
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_killed_at_every_system_call(scene, part):
+    """strace kills agent, guard or freezer where it makes the Nth call of a kind, for each call it makes."""
+    everywhere = spots(part, traced(scene, part))
+    made = {call for call, _ in everywhere}
+    assert {"tool": "sendto", "guard": "ioctl", "freezer": "syncfs"}[part] in made, everywhere
+    worst = killed = 0
+    for call, n in everywhere:
+        scene.reset()
+        lines = traced(scene, part, "-e", f"inject={call}:signal=KILL:when={n}")
+        try:
+            scene.free()
+            until(lambda: not scene.holders(), what="the end of guard and freezer")
+            worst = max(worst, scene.free())
+        except AssertionError as e:
+            raise AssertionError(f"killed at {call} {n}: {e}\n" + "\n".join(lines[-40:])) from None
+        killed += "killed by SIGKILL" in lines[-1]
+    print(f"{part}: killed at {killed} of {len(everywhere)} places, longest stall {worst:.2f} s")
+    assert killed > 0.7 * len(everywhere)  # how often it polls differs
+
+
+@pytest.mark.parametrize("code", ["EOPNOTSUPP", "ENOTTY"])
+def test_filesystem_that_can_not_be_frozen(scene, code):
+    """vfat, say: it is synced instead, and named; the other one is frozen all the same."""
+    log = scene.tmp / "trace"
+    p = scene.tool(8, 300, 1, "strace", "-f", "-o", str(log), "-e", "trace=ioctl,syncfs", "-e", f"inject=ioctl:error={code}:when=1")
+    until(lambda: scene.writers[1].silent() > 0.15, what="the freeze")
+    assert scene.writers[0].silent() < 0.15
+    out = p.communicate(timeout=30)[0]
+    assert out.startswith(f"frozen {scene.points[0]}\n") and "thawed" in out, out
+    calls = [line for line in log.read_text().splitlines() if "syncfs" in line or "FIFREEZE" in line]
+    # Synced before the freeze with all others, and once more after.
+    assert [("FIFREEZE" in c) for c in calls] == [False, False, True, True, False], calls
+    scene.free()
+
+
+def test_somebody_else_has_it_frozen(scene):
+    run("fsfreeze", "-f", scene.points[1])
+    p = scene.tool(5, 10)
+    out = p.communicate(timeout=20)[0]
+    assert out.startswith("error -16 ") and str(scene.points[1]) in out and "somebody else" in out and "fsfreeze -u" in out
+    assert scene.writers[0].alive(SOON)
+    assert not scene.writers[1].alive(0.5)  # theirs, and it stays so
+    run("fsfreeze", "-u", scene.points[1])
+    scene.free(60)
+
+
+def test_somebody_else_thaws_ours(scene):
+    """The freeze doesn't count then."""
+    p = scene.tool(5, 800)
+    scene.frozen()
+    run("fsfreeze", "-u", scene.points[0])
+    out = p.communicate(timeout=20)[0]
+    assert re.search(r"thawed \S+ 0", out), out
+    scene.free()
