@@ -243,9 +243,11 @@ static void api_job_live(void *arg, struct model_job *job)
 		return;
 	if (l->progress)
 		model_take_json(&job->progress, json_deep_copy(l->progress));
-	if (*l->step_name &&
-	    (model_set(&job->step_name, l->step_name) < 0 || model_set(&job->step_text, l->step_text) < 0))
+	if (!*l->step_name || model_set(&job->step_name, l->step_name) < 0 ||
+	    model_set(&job->step_text, l->step_text) < 0)
 		return;
+	if (l->stage == job->stage)
+		job->step_paced = pace_look(l, &job->step_percent, &job->step_left);
 }
 
 static void api_job_parameters(void *arg, const char *job, const json_t *parameters)
@@ -259,6 +261,19 @@ static void api_job_parameters(void *arg, const char *job, const json_t *paramet
 		model_take_json(&l->parameters, json_deep_copy(parameters));
 }
 
+static json_t *tick_json(const struct live *l)
+{
+	json_t *step = json_pack("{s:s, s:s}", "name", l->step_name, "text", l->step_text);
+	double percent, left;
+
+	if (step && pace_look(l, &percent, &left)) {
+		json_object_set_new(step, "percent", json_real(percent));
+		json_object_set_new(step, "seconds_left", left < 0 ? json_null() : json_real(left));
+	}
+	return json_pack("{s:s, s:s, s:s, s:o, s:o?}", "id", l->job, "source", l->source, "stage",
+			 model_job_stages[l->stage], "step", step, "progress", json_deep_copy(l->progress));
+}
+
 static json_t *api_job_ticks(void *arg, uint64_t *tick)
 {
 	struct engine *en = arg;
@@ -267,9 +282,7 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 
 	for (struct live *l = en->live; l && list; l = l->next)
 		if (l->tick > *tick)
-			json_array_append_new(list, json_pack("{s:s, s:s, s:{s:s, s:s}, s:o?}", "id", l->job, "source",
-							      l->source, "step", "name", l->step_name, "text",
-							      l->step_text, "progress", json_deep_copy(l->progress)));
+			json_array_append_new(list, tick_json(l));
 	*tick = en->tick;
 	return list;
 }
@@ -554,13 +567,17 @@ static void resume_left(struct engine *en)
 static void *clockwork_main(void *arg)
 {
 	struct engine *en = arg;
-	double pinged = id_now_mono(), minute = 0, resumed = pinged;
+	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged;
 
 	while (clockwork_sleep(en)) {
 		double now = id_now_mono();
 		bool news;
 
 		pthread_mutex_lock(&en->lock);
+		for (struct live *l = en->live; l; l = l->next)
+			if (l->pace.part < PACE_PARTS && now - paced >= 1)
+				l->tick = ++en->tick;
+		paced = now - paced >= 1 ? now : paced;
 		news = en->tick != en->tick_announced;
 		en->tick_announced = en->tick;
 		pthread_mutex_unlock(&en->lock);
@@ -588,6 +605,7 @@ int engine_start(struct engine *en, struct err *e)
 {
 	int r = seen_load(en, e);
 
+	pace_load(en);
 	if (r == 0)
 		r = task_resume_all(en, e);
 	if (r == 0)

@@ -23,16 +23,29 @@ struct engine_failure {
 	bool temporary;
 };
 
+/* What a stage whose work can't be counted consists of (pace.c). */
+enum pace_part { PACE_CHECK, PACE_CONVERT, PACE_IMAGE, PACE_TEST_BOOT, PACE_CLEANING, PACE_PARTS };
+
+struct pace {
+	double expected[PACE_PARTS]; /* seconds; 0: not part of the stage */
+	unsigned done;               /* bits */
+	enum pace_part part;         /* under way, or PACE_PARTS */
+	double began;                /* monotonic */
+};
+
 /* A job that has a runner. Fields below `lock` belong to the engine's lock. */
 struct live {
 	struct engine *engine;
 	struct live *next;
 	char job[ID_MAX], source[ID_MAX];
+	bool converted; /* the runner's: steps of the conversion were seen */
 
 	/* -- lock -- */
 	bool cancel; /* the current call is to give up */
 	bool again;  /* started once more while the runner was leaving */
 	char step_name[32], step_text[160];
+	int stage; /* that step and pace are of */
+	struct pace pace;
 	json_t *progress;
 	double saved; /* monotonic, when progress last went to the store */
 	uint64_t tick;
@@ -92,6 +105,7 @@ struct engine {
 	struct image_mark *marks;
 	struct seen *seen[ENGINE_SEEN_BUCKETS];
 	uint64_t tick, tick_announced;
+	double pace[PACE_PARTS]; /* what parts take on this host; 0: not known */
 	pthread_t clockwork;
 	bool clockwork_runs;
 };
@@ -124,6 +138,18 @@ void engine_step(struct live *l, const char *name, const char *fmt, ...) __attri
 /* runner.c */
 int runner_ensure(struct engine *en, const char *job, const char *source);
 void runner_free(struct live *l);
+
+/* pace.c */
+void pace_load(struct engine *en);
+/* Which parts (bits) the stage that begins has; none when its progress is counted. */
+void pace_plan(struct live *l, int stage, unsigned parts);
+void pace_begin(struct live *l, enum pace_part part);
+/* `learn`: it did all its work, so that the next one will take about as long. */
+void pace_end(struct live *l, bool learn);
+/* Of a part that takes `expected` seconds: never falls, never gets to 1. */
+double pace_fraction(double elapsed, double expected);
+/* Under the lock. False without a plan; *ret_left < 0: takes longer than expected. */
+bool pace_look(const struct live *l, double *ret_percent, double *ret_left);
 
 /* syncing.c: the stage syncing */
 int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f);

@@ -32,10 +32,12 @@ static int prepare(struct live *l, struct model_job *job, struct engine_failure 
 	json_t *space;
 
 	engine_step(l, "checking", "looking whether the region has room");
+	pace_begin(l, PACE_CHECK);
 	if (en->store->ops->get(en->store, &model_sources, job->source, &src, &e) < 0)
 		return runner_fail(f, "source_gone", false, "%s", e.msg);
 	if (en->provider->ops->capacity(en->provider, &capacity, &e) < 0)
 		return fail_err(f, "region_failed", &e);
+	pace_end(l, true);
 	space = json_object_get(capacity, "free");
 	if (!json_is_integer(space) || !src.inventory)
 		return 0;
@@ -58,11 +60,17 @@ static void on_event(void *arg, const json_t *event)
 {
 	const char *name = json_string_value(json_object_get(event, "event"));
 	const char *step = json_string_value(json_object_get(event, "name"));
-	const char *text = json_string_value(json_object_get(event, "summary"));
+	json_int_t index = json_integer_value(json_object_get(event, "index"));
+	json_int_t count = json_integer_value(json_object_get(event, "count"));
 	struct live *l = arg;
 
-	if (name && step && strcmp(name, "step") == 0)
-		engine_step(l, "convert", "%.40s%s%.100s", step, text ? ": " : "", text ? text : "");
+	if (!name || !step || strcmp(name, "step") != 0)
+		return;
+	l->converted = true;
+	if (index > 0 && index <= count && count < 1000)
+		engine_step(l, "convert", "step %d of %d: %.40s", (int)index, (int)count, step);
+	else
+		engine_step(l, "convert", "%.40s", step);
 }
 
 static void set_pending(struct model_job *job, void *arg)
@@ -229,11 +237,16 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 	if (!request)
 		return runner_fail(f, "internal", true, "out of memory");
 	engine_step(l, "convert", "preparing the system for its new home");
+	l->converted = false;
+	pace_begin(l, PACE_CONVERT);
 	if (p->ops->convert(p, l->job, request, &watch, &report, &e) < 0)
 		return fail_err(f, "convert_failed", &e);
+	pace_end(l, l->converted); /* one that was found done says nothing */
 	engine_step(l, "image", "making the image");
+	pace_begin(l, PACE_IMAGE);
 	if (p->ops->image_create(p, l->job, id, meta, &manifest, &e) < 0)
 		return fail_err(f, "image_failed", &e);
+	pace_end(l, true);
 	if (save_image(l, job, id, manifest, report, &e) < 0)
 		return fail_err(f, "internal", &e);
 	engine_wake(l->engine);
@@ -263,12 +276,14 @@ static int boot_marked(struct live *l, const struct model_job *job, struct engin
 	int r;
 
 	engine_step(l, "test_boot", "booting the image");
+	pace_begin(l, PACE_TEST_BOOT);
 	if (task_save_boot(en, job->image, "running", started, NULL, NULL, &store_e) < 0)
 		return fail_err(f, "internal", &store_e);
 	r = en->provider->ops->test_boot(en->provider, job->image, options, &watch, &report, &e);
 	if (r < 0 && runner_cancelled(l))
 		return -1;
 	passed = r == 0 && task_boot_passed(report);
+	pace_end(l, passed); /* one that failed may have waited for its time limit */
 	problem = json_string_value(json_object_get(json_array_get(json_object_get(report, "problems"), 0), "message"));
 	if (task_save_boot(en, job->image,
 			   r < 0    ? "in_error"
@@ -298,13 +313,16 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 	return r;
 }
 
+static bool boot_wanted(const struct model_job *job)
+{
+	return json_is_true(json_object_get(job->parameters, "test_boot"));
+}
+
 static int process(struct live *l, struct model_job *job, struct engine_failure *f)
 {
-	const json_t *wanted = json_object_get(job->parameters, "test_boot");
-
 	if (!job->image && make_image(l, job, f) < 0)
 		return -1;
-	return json_is_true(wanted) ? boot_image(l, job, f) : 0;
+	return boot_wanted(job) ? boot_image(l, job, f) : 0;
 }
 
 /* ---- cleaning ---- */
@@ -315,10 +333,33 @@ static int clean(struct live *l, struct model_job *job, struct engine_failure *f
 	struct err e = {0};
 
 	engine_step(l, "cleaning", "removing what isn't needed any more");
-	return p->ops->job_remove(p, l->job, &e) < 0 ? fail_err(f, "clean_failed", &e) : 0;
+	pace_begin(l, PACE_CLEANING);
+	if (p->ops->job_remove(p, l->job, &e) < 0)
+		return fail_err(f, "clean_failed", &e);
+	pace_end(l, true);
+	return 0;
 }
 
 /* ---- the thread ---- */
+
+/* What the stage will do, as far as time can be told from it. */
+static unsigned stage_parts(const struct model_job *job)
+{
+	switch ((enum model_job_stage)job->stage) {
+	case JOB_PREPARING:
+		return 1u << PACE_CHECK;
+	case JOB_PROCESSING:
+		return (job->image ? 0 : 1u << PACE_CONVERT | 1u << PACE_IMAGE) |
+		       (boot_wanted(job) ? 1u << PACE_TEST_BOOT : 0);
+	case JOB_CLEANING:
+		return 1u << PACE_CLEANING;
+	case JOB_SYNCING:
+	case JOB_NO_STAGE:
+	case JOB_STAGES:
+		break;
+	}
+	return 0;
+}
 
 static int run_stage(struct live *l, struct model_job *job, struct engine_failure *f)
 {
@@ -388,6 +429,7 @@ static bool carry_on(struct live *l)
 	}
 	if (r < 0 || job.state != JOB_RUNNING)
 		return false;
+	pace_plan(l, job.stage, stage_parts(&job));
 	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);
 	if (r < 0 && runner_cancelled(l))

@@ -190,6 +190,8 @@ void cli_name_sources(struct cli *c, json_t *items);
 
 /* Watches jobs until each has ended; the exit code. */
 int cli_watch(struct cli *c, char **ids, size_t n, struct err *e);
+/* How far the stage is that a job is in; < 0: not known. */
+double cli_percent(const json_t *job);
 /* What a person should do about a job's error; NULL when nothing is known, or the message says it. */
 const char *cli_remedy(const json_t *job);
 void cli_sleep(double seconds);

@@ -101,10 +101,22 @@ static const char *watch_name(const struct watched *w)
 	return *name ? name : w->id;
 }
 
-/* The figures are the transfer's; in later stages they are history. */
+/* Bytes are the transfer's; in later stages they are history. */
+static bool watch_syncs(const json_t *job)
+{
+	return strcmp(get_str(job, "stage"), "syncing") == 0;
+}
+
+double cli_percent(const json_t *job)
+{
+	double p = get_num(job, watch_syncs(job) ? "progress.percent" : "step.percent", -1);
+
+	return MIN(p, 100.0);
+}
+
 static bool watch_has_figures(const json_t *job)
 {
-	return strcmp(get_str(job, "state"), "running") == 0 && strcmp(get_str(job, "stage"), "syncing") == 0;
+	return strcmp(get_str(job, "state"), "running") == 0 && (watch_syncs(job) || cli_percent(job) >= 0);
 }
 
 static bool watch_is(const struct watched *w, const char *state)
@@ -162,14 +174,18 @@ static void watch_sep(struct str *b)
 static void watch_figures(struct str *b, const json_t *job)
 {
 	double total = get_num(job, "progress.bytes_total", 0), done = get_num(job, "progress.bytes_done", 0);
-	double speed = get_num(job, "progress.speed", 0), left = get_num(job, "progress.seconds_left", -1);
+	double speed = get_num(job, "progress.speed", 0);
+	bool syncs = watch_syncs(job);
+	double left = get_num(job, syncs ? "progress.seconds_left" : "step.seconds_left", -1);
 
-	if (total > 0) {
+	if (!syncs && left < 0)
+		str_add(b, "takes longer than usual");
+	if (syncs && total > 0) {
 		out_size(b, done);
 		str_add(b, " of ");
 		out_size(b, total);
 	}
-	if (speed > 0) {
+	if (syncs && speed > 0) {
 		watch_sep(b);
 		out_size(b, speed);
 		str_add(b, "/s");
@@ -223,11 +239,10 @@ static void watch_line(struct watch *w, struct str *screen, const char *text, en
 static void watch_draw_progress(struct watch *w, struct str *screen, const struct watched *j)
 {
 	_cleanup_(str_release) struct str b = {0};
-	double percent = get_num(j->job, "progress.percent", -1);
+	double percent = cli_percent(j->job);
 	size_t width = out_width(), bar, figures;
 
 	watch_figures(&b, j->job);
-	percent = percent > 100 ? 100 : percent;
 	if (percent >= 0 && width > 30) {
 		figures = b.s ? out_columns(b.s) : 0;
 		bar = width > figures + 32 ? MIN((size_t)40, width - figures - 12) : 0;
@@ -241,7 +256,8 @@ static void watch_draw_progress(struct watch *w, struct str *screen, const struc
 	}
 	str_release(&b);
 	str_add(&b, "  ");
-	watch_freeze(&b, j->job);
+	if (watch_syncs(j->job))
+		watch_freeze(&b, j->job);
 	if (b.len > 2)
 		watch_line(w, screen, b.s, OUT_DIM);
 }
@@ -300,7 +316,7 @@ static void watch_stamp(void)
 static void watch_say(struct watched *j)
 {
 	_cleanup_(str_release) struct str b = {0}, name = {0}, more = {0};
-	double percent = watch_has_figures(j->job) ? get_num(j->job, "progress.percent", -1) : -1;
+	double percent = watch_has_figures(j->job) ? cli_percent(j->job) : -1;
 
 	watch_where(&b, j->job);
 	if (!str_ok(&b) || !b.s)
@@ -314,7 +330,8 @@ static void watch_say(struct watched *j)
 		watch_figures(&more, j->job);
 		printf("  %.0f %%  %s", percent, more.s ? more.s : "");
 		str_release(&more);
-		watch_freeze(&more, j->job);
+		if (watch_syncs(j->job))
+			watch_freeze(&more, j->job);
 		if (more.len)
 			printf("  %s", more.s);
 	}

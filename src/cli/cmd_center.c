@@ -136,8 +136,8 @@ static void event_text(struct str *b, const json_t *j)
 		str_add(b, ", ");
 		out_word(b, stage);
 	}
-	if (get(j, "progress.percent") && *stage)
-		str_addf(b, " %.0f %%", get_num(j, "progress.percent", 0));
+	if (*stage && cli_percent(j) >= 0)
+		str_addf(b, " %.0f %%", cli_percent(j));
 	if (*get_str(j, "error.message")) {
 		str_add(b, ": ");
 		out_clean(b, get_str(j, "error.message"));

@@ -29,10 +29,9 @@ static enum out_colour job_state(struct str *b, const json_t *j)
 
 static enum out_colour job_percent(struct str *b, const json_t *j)
 {
-	double p = get_num(j, "progress.percent", -1);
+	double p = cli_percent(j);
 
-	/* Of the transfer: later stages have no percentage. */
-	if (p >= 0 && strcmp(get_str(j, "state"), "running") == 0 && strcmp(get_str(j, "stage"), "syncing") == 0)
+	if (p >= 0 && strcmp(get_str(j, "state"), "running") == 0)
 		str_addf(b, "%.0f %%", p > 99 && p < 100 ? 99 : p);
 	return OUT_PLAIN;
 }

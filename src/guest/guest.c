@@ -247,14 +247,14 @@ static void guest_gather_warnings(json_t *warnings, const json_t *step)
 	    json_array_append_new(warnings, json_sprintf("%s: %s", name, json_string_value(note)));
 }
 
-static void guest_tell(guest_event_fn event, void *arg, const json_t *step)
+static void guest_tell(guest_event_fn event, void *arg, size_t i)
 {
 	_cleanup_json_ json_t *o = NULL;
 
 	if (!event)
 		return;
-	o = json_pack("{s:s, s:O, s:O, s:O}", "event", "step", "name", json_object_get(step, "name"), "state",
-		      json_object_get(step, "state"), "summary", json_object_get(step, "summary"));
+	o = json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", guest_steps[i]->name, "index", (int)i + 1,
+		      "count", (int)ARRAY_SIZE(guest_steps));
 	if (o)
 		event(arg, o);
 }
@@ -275,11 +275,11 @@ int guest_convert(struct guest *g, guest_event_fn event, void *arg, json_t **ret
 	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(guest_steps); i++) {
 		json_t *step = NULL;
 
+		guest_tell(event, arg, i);
 		if (guest_run_step(g, guest_steps[i], &step) < 0)
 			return err_nomem(e);
 		json_array_append_new(json_object_get(report, "steps"), step);
 		guest_gather_warnings(json_object_get(report, "warnings"), step);
-		guest_tell(event, arg, step);
 	}
 	*ret = take_ptr(&report);
 	return r;

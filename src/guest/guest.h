@@ -69,7 +69,7 @@ void guest_close(struct guest *g);
  * root, in the appliance. -ENOENT when there is none. guest_close() unmounts. */
 int guest_mount(const struct guest_volumes *v, const char *at, struct guest **ret, struct err *e);
 
-/* Called with {"event":"step","name":...,"state":...,"summary":...} after each step. `event` is borrowed. */
+/* Called with {"event":"step","name":...,"index":1..count,"count":...} before each step. `event` is borrowed. */
 typedef void (*guest_event_fn)(void *arg, const json_t *event);
 
 /*

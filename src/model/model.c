@@ -229,16 +229,26 @@ static int add_image_derived(const struct model_image *im, json_t *o)
 	return json_object_set_new(o, "size", json_integer(size));
 }
 
+/* Of what a running job does now; how far its stage is where that isn't counted in `progress`. */
+static json_t *step_json(const struct model_job *j)
+{
+	json_t *o;
+
+	if (!j->step_name)
+		return json_null();
+	o = json_pack("{s:s, s:s?}", "name", j->step_name, "text", j->step_text);
+	if (o && j->step_paced) {
+		json_object_set_new(o, "percent", json_real(j->step_percent));
+		json_object_set_new(o, "seconds_left", j->step_left < 0 ? json_null() : json_real(j->step_left));
+	}
+	return o;
+}
+
 /* What isn't a column: made from others. */
 static int add_derived(const struct model_noun *n, const void *obj, json_t *o, double now)
 {
-	if (n == &model_jobs) {
-		const struct model_job *j = obj;
-
-		return json_object_set_new(
-		    o, "step",
-		    j->step_name ? json_pack("{s:s, s:s?}", "name", j->step_name, "text", j->step_text) : json_null());
-	}
+	if (n == &model_jobs)
+		return json_object_set_new(o, "step", step_json(obj));
 	if (n == &model_codes)
 		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
 	if (n == &model_images)

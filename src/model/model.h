@@ -61,6 +61,8 @@ struct model_job {
 	char *id, *name, *description, *source, *region, *image_name;
 	int state, stage;
 	char *step_name, *step_text;
+	bool step_paced;                /* not a column: the two below are known */
+	double step_percent, step_left; /* left < 0: not known */
 	json_t *parameters, *progress, *stages, *error;
 	char *image, *image_pending; /* the id the image will have is fixed before it's made, so that a crash
 					makes no second */

@@ -27,8 +27,7 @@ static void appliance_tell(void *arg, const json_t *event)
 	if (port_write(*(int *)arg, event, &e) < 0)
 		log_error("%s", e.msg);
 	else
-		log_info("step %s: %s", json_string_value(json_object_get(event, "name")) ?: "",
-			 json_string_value(json_object_get(event, "summary")) ?: "");
+		log_info("step %s", json_string_value(json_object_get(event, "name")) ?: "");
 }
 
 static const char *appliance_code(int code)

@@ -140,8 +140,7 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 	int r;
 
 	given("convert", request);
-	emit(w, json_pack("{s:s, s:s, s:s, s:s}", "event", "step", "name", "fstab", "state", "changed", "summary",
-			  "by UUID"));
+	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", "fstab", "index", 1, "count", 12));
 	r = play("convert", job, w, e);
 	if (r == 0)
 		*ret = json_pack("{s:[]}", "steps");

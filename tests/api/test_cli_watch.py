@@ -81,6 +81,27 @@ def test_in_place_on_a_terminal(cli, center):
     assert "━" not in screen and "State              finished" in screen
 
 
+def processing(percent, left):
+    """In the stages whose bytes aren't counted the transfer's figures are history."""
+    return 200, job(9, NAME, "running", "processing", progress=progress(100), step={
+        "name": "convert", "text": "step 3 of 12: resume", "percent": percent, "seconds_left": left})
+
+
+def test_stages_that_count_no_bytes(cli, center):
+    center.script[PATH] = [processing(12.3, 45.0), processing(31, 20.0), processing(97.5, None), (200, finished(9, NAME))]
+    done = cli.run("jobs", "watch", NAME)
+    where = f"{NAME}: processing: step 3 of 12: resume"
+    assert lines(done.stdout)[:3] == [f"{where}  12 %  45 s left", f"{where}  31 %  20 s left",
+                                      f"{where}  98 %  takes longer than usual"]
+    center.script[PATH] = [processing(12.3, 45.0), (200, finished(9, NAME))]
+    terminal = cli.terminal("jobs", "watch", NAME, columns=100)
+    terminal.until(" 12 %")
+    first, bar = terminal.screen().splitlines()
+    assert first == f"{NAME}  processing: step 3 of 12: resume"
+    assert bar.startswith("  ━━━") and bar.rstrip().endswith(" 12 %  45 s left")
+    assert terminal.wait()[0] == 0
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 80])
 def test_narrow_terminals(cli, center, columns):
     center.script[PATH] = [running(43.2), (200, finished(9, NAME))]
