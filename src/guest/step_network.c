@@ -63,6 +63,55 @@ static int network_enable_networkd(struct guest *g, struct guest_result *r, stru
 	return rc;
 }
 
+/* ---- what DHCP doesn't bring back, said to who has to ---- */
+
+/* Does a line that isn't a comment have one of the words in it? */
+static bool network_mentions(struct guest_span text, const char *const *words)
+{
+	struct guest_span line, first;
+
+	while (guest_next_line(&text, &line)) {
+		struct guest_span rest = line;
+
+		if (!guest_next_word(&rest, &first) || *first.s == '#')
+			continue;
+		for (const char *const *w = words; *w; w++)
+			if (memmem(line.s, line.n, *w, strlen(*w)))
+				return true;
+	}
+	return false;
+}
+
+/* Of a file whose cards are switched off, as it was. */
+static void network_note_lost(struct guest_result *r, const char *path, struct guest_span text,
+			      const char *const *fixed, const char *const *joined)
+{
+	if (network_mentions(text, fixed))
+		guest_note(
+		    r,
+		    "the fixed addresses of '%s' are not used any more: the server gets its address by DHCP (give "
+		    "it one by hand, or a reservation for its new card)",
+		    path);
+	if (network_mentions(text, joined))
+		guest_note(r,
+			   "the bonds, bridges or VLANs of '%s' are not set up any more: each card comes up by itself "
+			   "(set them up for the new cards by hand if they are needed)",
+			   path);
+}
+
+/* A file, not a link into /run that whoever runs there keeps up to date. */
+static void network_note_resolv(struct guest *g, struct guest_result *r)
+{
+	static const char *const servers[] = {"nameserver", NULL};
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+
+	if (guest_read(g, "/etc/resolv.conf", &text, &len, NULL) == 0 &&
+	    network_mentions((struct guest_span){text, len}, servers))
+		guest_note(r, "'/etc/resolv.conf' stays as it is: the name servers in it are asked, not those that "
+			      "DHCP names (see that the new home reaches them)");
+}
+
 /* ---- ifupdown ---- */
 
 /* Does a stanza's first line speak of a card (anything but the loopback)? `*ret_stanza`: it is the beginning of one. */
@@ -123,6 +172,8 @@ unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out)
 
 static int ifupdown_file(struct guest *g, struct guest_result *r, const char *path, unsigned *stripped, struct err *e)
 {
+	static const char *const fixed[] = {" static", "\tstatic", NULL};
+	static const char *const joined[] = {"bond", "bridge", "vlan", NULL};
 	_cleanup_(str_release) struct str out = {0};
 	_cleanup_free_ char *text = NULL;
 	size_t len;
@@ -137,6 +188,7 @@ static int ifupdown_file(struct guest *g, struct guest_result *r, const char *pa
 	*stripped += n;
 	if (!str_ok(&out))
 		return err_nomem(e);
+	network_note_lost(r, path, (struct guest_span){text, len}, fixed, joined);
 	return guest_write(g, r, path, out.s, out.len, 0644, e);
 }
 
@@ -171,6 +223,8 @@ static int network_ifupdown(struct guest *g, struct guest_result *r, struct err 
 /* Old files stay under a name netplan doesn't read. */
 static int network_netplan(struct guest *g, struct guest_result *r, struct err *e)
 {
+	static const char *const fixed[] = {"addresses:", NULL};
+	static const char *const joined[] = {"bonds:", "bridges:", "vlans:", NULL};
 	_cleanup_(guest_names_release) struct guest_names names = {0};
 	int rc = guest_list(g, "/etc/netplan", ".yaml", &names, e);
 
@@ -186,6 +240,8 @@ static int network_netplan(struct guest *g, struct guest_result *r, struct err *
 		rc = guest_read(g, path, &text, &len, e);
 		if (rc == 0)
 			rc = guest_write(g, r, kept, text, len, 0600, e);
+		if (rc == 0)
+			network_note_lost(r, path, (struct guest_span){text, len}, fixed, joined);
 		if (rc == 0)
 			rc = guest_discard(g, r, path, e); /* it may hold the keys of networks */
 	}
@@ -227,12 +283,13 @@ static bool network_has_netplan(const struct guest *g)
 
 static int network_run(struct guest *g, struct guest_result *r, struct err *e)
 {
-	if (network_has_netplan(g))
-		return network_netplan(g, r, e);
-	if (network_has_manager(g)) {
+	if (!network_has_netplan(g) && network_has_manager(g)) {
 		str_add(&r->summary, "NetworkManager brings new cards up by DHCP");
 		return 0;
 	}
+	network_note_resolv(g, r);
+	if (network_has_netplan(g))
+		return network_netplan(g, r, e);
 	if (guest_exists(g, "/sbin/ifup") && guest_exists(g, "/etc/network/interfaces"))
 		return network_ifupdown(g, r, e);
 	return network_networkd(g, r, e);

@@ -370,6 +370,29 @@ def test_ifupdown(tree):
     assert os.readlink(wants) == "/lib/systemd/system/systemd-networkd.service"
 
 
+def test_network_says_what_dhcp_does_not_bring_back(tree):
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", INTERFACES + "auto bond0\niface bond0 inet dhcp\n  bond-slaves eth1 eth2\n")
+    tree.write("/etc/resolv.conf", "# by hand\nnameserver 192.0.2.53\n")
+    report = tree.convert()
+    notes = tree.steps["network"]["notes"]
+    assert [note.split(":")[0] for note in notes] == [
+        "'/etc/resolv.conf' stays as it is",
+        "the fixed addresses of '/etc/network/interfaces' are not used any more",
+        "the bonds, bridges or VLANs of '/etc/network/interfaces' are not set up any more"]
+    assert ["network: " + note for note in notes] == [x for x in report["warnings"] if x.startswith("network: ")]
+    assert tree.read("/etc/resolv.conf") == "# by hand\nnameserver 192.0.2.53\n"
+
+
+def test_network_has_nothing_to_say_of_dhcp(tree):
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", "# no static bond\nauto eth0\niface eth0 inet dhcp\n")
+    (tree.path / "etc").mkdir(exist_ok=True)
+    os.symlink("../run/systemd/resolve/stub-resolv.conf", tree.path / "etc/resolv.conf")
+    tree.convert()
+    assert tree.steps["network"]["state"] == "done" and tree.steps["network"]["notes"] == []
+
+
 def test_networkd_files_of_the_server_stay(tree):
     tree.write("/etc/systemd/network/lan.network", "[Match]\nName=enp0s3\n")
     tree.convert()
@@ -384,6 +407,8 @@ def test_netplan(tree):
     tree.convert()
     assert sorted(os.listdir(tree.path / "etc/netplan")) == ["50-cloud-init.yaml.replant", "99-replant-dhcp.yaml"]
     assert tree.read("/etc/netplan/50-cloud-init.yaml.replant") == old
+    (note,) = tree.steps["network"]["notes"]
+    assert note.startswith("the fixed addresses of '/etc/netplan/50-cloud-init.yaml' are not used any more")
 
 
 def test_network_manager_is_left_alone(tree):
