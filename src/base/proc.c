@@ -175,15 +175,28 @@ void proc_stop(pid_t pid, double grace)
 		;
 }
 
-/* Reads both pipes until their ends; output beyond its limit is dropped so that the child is never stuck. */
-static void proc_gather(int out_fd, int err_fd, size_t max, struct str *out, struct str *err_text)
+#define PROC_ASK_MS 200
+#define PROC_GRACE  15.0 /* between SIGTERM and SIGKILL of one that is given up */
+
+/* Whether to give a program up; `cancelled` may be NULL. */
+struct proc_watch {
+	bool (*cancelled)(void *arg);
+	void *arg;
+};
+
+/* Reads both pipes until their ends; output beyond its limit is dropped so that the child is never stuck. False when it
+ * is to be given up. */
+static bool proc_gather(int out_fd, int err_fd, const struct proc_watch *w, size_t max, struct str *out,
+			struct str *err_text)
 {
 	struct pollfd fds[2] = {{.fd = out_fd, .events = POLLIN}, {.fd = err_fd, .events = POLLIN}};
 	char buf[8192];
 
 	while (fds[0].fd >= 0 || fds[1].fd >= 0) {
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
-			return;
+		if (poll(fds, 2, w->cancelled ? PROC_ASK_MS : -1) < 0 && errno != EINTR)
+			return true;
+		if (w->cancelled && w->cancelled(w->arg))
+			return false;
 		for (int i = 0; i < 2; i++) {
 			struct str *s = i ? err_text : out;
 			ssize_t n;
@@ -199,6 +212,7 @@ static void proc_gather(int out_fd, int err_fd, size_t max, struct str *out, str
 				str_add_mem(s, buf, (size_t)n);
 		}
 	}
+	return true;
 }
 
 static const char *proc_last_line(struct str *s)
@@ -213,12 +227,8 @@ static const char *proc_last_line(struct str *s)
 	return nl ? nl + 1 : s->s;
 }
 
-int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e)
-{
-	return proc_run_as(argv, NULL, max, ret_out, e);
-}
-
-int proc_run_as(const char *const argv[], const char *user, size_t max, char **ret_out, struct err *e)
+static int proc_run_watched(const char *const argv[], const char *user, const struct proc_watch *w, size_t max,
+			    char **ret_out, struct err *e)
 {
 	_cleanup_(str_release) struct str out = {0}, err_text = {0};
 	_cleanup_close_ int out_r = -1, out_w = -1, err_r = -1, err_w = -1;
@@ -240,7 +250,10 @@ int proc_run_as(const char *const argv[], const char *user, size_t max, char **r
 		return r;
 	close(take_fd(&out_w));
 	close(take_fd(&err_w));
-	proc_gather(out_r, err_r, max, &out, &err_text);
+	if (!proc_gather(out_r, err_r, w, max, &out, &err_text)) {
+		proc_stop(pid, PROC_GRACE);
+		return err_set(e, -ECANCELED, "stopped");
+	}
 	r = proc_wait(pid, &status, e);
 	if (r < 0)
 		return r;
@@ -252,6 +265,22 @@ int proc_run_as(const char *const argv[], const char *user, size_t max, char **r
 			return err_nomem(e);
 	}
 	return 0;
+}
+
+int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e)
+{
+	return proc_run_as(argv, NULL, max, ret_out, e);
+}
+
+int proc_run_as(const char *const argv[], const char *user, size_t max, char **ret_out, struct err *e)
+{
+	return proc_run_watched(argv, user, &(struct proc_watch){0}, max, ret_out, e);
+}
+
+int proc_run_unless(const char *const argv[], bool (*cancelled)(void *arg), void *arg, size_t max, char **ret_out,
+		    struct err *e)
+{
+	return proc_run_watched(argv, NULL, &(struct proc_watch){cancelled, arg}, max, ret_out, e);
 }
 
 int proc_drop(const char *user, struct err *e)

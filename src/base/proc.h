@@ -34,7 +34,11 @@ void proc_stop(pid_t pid, double grace);
  * an error whose message has the last line of its stderr.
  */
 int proc_run(const char *const argv[], size_t max, char **ret_out, struct err *e);
-/* The same as `user` (proc_opts). */
+/* The same, asked a few times a second whether to give up: SIGTERM then, and -ECANCELED. The program has to end what it
+ * started itself. */
+int proc_run_unless(const char *const argv[], bool (*cancelled)(void *arg), void *arg, size_t max, char **ret_out,
+		    struct err *e);
+/* The same as proc_run() as `user` (proc_opts). */
 int proc_run_as(const char *const argv[], const char *user, size_t max, char **ret_out, struct err *e);
 
 /* Becomes `user` for good (groups too) and sets no_new_privs; a parent death signal stays. Not being root is fine and

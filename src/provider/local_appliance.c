@@ -34,14 +34,17 @@ static int appliance_script(const struct local *l, struct local_path *ret, struc
 		       l->programs);
 }
 
-static int appliance_dir(struct local *l, char **ret, struct err *e)
+/* timeout(1) has the build in a process group of its own, which it ends with itself. */
+static int appliance_dir(struct local *l, const struct provider_watch *w, char **ret, struct err *e)
 {
 	struct local_path script;
 	int r = appliance_script(l, &script, e);
 	const char *const argv[] = {"timeout", "-k", "10", APPLIANCE_BUILD_SECONDS, script.s, l->cache, NULL};
 
 	if (r == 0)
-		r = proc_run(argv, PATH_MAX, ret, e);
+		r = proc_run_unless(argv, w ? w->cancelled : NULL, w ? w->arg : NULL, PATH_MAX, ret, e);
+	if (r == -ECANCELED)
+		return r;
 	if (r < 0)
 		return err_prefix(e, "cannot build the appliance");
 	(*ret)[strcspn(*ret, "\n")] = '\0';
@@ -189,7 +192,7 @@ int local_appliance(struct local *l, const char *run, char *const *disks, size_t
 	int r = local_path(l, &dir, e, "runs/%s", run);
 
 	if (r == 0)
-		r = appliance_dir(l, &appliance, e);
+		r = appliance_dir(l, w, &appliance, e);
 	if (r == 0)
 		r = local_fresh_dir(l, dir.s, e);
 	if (r == 0)

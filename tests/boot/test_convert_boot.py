@@ -259,6 +259,30 @@ def test_cancel(provider):
     assert not [path for path in (provider.folder / "runs").iterdir() if job in path.name]
 
 
+def test_cancel_while_the_appliance_is_built(provider, tmp_path):
+    """The first job of a host waits minutes for it: what is stopped then ends at once, with all it started."""
+    (tmp_path / "disk").write_bytes(b"x" * (1 << 20))
+    job, _ = provider.job([tmp_path / "disk"])
+    programs = tmp_path / "programs"
+    (programs / "appliance").mkdir(parents=True)
+    script, began = programs / "appliance" / "build.sh", tmp_path / "began"
+    script.write_text(f"#!/bin/bash\nsleep 100 & echo $$ $! >{began}.new\nmv {began}.new {began}\nsleep 100\n")
+    script.chmod(0o755)
+    command = provider.command("convert", job)
+    command[3] = programs
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not began.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    started = [int(pid) for pid in began.read_text().split()]
+    process.terminate()
+    _, message = process.communicate(timeout=10)
+    assert "stopped" in message
+    while any(map(alive, started)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, started))
+
+
 def converted(provider, tmp_path):
     """What a conversion leaves, without one."""
     (tmp_path / "disk").write_bytes(b"x" * (1 << 20))

@@ -25,6 +25,30 @@ static void test_err_prefix(void **state)
 	assert_string_equal(e.msg, "disk 1: cannot open '/x': No such file or directory");
 }
 
+static bool give_up(void *arg)
+{
+	return ++*(unsigned *)arg > 2;
+}
+
+/* With all it started, as timeout(1) does for its group. */
+static void test_proc_run_unless(void **state)
+{
+	const char *const slow[] = {"timeout", "60", "sh", "-c", "sleep 50 & sleep 50", NULL};
+	const char *const quick[] = {"echo", "hello", NULL};
+	_cleanup_free_ char *out = NULL;
+	double began = id_now_mono();
+	struct err e = {0};
+	unsigned times = 0;
+
+	assert_int_equal(proc_run_unless(slow, give_up, &times, 100, NULL, &e), -ECANCELED);
+	assert_string_equal(e.msg, "stopped");
+	assert_true(id_now_mono() - began < 10);
+	assert_int_equal(times, 3);
+	times = 0;
+	assert_int_equal(proc_run_unless(quick, give_up, &times, 100, &out, &e), 0);
+	assert_string_equal(out, "hello\n");
+}
+
 static int asked;
 
 static int ask(int value)
@@ -136,9 +160,15 @@ static void test_proc_run(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers), cmocka_unit_test(test_str_hex),
-	    cmocka_unit_test(test_bitmap),     cmocka_unit_test(test_id),          cmocka_unit_test(test_jsn),
-	    cmocka_unit_test(test_proc_run),   cmocka_unit_test(test_min_max),
+	    cmocka_unit_test(test_err_prefix),
+	    cmocka_unit_test(test_str_numbers),
+	    cmocka_unit_test(test_str_hex),
+	    cmocka_unit_test(test_bitmap),
+	    cmocka_unit_test(test_id),
+	    cmocka_unit_test(test_jsn),
+	    cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_min_max),
+	    cmocka_unit_test(test_proc_run_unless),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
