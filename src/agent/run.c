@@ -318,7 +318,8 @@ static void run_add_unfrozen(struct run *r, json_t *result)
 static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 {
 	const struct task *t = &r->task;
-	const struct stream_send_ops ops = {r, run_freeze, run_thaw, run_progress, run_cancelled};
+	const struct stream_send_ops ops = {
+	    .arg = r, .freeze = run_freeze, .thaw = run_thaw, .progress = run_progress, .cancelled = run_cancelled};
 	struct stream_send_params p = {.port = t->port,
 				       .connections = t->connections,
 				       .compression = t->compression,

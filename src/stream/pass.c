@@ -12,6 +12,11 @@
 #include "base/util.h"
 #include "stream/sender_int.h"
 
+static bool pass_is_frozen(enum pass_kind kind)
+{
+	return kind == PASS_FROZEN || kind == PASS_GRAB;
+}
+
 /* ---- windows ---- */
 static size_t window_blocks(struct sender *s, const struct window *w)
 {
@@ -20,10 +25,11 @@ static size_t window_blocks(struct sender *s, const struct window *w)
 	return (size_t)MIN(nblocks - (uint64_t)w->index * WIRE_WINDOW, (uint64_t)WIRE_WINDOW);
 }
 
-static void window_sum(struct worker *w, const struct window *win, const uint8_t *entries)
+/* entries: the window's digests; NULL: none of its blocks is in the map. */
+static void window_digest(struct worker *w, const struct window *win, const struct bitmap *used, const uint8_t *entries,
+			  uint8_t out[32])
 {
 	struct sender *s = w->s;
-	const struct bitmap *used = &s->used.maps[win->disk];
 	uint64_t first = (uint64_t)win->index * WIRE_WINDOW;
 	size_t n = window_blocks(s, win);
 	uint8_t index[8];
@@ -36,10 +42,75 @@ static void window_sum(struct worker *w, const struct window *win, const uint8_t
 		codec_sum_add(w->sum, index, sizeof(index));
 		codec_sum_add(w->sum, entries + i * s->digest->size, s->digest->size);
 	}
-	codec_sum_finish(w->sum, s->sums[win->disk] + (size_t)win->index * 32);
+	codec_sum_finish(w->sum, out);
 }
 
-/* The next window with used blocks; empty ones are stated on the way. False: there is none. */
+static uint8_t *window_place(struct sender *s, const struct window *win)
+{
+	return s->sums[win->disk] + (size_t)win->index * 32;
+}
+
+/* A window is 4 words of a bitmap, fewer at the end of the disk. */
+static uint64_t window_words(const struct bitmap *b, const struct window *win, uint64_t *ret_first)
+{
+	uint64_t first = (uint64_t)win->index * (WIRE_WINDOW / 64), end = b->nbits / 64 + 1;
+
+	*ret_first = first;
+	return MIN(end - first, (uint64_t)WIRE_WINDOW / 64);
+}
+
+static void window_sum(struct worker *w, const struct window *win, const uint8_t *entries)
+{
+	struct sender *s = w->s;
+	const struct bitmap *used = &s->used.maps[win->disk];
+	uint64_t first, n;
+
+	window_digest(w, win, used, entries, window_place(s, win));
+	if (!s->tracked)
+		return;
+	n = window_words(used, win, &first);
+	memcpy(s->stated[win->disk].words + first, used->words + first, n * sizeof(uint64_t));
+}
+
+/* In a tracked run: is there something to read, or to state anew? */
+static bool window_calls(struct sender *s, const struct window *win)
+{
+	const struct bitmap *used = &s->used.maps[win->disk], *stated = &s->stated[win->disk];
+	uint64_t first, n = window_words(used, win, &first), any = 0;
+
+	for (uint64_t i = first; i < first + n; i++)
+		any |= s->candidates[win->disk].words[i] | (used->words[i] ^ stated->words[i]);
+	return any != 0;
+}
+
+/* Are all its used blocks candidates? */
+static bool window_is_whole(struct sender *s, const struct window *win)
+{
+	const struct bitmap *used = &s->used.maps[win->disk];
+	uint64_t first, n = window_words(used, win, &first);
+
+	return memcmp(s->candidates[win->disk].words + first, used->words + first, n * sizeof(uint64_t)) == 0;
+}
+
+/* All its used blocks become candidates. */
+static void window_distrust(struct sender *s, const struct window *win)
+{
+	const struct bitmap *used = &s->used.maps[win->disk];
+	uint64_t first, n = window_words(used, win, &first);
+
+	memcpy(s->candidates[win->disk].words + first, used->words + first, n * sizeof(uint64_t));
+}
+
+/* Does the receiver have what we last stated of it? */
+static bool window_holds(struct worker *w, const struct window *win)
+{
+	uint8_t sum[32];
+
+	window_digest(w, win, &w->s->stated[win->disk], w->digests, sum);
+	return memcmp(sum, window_place(w->s, win), sizeof(sum)) == 0;
+}
+
+/* The next window with work; empty ones are stated on the way. False: there is none. */
 static bool window_take(struct worker *w, struct window *ret)
 {
 	struct sender *s = w->s;
@@ -62,7 +133,10 @@ static bool window_take(struct worker *w, struct window *ret)
 			continue;
 		}
 		s->next_window++;
-		if (bitmap_next(used, first) < MIN(first + WIRE_WINDOW, used->nbits)) {
+		if (s->tracked) {
+			found = window_calls(s, &win);
+			*ret = win;
+		} else if (bitmap_next(used, first) < MIN(first + WIRE_WINDOW, used->nbits)) {
 			*ret = win;
 			found = true;
 		} else {
@@ -150,34 +224,14 @@ static int worker_send(struct worker *w, struct wire_blocks head, const uint8_t 
 	return wire_send(w->link, WIRE_BLOCKS, iov, 3, e);
 }
 
-/* Frozen: keeps the chunk for later. False: no room. */
-static bool worker_hold(struct worker *w, const struct wire_blocks *head, const uint8_t *digests, const uint8_t *data,
-			size_t bytes)
-{
-	struct sender *s = w->s;
-	size_t at = s->arena_used, i;
-
-	do {
-		if (bytes > s->arena_size - at)
-			return false;
-	} while (!atomic_compare_exchange_weak(&s->arena_used, &at, at + bytes));
-	i = s->nheld;
-	do {
-		if (i >= s->held_max)
-			return false;
-	} while (!atomic_compare_exchange_weak(&s->nheld, &i, i + 1));
-	s->held[i].head = *head;
-	s->held[i].bytes = (uint32_t)bytes;
-	s->held[i].data = s->arena + at;
-	memcpy(s->held[i].digests, digests, (size_t)__builtin_popcount(head->data) * s->digest->size);
-	memcpy(s->held[i].data, data, bytes);
-	return true;
-}
-
 /* ---- a chunk ---- */
-/* Reads the used blocks of a chunk into their places in w->buf. */
-static int chunk_read(struct worker *w, const struct window *win, uint64_t first, unsigned used, struct err *e)
+/* Reads the blocks of a chunk into their places in `buf`, or `packed` one after the other. */
+static int chunk_read(struct worker *w, const struct window *win, uint64_t first, unsigned used, bool packed,
+		      uint8_t *buf, struct err *e)
 {
+	double began = id_now_mono();
+	size_t at = 0;
+
 	for (unsigned i = 0, n; i < WIRE_CHUNK; i += n) {
 		int r;
 
@@ -187,11 +241,30 @@ static int chunk_read(struct worker *w, const struct window *win, uint64_t first
 			n = 1;
 			continue;
 		}
-		r = source_read(w->s, win->disk, first + i, n, w->buf + i * (size_t)STREAM_BLOCK, e);
+		r = source_read(w->s, win->disk, first + i, n, buf + (packed ? at : i) * (size_t)STREAM_BLOCK, e);
 		if (r < 0)
 			return r;
+		at += n;
 	}
+	w->s->read_ns += (uint64_t)((id_now_mono() - began) * 1e9);
 	return 0;
+}
+
+/* What was read while frozen, into the places of w->buf; the blocks there are. */
+static unsigned chunk_recall(struct worker *w, const struct window *win, uint64_t first)
+{
+	const struct held *h = arena_find(w->s, win->disk, first);
+	size_t at = 0;
+
+	for (unsigned i = 0; h && i < WIRE_CHUNK; i++) {
+		size_t n = stream_block_bytes(w->s->disks[win->disk]->size, first + i);
+
+		if (!(h->head.data & (1u << i)))
+			continue;
+		memcpy(w->buf + i * (size_t)STREAM_BLOCK, h->data + at, n);
+		at += n;
+	}
+	return h ? h->head.data : 0;
 }
 
 /*
@@ -256,23 +329,26 @@ static uint64_t chunk_bytes(uint64_t size, uint64_t first, unsigned used)
 	return n;
 }
 
-static int chunk_do(struct worker *w, struct window *win, uint64_t first, uint8_t *theirs, struct err *e)
+/* whole: all used blocks, not only the candidates. */
+static int chunk_do(struct worker *w, struct window *win, uint64_t first, bool whole, uint8_t *theirs, struct err *e)
 {
 	struct sender *s = w->s;
 	struct wire_blocks head = {.disk = (uint16_t)win->disk, .first = first};
 	uint8_t digests[WIRE_CHUNK * CODEC_DIGEST_MAX];
-	unsigned used = chunk_used(&s->used.maps[win->disk], first);
+	const struct bitmap *map = whole ? &s->used.maps[win->disk] : &s->candidates[win->disk];
+	unsigned used = s->kind == PASS_DELIVER ? chunk_recall(w, win, first) : chunk_used(map, first);
 	uint64_t bytes = chunk_bytes(s->disks[win->disk]->size, first, used);
 	size_t n;
-	int r;
+	int r = 0;
 
 	if (!used)
 		return 0;
-	r = chunk_read(w, win, first, used, e);
+	if (s->kind != PASS_DELIVER)
+		r = chunk_read(w, win, first, used, false, w->buf, e);
 	if (r < 0)
 		return r;
 	n = chunk_compare(w, win, used, theirs, &head, digests);
-	if ((head.data | head.zero) && !(s->kind == PASS_FROZEN && worker_hold(w, &head, digests, w->buf, n))) {
+	if ((head.data | head.zero) && !(s->kind == PASS_FROZEN && arena_hold(s, &head, digests, w->buf, n))) {
 		w->stall = s->stall; /* the receiver has something to write before it answers */
 		r = worker_send(w, head, digests, w->buf, n, e);
 	}
@@ -288,18 +364,65 @@ static int window_do(struct worker *w, struct window *win, struct err *e)
 	struct sender *s = w->s;
 	uint64_t first = (uint64_t)win->index * WIRE_WINDOW;
 	size_t n = window_blocks(s, win);
+	bool holds = !s->tracked || window_is_whole(s, win) || window_holds(w, win);
+	bool whole = !s->tracked || !holds;
+	uint8_t before[32];
 
 	for (size_t i = 0; i < n; i += WIRE_CHUNK) {
 		int r;
 
 		if (s->stop || s->abort)
 			return err_set(e, -ECANCELED, "cancelled");
-		r = chunk_do(w, win, first + i, w->digests + i * s->digest->size, e);
+		r = chunk_do(w, win, first + i, whole, w->digests + i * s->digest->size, e);
 		if (r < 0)
 			return r;
 	}
+	memcpy(before, window_place(s, win), sizeof(before));
 	window_sum(w, win, w->digests);
+	/* Done once before the connection was lost, it is in part new already; what came of it must be the same. */
+	if (s->kind == PASS_DELIVER && !holds && memcmp(before, window_place(s, win), sizeof(before)) != 0) {
+		window_distrust(s, win);
+		s->stale = true;
+	}
 	return 0;
+}
+
+/* Frozen: the candidates go to memory as they are; nobody else's answer is waited for. */
+static int window_grab(struct worker *w, struct window *win, struct err *e)
+{
+	struct sender *s = w->s;
+	uint64_t size = s->disks[win->disk]->size, first = (uint64_t)win->index * WIRE_WINDOW;
+	size_t n = window_blocks(s, win);
+
+	for (size_t i = 0; i < n; i += WIRE_CHUNK) {
+		unsigned mask = chunk_used(&s->candidates[win->disk], first + i);
+		uint64_t bytes = chunk_bytes(size, first + i, mask);
+		struct held *h;
+		int r;
+
+		if (s->stop || s->abort)
+			return err_set(e, -ECANCELED, "cancelled");
+		if (!mask)
+			continue;
+		h = arena_take(s, win->disk, first + i, mask, (size_t)bytes);
+		if (!h)
+			return err_set(e, -ENOBUFS, "more has changed than there is memory for");
+		r = chunk_read(w, win, first + i, mask, true, h->data, e);
+		if (r < 0)
+			return r;
+		s->done += bytes;
+	}
+	return 0;
+}
+
+static int worker_grab(struct worker *w, struct err *e)
+{
+	struct window win;
+	int r = 0;
+
+	while (r == 0 && window_take(w, &win))
+		r = window_grab(w, &win, e);
+	return r;
 }
 
 /* ---- a pass on one connection ---- */
@@ -453,8 +576,10 @@ static int worker_do(struct worker *w, enum pass_kind kind, struct err *e)
 static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 {
 	struct sender *s = w->s;
-
 	double since = 0; /* the first failure after the last answer */
+
+	if (kind == PASS_GRAB)
+		return worker_grab(w, e);
 
 	w->last_good = id_now_mono();
 	w->stall = kind == PASS_FROZEN || kind == PASS_PROBE ? MIN(SENDER_FROZEN, s->stall) : s->stall;
@@ -512,7 +637,9 @@ void *worker_main(void *arg)
 		if (kind == PASS_QUIT)
 			break;
 		r = worker_pass(w, kind, &e);
-		if (r < 0 && !(kind == PASS_FROZEN && s->abort))
+		if (r == -ENOBUFS && kind == PASS_GRAB)
+			s->abort = true;
+		if (r < 0 && !(pass_is_frozen(kind) && s->abort))
 			sender_fail(s, r, &e);
 		if (r < 0 && kind == PASS_FROZEN)
 			w->nredo = 0;
@@ -534,10 +661,11 @@ static void pass_begin_work(struct sender *s, enum pass_kind kind)
 	s->done = 0;
 	s->total = 0;
 	for (size_t i = 0; kind != PASS_HELD && i < s->ndisks; i++) {
-		uint64_t n = bitmap_count(&s->used.maps[i]), last = s->used.maps[i].nbits - 1;
+		const struct bitmap *map = s->tracked ? &s->candidates[i] : &s->used.maps[i];
+		uint64_t n = bitmap_count(map), last = map->nbits - 1;
 
 		s->total += n * STREAM_BLOCK;
-		if (bitmap_get(&s->used.maps[i], last))
+		if (bitmap_get(map, last))
 			s->total -= STREAM_BLOCK - stream_block_bytes(s->disks[i]->size, last);
 	}
 	for (size_t i = 0; kind == PASS_HELD && i < s->nheld; i++)
@@ -563,7 +691,7 @@ static void pass_abort(struct sender *s)
 {
 	pthread_mutex_lock(&s->lock);
 	s->abort = true;
-	for (unsigned i = 0; i < s->p->connections; i++)
+	for (unsigned i = 0; s->kind == PASS_FROZEN && i < s->p->connections; i++)
 		if (s->workers[i].link)
 			wire_shutdown(s->workers[i].link, false);
 	pthread_mutex_unlock(&s->lock);
@@ -598,7 +726,7 @@ int pass_run(struct sender *s, enum pass_kind kind, double deadline, struct err 
 		struct err te = {0};
 		int r;
 
-		if (kind == PASS_FROZEN) {
+		if (pass_is_frozen(kind)) {
 			if (!aborted && (s->abort || id_now_mono() > deadline)) {
 				pass_abort(s);
 				aborted = true;
@@ -616,5 +744,5 @@ int pass_run(struct sender *s, enum pass_kind kind, double deadline, struct err 
 		pthread_mutex_unlock(&s->lock);
 		return e->code ? e->code : err_set(e, -ECANCELED, "cancelled");
 	}
-	return kind == PASS_FROZEN && s->abort ? err_set(e, -EAGAIN, "the pass could not be finished in time") : 0;
+	return pass_is_frozen(kind) && s->abort ? err_set(e, -EAGAIN, "the pass could not be finished in time") : 0;
 }

@@ -1,11 +1,10 @@
 /*
  * From the first copy to the commit. Live passes bring the replica close; the final pass sees the source frozen, holds
- * what differs in memory, lets the source go on and sends the rest then.
+ * what differs in memory, lets the source go on and sends the rest then. Here for sources that are compared, in
+ * tracked.c for those whose writes are tracked.
  */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/id.h"
 #include "base/str.h"
@@ -13,32 +12,21 @@
 #include "stream/sender_int.h"
 #include "track/track.h"
 
-#define ROUNDS_MAX       6u          /* live passes before the first freeze */
-#define ROUNDS_SMALL     (64 * MIB)  /* less changed than this is little */
-#define ROUNDS_TRIES     3u          /* of the final pass */
-#define ROUNDS_LIMIT_MIN 10.0        /* seconds the guard grants at least */
-#define ROUNDS_ARENA     (256 * MIB) /* held at most, by default */
-
-struct rounds {
-	struct sender *s;
-	unsigned round;
-	double speed;    /* bytes per second of the last live pass */
-	double map_time; /* seconds the used map took last */
-	uint64_t changed, changed_before;
-};
+#define ROUNDS_MAX   6u         /* live passes before the first freeze */
+#define ROUNDS_SMALL (64 * MIB) /* less changed than this is little */
 
 /* ---- the used map ---- */
-/* `live`: writers are at work, so journals are pending and the map is an estimate; the frozen pass reads it exactly. */
-static int rounds_read_used(struct rounds *r, bool live, struct err *e)
+int rounds_read_used(struct rounds *r, bool live, struct err *e)
 {
 	struct sender *s = r->s;
 	struct stream_used used = {0};
 	double began = id_now_mono();
-	int k = (live ? stream_used_read_live : stream_used_read)(s->disks, s->ndisks, &used, e);
+	int k;
 
+	stream_used_release(&s->used);
+	k = (live ? stream_used_read_live : stream_used_read)(s->disks, s->ndisks, &used, e);
 	if (k < 0)
 		return k;
-	stream_used_release(&s->used);
 	s->used = used;
 	r->map_time = id_now_mono() - began;
 	return 0;
@@ -56,21 +44,26 @@ static int rounds_notes(struct sender *s, struct err *e)
 }
 
 /* ---- live ---- */
+void rounds_next(struct rounds *r, enum stream_phase phase)
+{
+	pthread_mutex_lock(&r->s->lock);
+	r->s->progress.round = ++r->round;
+	pthread_mutex_unlock(&r->s->lock);
+	sender_phase(r->s, phase);
+}
+
 static int rounds_live(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
 	double began;
 	int k;
 
-	pthread_mutex_lock(&s->lock);
-	s->progress.round = ++r->round;
-	pthread_mutex_unlock(&s->lock);
 	k = rounds_read_used(r, s->ops->freeze != NULL, e);
 	if (k == 0)
 		k = control_used_map(s, e);
 	if (k < 0)
 		return k;
-	sender_phase(s, r->round == 1 ? STREAM_FULL : STREAM_COMPARE);
+	rounds_next(r, r->round == 0 ? STREAM_FULL : STREAM_COMPARE);
 	began = id_now_mono();
 	k = pass_run(s, PASS_LIVE, 0, e);
 	r->speed = (double)s->total / MAX(id_now_mono() - began, 1e-3);
@@ -89,82 +82,38 @@ static bool rounds_enough(const struct rounds *r)
 }
 
 /* ---- final ---- */
-static uint64_t rounds_memory_available(void)
+int rounds_announce(struct rounds *r, double expect, struct err *e)
 {
-	_cleanup_fclose_ FILE *f = fopen("/proc/meminfo", "re");
-	unsigned long long kib = 0;
-	char line[128];
+	struct sender *s = r->s;
+	int k;
 
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-			break;
-	return kib * 1024;
-}
-
-/* Every page is there before the freeze: what holds the source's writers must not wait for memory. */
-static int rounds_arena_map(struct sender *s, struct err *e)
-{
-	uint64_t size = s->p->frozen_memory, blocks;
-	void *p;
-
-	if (!size)
-		size = MIN(ROUNDS_ARENA, rounds_memory_available() / 4);
-	size = MAX(size / STREAM_BLOCK, UINT64_C(1)) * STREAM_BLOCK;
-	blocks = size / STREAM_BLOCK;
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (p == MAP_FAILED)
-		return err_nomem(e);
-	mlock(p, size); /* where it is allowed */
-	s->arena = p;
-	s->arena_size = size;
-	s->held_max = blocks + 1024;
-	s->held = calloc(s->held_max, sizeof(*s->held));
-	if (!s->held)
-		return err_nomem(e);
-	/* calloc() of this size is untouched memory: touch it. */
-	for (size_t i = 0; i < s->held_max; i++)
-		s->held[i].head.encoding = WIRE_RAW;
-	s->arena_used = s->nheld = 0;
+	pthread_mutex_lock(&s->lock);
+	s->progress.expected_freeze = expect;
+	s->progress.round = ++r->round;
+	pthread_mutex_unlock(&s->lock);
+	sender_phase(s, STREAM_FREEZING);
+	if (!sender_sleep(s, 0.25)) /* the news of the freeze goes out before it begins */
+		return err_set(e, -ECANCELED, "cancelled");
+	k = pass_run(s, PASS_PROBE, 0, e);
+	if (k < 0)
+		return k;
+	sender_quiet(s, true);
+	sender_phase(s, STREAM_FROZEN);
 	return 0;
 }
 
-static void rounds_arena_unmap(struct sender *s)
-{
-	if (s->arena)
-		munmap(s->arena, s->arena_size);
-	s->arena = NULL;
-	s->arena_size = 0;
-	free(s->held);
-	s->held = NULL;
-	s->held_max = 0;
-	s->arena_used = s->nheld = 0;
-}
-
-static double rounds_expect(const struct rounds *r)
-{
-	return r->speed > 0 ? r->map_time + (double)r->s->total / r->speed : -1;
-}
-
-/* Frozen from begin to end; what differs is held afterwards. -EAGAIN: void, for `e`'s reason. */
-static int rounds_frozen(struct rounds *r, double limit, struct err *e)
+int rounds_thaw(struct rounds *r, int k, struct err *e)
 {
 	struct sender *s = r->s;
-	double seconds = 0, deadline;
 	struct err te = {0};
+	double seconds = 0;
 	bool intact = false;
-	int k, t;
+	int t = s->ops->thaw(s->ops->arg, &seconds, &intact, &te);
 
-	k = s->ops->freeze(s->ops->arg, limit, e);
-	if (k < 0)
-		return k;
-	deadline = id_now_mono() + limit;
-	k = rounds_read_used(r, false, e);
-	if (k == 0)
-		k = pass_run(s, PASS_FROZEN, deadline, e);
-	t = s->ops->thaw(s->ops->arg, &seconds, &intact, &te);
+	sender_phase(s, STREAM_FINISHING);
+	sender_quiet(s, false);
 	if (k == 0 && t < 0) {
-		if (e)
-			*e = te;
+		*e = te;
 		return t;
 	}
 	pthread_mutex_lock(&s->lock);
@@ -174,6 +123,11 @@ static int rounds_frozen(struct rounds *r, double limit, struct err *e)
 		return err_set(e, -EAGAIN, "the guard thawed the source after %.1f seconds, before all was read",
 			       seconds);
 	return k;
+}
+
+static double rounds_expect(const struct rounds *r)
+{
+	return r->speed > 0 ? r->map_time + (double)r->s->total / r->speed : -1;
 }
 
 static int rounds_final_try(struct rounds *r, struct err *e)
@@ -188,24 +142,23 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 		    "reading the source frozen would take about %.0f minutes and a freeze may last %.0f at most; "
 		    "migrate fewer disks at once, or unmounted ones",
 		    expect / 60, TRACK_LIMIT_MAX / 60);
-	k = rounds_arena_map(s, e);
+	k = arena_map(s, 0, e);
+	if (k == 0)
+		k = rounds_announce(r, expect, e);
 	if (k < 0)
 		return k;
-	pthread_mutex_lock(&s->lock);
-	s->progress.expected_freeze = expect;
-	s->progress.round = ++r->round;
-	pthread_mutex_unlock(&s->lock);
-	sender_phase(s, STREAM_FREEZING);
-	if (!sender_sleep(s, 0.25)) /* the news of the freeze goes out before it begins */
-		return err_set(e, -ECANCELED, "cancelled");
-	k = pass_run(s, PASS_PROBE, 0, e);
-	if (k < 0)
-		return k;
-	sender_quiet(s, true);
-	sender_phase(s, STREAM_FROZEN);
-	k = rounds_frozen(r, limit, e);
-	sender_phase(s, STREAM_FINISHING);
-	sender_quiet(s, false);
+	k = s->ops->freeze(s->ops->arg, limit, e);
+	if (k == 0) {
+		double deadline = id_now_mono() + limit;
+
+		k = rounds_read_used(r, false, e);
+		if (k == 0)
+			k = pass_run(s, PASS_FROZEN, deadline, e);
+		k = rounds_thaw(r, k, e);
+	} else {
+		sender_phase(s, STREAM_FINISHING);
+		sender_quiet(s, false);
+	}
 	if (k == 0)
 		k = control_used_map(s, e);
 	return k == 0 ? pass_run(s, PASS_HELD, 0, e) : k;
@@ -216,7 +169,7 @@ static int rounds_final(struct rounds *r, struct err *e)
 	for (unsigned i = 0;; i++) {
 		int k = rounds_final_try(r, e);
 
-		rounds_arena_unmap(r->s);
+		arena_unmap(r->s);
 		if (k != -EAGAIN)
 			return k;
 		if (i + 1 == ROUNDS_TRIES) {
@@ -233,19 +186,59 @@ static int rounds_final(struct rounds *r, struct err *e)
 	}
 }
 
-int rounds_run(struct sender *s, struct err *e)
+static int rounds_compare(struct rounds *r, struct err *e)
 {
-	struct rounds r = {.s = s};
 	int k;
 
 	do
-		k = rounds_live(&r, e);
-	while (k == 0 && s->ops->freeze && !rounds_enough(&r));
-	if (k == 0 && s->ops->freeze)
-		k = rounds_final(&r, e);
-	if (k < 0)
-		return k;
-	sender_phase(s, STREAM_FINISHING);
-	k = rounds_notes(s, e);
-	return k < 0 ? k : control_finish(s, e);
+		k = rounds_live(r, e);
+	while (k == 0 && r->s->ops->freeze && !rounds_enough(r));
+	return k == 0 && r->s->ops->freeze ? rounds_final(r, e) : k;
+}
+
+static int rounds_finish(struct rounds *r, struct err *e)
+{
+	int k;
+
+	sender_phase(r->s, STREAM_FINISHING);
+	k = rounds_notes(r->s, e);
+	return k < 0 ? k : control_finish(r->s, e);
+}
+
+static void rounds_mode(struct rounds *r, enum stream_mode mode)
+{
+	pthread_mutex_lock(&r->s->lock);
+	r->s->progress.mode = mode;
+	pthread_mutex_unlock(&r->s->lock);
+}
+
+int rounds_run(struct sender *s, struct err *e)
+{
+	struct rounds r = {.s = s};
+	bool again = false;
+	int k;
+
+	s->tracked = s->ops->tracker && s->ops->freeze && s->ops->checkpoint;
+	for (;;) {
+		rounds_mode(&r, s->tracked ? STREAM_TRACKED : STREAM_COMPARING);
+		k = s->tracked ? tracked_run(&r, e) : rounds_compare(&r, e);
+		if (k == -ENOTSUP && s->tracked) {
+			s->tracked = false;
+			continue;
+		}
+		if (k == 0)
+			k = rounds_finish(&r, e);
+		if (k != -EILSEQ || !s->tracked || again)
+			break;
+		/* What we took for the receiver's state wasn't. Once, everything is read and compared. */
+		again = true;
+		k = sender_note(s, "the replica was not what the last rounds took it for: everything was compared", e);
+		if (k == 0)
+			k = tracked_reset(s, e);
+		if (k < 0)
+			break;
+	}
+	if (k == 0 && s->tracked)
+		s->ops->tracker->settle(s->ops->tracker->arg);
+	return k;
 }

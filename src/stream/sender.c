@@ -155,8 +155,10 @@ static void *ticker_main(void *arg)
 		if (!s->stop && s->ops->cancelled && s->ops->cancelled(s->ops->arg))
 			sender_fail(s, -ECANCELED, &(struct err){-ECANCELED, "cancelled"});
 		if (!s->quiet && (now || id_now_mono() >= next)) {
-			if (s->ops->rate_mbit)
-				wire_rate_set(s->rate, s->ops->rate_mbit(s->ops->arg));
+			if (s->ops->rate_mbit) {
+				s->rate_mbit = s->ops->rate_mbit(s->ops->arg);
+				wire_rate_set(s->rate, s->rate_mbit);
+			}
 			ticker_tell(s, &last_done, &last_time);
 			next = id_now_mono() + SENDER_TELL;
 		}
@@ -212,9 +214,11 @@ static int sender_init(struct sender *s, const struct stream_send_params *p, str
 	id_random(s->session, sizeof(s->session));
 	s->reconnect = p->reconnect_seconds > 0 ? p->reconnect_seconds : 60;
 	s->stall = p->stall_seconds > 0 ? p->stall_seconds : 20;
+	s->rate_mbit = p->rate_mbit;
 	s->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk};
 	s->progress.phase = STREAM_CONNECTING;
 	s->progress.expected_freeze = s->progress.freeze_seconds = s->progress.seconds_left = -1;
+	s->progress.gauges = (struct stream_gauges){-1, -1, -1, -1, STREAM_NOTHING, -1};
 	return wire_rate_new(p->rate_mbit, &s->rate, e);
 }
 
@@ -299,8 +303,11 @@ static void sender_release(struct sender *s)
 		free(s->workers[i].buf);
 		free(s->workers[i].digests);
 	}
-	for (size_t i = 0; i < s->ndisks; i++)
+	for (size_t i = 0; i < s->ndisks; i++) {
 		free(s->sums[i]);
+		bitmap_release(&s->candidates[i]);
+		bitmap_release(&s->stated[i]);
+	}
 	for (size_t i = 0; i < s->nnotes; i++)
 		free(s->notes[i]);
 	free(s->notes);

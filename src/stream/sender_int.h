@@ -20,16 +20,18 @@ struct window {
 };
 
 enum pass_kind {
-	PASS_LIVE,   /* what differs is sent */
-	PASS_FROZEN, /* what differs is held, beyond the arena it is sent */
-	PASS_HELD,   /* what is held is sent */
-	PASS_PROBE,  /* nothing: each worker has a connection that answers */
+	PASS_LIVE,    /* what differs is sent */
+	PASS_FROZEN,  /* what differs is held, beyond the arena it is sent */
+	PASS_HELD,    /* what is held is sent */
+	PASS_GRAB,    /* candidates are read into the arena, frozen, and nothing else */
+	PASS_DELIVER, /* what was grabbed is compared, and sent where it differs */
+	PASS_PROBE,   /* nothing: each worker has a connection that answers */
 	PASS_QUIT,
 };
 
 /* A chunk that differed while frozen. */
 struct held {
-	struct wire_blocks head; /* digests and packed are set when it is sent */
+	struct wire_blocks head; /* digests and packed are set when it is sent; grabbed: `data` says what is there */
 	uint32_t bytes;
 	uint8_t *data; /* in the arena */
 	uint8_t digests[WIRE_CHUNK * CODEC_DIGEST_MAX];
@@ -67,7 +69,8 @@ struct sender {
 	struct wire_auth auth;
 	struct wire_env env;
 	struct wire_rate *rate;
-	atomic_bool stop; /* cancelled or failed: all links end */
+	_Atomic uint64_t rate_mbit; /* as last set */
+	atomic_bool stop;           /* cancelled or failed: all links end */
 	_Atomic uint64_t sent, received;
 
 	pthread_mutex_t lock;
@@ -98,7 +101,17 @@ struct sender {
 	_Atomic uint64_t done, read, changed_now, changed_all;
 	uint64_t total;
 	double pass_began;
-	uint8_t *sums[WIRE_DISKS_MAX]; /* statement digests of windows; each window belongs to the worker that has it */
+	/* Each window of these belongs to the worker that has it: */
+	uint8_t *sums[WIRE_DISKS_MAX]; /* statement digests of windows */
+	/*
+	 * A tracked run: only windows with candidates, or whose used bits aren't those stated, are visited, and only
+	 * candidates are read in them, provided that the receiver still has what `sums` says of the stated ones.
+	 */
+	bool tracked;
+	struct bitmap candidates[WIRE_DISKS_MAX]; /* of the used blocks */
+	struct bitmap stated[WIRE_DISKS_MAX];     /* the used bits that `sums` was made of */
+	atomic_bool stale;                        /* a window was found otherwise when it could not be read whole */
+	_Atomic uint64_t read_ns;                 /* all workers spent reading */
 	struct worker workers[WIRE_CONNECTIONS_MAX];
 
 	/* what is held */
@@ -158,5 +171,69 @@ void *worker_main(void *arg);
 /* Runs one pass over s->used with all workers. deadline: monotonic, for a frozen one. */
 int pass_run(struct sender *s, enum pass_kind kind, double deadline, struct err *e);
 
+/* ---- arena.c: memory for what is read while frozen ---- */
+/* As large as the parameters say or memory allows; needed: bytes that will do, 0: unknown. All of it is there at once.
+ */
+int arena_map(struct sender *s, uint64_t needed, struct err *e);
+void arena_unmap(struct sender *s);
+/* False: no room. A chunk that differs; data: its blocks one after the other. */
+bool arena_hold(struct sender *s, const struct wire_blocks *head, const uint8_t *digests, const uint8_t *data,
+		size_t bytes);
+/* Room for a chunk's blocks of `mask`; NULL: there is none. */
+struct held *arena_take(struct sender *s, uint32_t disk, uint64_t first, unsigned mask, size_t bytes);
+/* After a pass that grabbed: makes arena_find() work. */
+void arena_sort(struct sender *s);
+/* The chunk that was grabbed at that block, or NULL. */
+const struct held *arena_find(const struct sender *s, uint32_t disk, uint64_t first);
+
+/* ---- gauge.c: how fast things go ---- */
+struct gauge {
+	double time, cpu; /* of the last look; processor seconds of the process */
+	uint64_t sent, read, read_ns;
+};
+/* What went on since the last look. pending, collected: blocks marked now, and when the last collect was done. */
+void gauge_look(struct gauge *g, struct sender *s, uint64_t pending, uint64_t collected, struct stream_gauges *ret);
+/* Seconds until `pending` bytes shrink to `target` when `done` bytes per second are handled; infinite: never. */
+double gauge_converge(double pending, double target, double done, double churn);
+const char *gauge_name(enum stream_bottleneck b);
+
 /* ---- rounds.c ---- */
+#define ROUNDS_TRIES     3u   /* of the final pass */
+#define ROUNDS_LIMIT_MIN 10.0 /* seconds the guard grants at least */
+
+struct rounds {
+	struct sender *s;
+	unsigned round;
+	double speed;    /* bytes per second of the last live pass */
+	double map_time; /* seconds the used map took last */
+	uint64_t changed, changed_before;
+	/* tracked */
+	double flush;         /* seconds the last freeze of a moment took */
+	double best, best_at; /* the shortest freeze expected so far, and when that was */
+	uint64_t collected;   /* blocks that the next collect will give again */
+	uint64_t used_mapped; /* blocks, when the used map was last read */
+	uint64_t handled;     /* candidate bytes of the last pass */
+	double handled_seconds;
+	unsigned taints;
+	bool tainted; /* the tracker was found wanting: the reason of a failure */
+	struct gauge gauge;
+};
+
 int rounds_run(struct sender *s, struct err *e);
+/* `live`: writers are at work, so journals are pending and the map is an estimate. */
+int rounds_read_used(struct rounds *r, bool live, struct err *e);
+/* Opens the next round in what is told. */
+void rounds_next(struct rounds *r, enum stream_phase phase);
+/* Tells of the freeze, then holds all callbacks back. */
+int rounds_announce(struct rounds *r, double expect, struct err *e);
+/* Thaws. k: how it went so far, and the result unless the thaw has a worse one. */
+int rounds_thaw(struct rounds *r, int k, struct err *e);
+
+/* ---- tracked.c ---- */
+/*
+ * Live rounds of what the tracker marked, and the freeze. 0: all that is left is to finish; -ENOTSUP: tracking was
+ * given up, the run has to compare.
+ */
+int tracked_run(struct rounds *r, struct err *e);
+/* Everything is a candidate again. */
+int tracked_reset(struct sender *s, struct err *e);

@@ -1,7 +1,7 @@
 /*
- * The data plane: disks of a source become replicas at a receiver, over TLS 1.3 (docs/protocol.md). The sender keeps no
- * state; the receiver's manifest (a digest per block) makes first copy, later rounds, resume and comparison one
- * mechanism.
+ * The data plane: disks of a source become replicas at a receiver, over TLS 1.3 (docs/protocol.md). The receiver's
+ * manifest (a digest per block) makes first copy, later rounds, resume and comparison one mechanism. The sender keeps
+ * no state that matters; where a tracker tells what was written, it reads less.
  */
 #pragma once
 
@@ -51,18 +51,33 @@ enum stream_phase {
 	STREAM_DONE
 };
 
+enum stream_mode { STREAM_COMPARING, STREAM_TRACKED };
+enum stream_bottleneck { STREAM_NOTHING, STREAM_LINK, STREAM_RATE, STREAM_DISK, STREAM_CPU };
+
+/* Why rounds get smaller, or don't; of the last round. Negative: unknown. */
+struct stream_gauges {
+	double churn; /* bytes per second that the source marks as written */
+	double link;  /* bytes per second on the wire */
+	double disk;  /* bytes per second the workers could read */
+	double cpu;   /* 0..1 of the processor time the workers could have used */
+	enum stream_bottleneck bottleneck;
+	double converge_seconds; /* until the rest fits the freeze; infinite: never, as things are */
+};
+
 struct stream_progress {
 	enum stream_phase phase;
-	unsigned round;         /* 1.. */
-	uint64_t bytes_total;   /* used bytes this round covers */
-	uint64_t bytes_done;    /* of those, handled in this round */
-	uint64_t bytes_read;    /* from the source, all rounds */
-	uint64_t bytes_sent;    /* on the wire, all rounds */
-	uint64_t bytes_changed; /* uncompressed bytes that differed, all rounds */
-	double speed;           /* bytes_done per second, lately */
-	double seconds_left;    /* of this round; < 0: unknown */
-	double expected_freeze; /* seconds; < 0: unknown */
-	double freeze_seconds;  /* measured; < 0: not yet */
+	enum stream_mode mode;
+	unsigned round;              /* 1.. */
+	uint64_t bytes_total;        /* used bytes this round covers */
+	uint64_t bytes_done;         /* of those, handled in this round */
+	uint64_t bytes_read;         /* from the source, all rounds */
+	uint64_t bytes_sent;         /* on the wire, all rounds */
+	uint64_t bytes_changed;      /* uncompressed bytes that differed, all rounds */
+	double speed;                /* bytes_done per second, lately */
+	double seconds_left;         /* of this round; < 0: unknown */
+	double expected_freeze;      /* seconds; < 0: unknown */
+	double freeze_seconds;       /* measured; < 0: not yet */
+	struct stream_gauges gauges; /* of a tracked run */
 };
 
 struct stream_send_params {
@@ -77,6 +92,26 @@ struct stream_send_params {
 	uint64_t frozen_memory;   /* bytes of differing blocks held while frozen; 0: default */
 	double reconnect_seconds; /* how long a lost receiver is tried again, from the first failure on; 0: 60 */
 	double stall_seconds;     /* without an answer until a connection counts as lost; 0: 20 */
+	double max_freeze;        /* seconds the freeze of a tracked run should last at most; 0: 1 */
+	double patience;          /* seconds of rounds that get no smaller until it may last longer; 0: 1800 */
+};
+
+/*
+ * Which blocks were written lately, as a tracker knows it (src/track). Collecting and auditing is done in the thread of
+ * stream_send(), collecting and a frozen audit while frozen, too.
+ */
+struct stream_tracker {
+	void *arg;
+	/* Takes marks: ORs them into `into`, a bit per block of the disk. What they stand for is read afterwards. */
+	int (*collect)(void *arg, size_t disk, struct bitmap *into, struct err *e);
+	/* How many blocks the next collect would give, about. */
+	uint64_t (*pending)(void *arg, size_t disk);
+	/* -EBUSY: can't be told now (not frozen); any other failure: marks are missing. */
+	int (*audit)(void *arg, bool frozen, struct err *e);
+	/* Begins anew after a failure. */
+	int (*restart)(void *arg, struct err *e);
+	/* What was collected is committed. */
+	void (*settle)(void *arg);
 };
 
 /*
@@ -87,6 +122,14 @@ struct stream_send_ops {
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);
+	/* Freezes for a moment, so that journals are on the disk; *ret_seconds: how long. Needed with a tracker only.
+	 */
+	int (*checkpoint)(void *arg, double *ret_seconds, struct err *e);
+	/*
+	 * NULL: all used blocks are compared while frozen. Else it has been at work since before stream_send() was
+	 * called, and only what it marked is read then.
+	 */
+	const struct stream_tracker *tracker;
 	void (*progress)(
 	    void *arg,
 	    const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */

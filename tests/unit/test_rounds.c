@@ -1,0 +1,543 @@
+/*
+ * Tracked runs, sender and receiver in one process: a disk whose writer is at work all the time and marks what it
+ * writes, frozen by a lock. The oracle is a copy of the disk made while it was frozen.
+ */
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <cmocka.h>
+
+#include "base/endian.h"
+#include "base/id.h"
+#include "base/io.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "stream/sender_int.h"
+
+#define BLOCKS    1300u /* the last one is short */
+#define SIZE      (BLOCKS * (uint64_t)STREAM_BLOCK - 3 * 512)
+#define FIRST     16u  /* of the first partition, whose contents nobody knows */
+#define PARTITION 900u /* blocks of it */
+#define SWAP      (FIRST + PARTITION)
+#define USED      (SWAP + 1) /* of swap space only the header */
+
+struct source {
+	struct disk disk;
+	uint8_t *bytes, *frozen; /* frozen: the copy */
+	pthread_rwlock_t gate;   /* writers read-lock it; frozen: write-locked */
+	atomic_bool stop;
+	pthread_t writer;
+	bool writing, inside; /* inside: only within the partition */
+	unsigned pause_us, area;
+	uint64_t seed;
+	_Atomic uint64_t written, reads;
+
+	/* the tracker */
+	_Atomic uint64_t marks[BLOCKS / 64 + 1];
+	uint64_t before[BLOCKS / 64 + 1], taken[BLOCKS / 64 + 1];
+	unsigned collects, settles, audits, restarts, freezes, checkpoints;
+	unsigned taint_audit[2]; /* these audits fail, counted from 1 */
+	bool taint_frozen;       /* the first frozen audit fails */
+	unsigned lose_mark;      /* in N; 0: none is lost */
+	bool thaw_early;         /* the guard does, once */
+};
+
+static char dir[64];
+
+/* ---- the disk ---- */
+static int source_read_(struct disk *d, void *p, size_t len, uint64_t off, struct err *e)
+{
+	struct source *s = (struct source *)d;
+
+	memcpy(p, s->bytes + off, len);
+	s->reads += len;
+	return 0;
+}
+
+static const struct disk_ops source_ops = {.read = source_read_};
+
+static void mark(struct source *s, uint64_t block)
+{
+	if (s->lose_mark && block % s->lose_mark == 0)
+		return;
+	atomic_fetch_or(&s->marks[block / 64], UINT64_C(1) << (block % 64));
+}
+
+static uint64_t dice(struct source *s)
+{
+	s->seed ^= s->seed << 13;
+	s->seed ^= s->seed >> 7;
+	return s->seed ^= s->seed << 17;
+}
+
+/* As a device does: marked when it is submitted, written some time, marked when it is done. */
+__attribute__((no_sanitize("thread"))) static void write_block(struct source *s, uint64_t block, unsigned what)
+{
+	size_t n = stream_block_bytes(SIZE, block);
+
+	mark(s, block);
+	memset(s->bytes + block * STREAM_BLOCK + (what % 7) * 512, (int)what, n - 7 * 512);
+	mark(s, block);
+	s->written++;
+}
+
+static void *writer_main(void *arg)
+{
+	struct source *s = arg;
+
+	while (!s->stop) {
+		uint64_t block = FIRST + dice(s) % (s->inside ? PARTITION : s->area ? s->area : BLOCKS - FIRST);
+
+		if (block == SWAP)
+			continue;
+
+		pthread_rwlock_rdlock(&s->gate);
+		write_block(s, block, (unsigned)dice(s) % 3 == 0 ? 0 : (unsigned)dice(s) & 0xff);
+		pthread_rwlock_unlock(&s->gate);
+		if (s->pause_us)
+			nanosleep(&(struct timespec){.tv_nsec = s->pause_us * 1000L}, NULL);
+	}
+	return NULL;
+}
+
+static void source_init(struct source *s, uint64_t seed)
+{
+	pthread_rwlockattr_t attr;
+
+	memset(s, 0, sizeof(*s));
+	s->disk = (struct disk){.ops = &source_ops, .size = SIZE, .sector = 512, .name = "source"};
+	s->bytes = calloc(1, SIZE);
+	s->frozen = calloc(1, SIZE);
+	assert_true(s->bytes && s->frozen);
+	s->seed = seed;
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&s->gate, &attr);
+	for (uint64_t i = FIRST; i < FIRST + PARTITION; i++)
+		if (i % 3)
+			memset(s->bytes + i * STREAM_BLOCK, (int)(dice(s) & 0xff), STREAM_BLOCK);
+	s->bytes[446 + 4] = 0x83;
+	put_le32(s->bytes + 446 + 8, FIRST * (STREAM_BLOCK / 512));
+	put_le32(s->bytes + 446 + 12, PARTITION * (STREAM_BLOCK / 512));
+	s->bytes[462 + 4] = 0x82;
+	put_le32(s->bytes + 462 + 8, SWAP * (STREAM_BLOCK / 512));
+	put_le32(s->bytes + 462 + 12, (uint32_t)(SIZE / 512 - SWAP * (STREAM_BLOCK / 512)));
+	put_le32(s->bytes + SWAP * STREAM_BLOCK + 1024, 1);
+	put_le32(s->bytes + SWAP * STREAM_BLOCK + 1028, (uint32_t)(SIZE / 4096) - SWAP * 16 - 2);
+	memcpy(s->bytes + SWAP * STREAM_BLOCK + 4086, "SWAPSPACE2", 10);
+	s->bytes[510] = 0x55;
+	s->bytes[511] = 0xaa;
+}
+
+static void source_start(struct source *s)
+{
+	s->stop = false;
+	s->writing = true;
+	assert_int_equal(pthread_create(&s->writer, NULL, writer_main, s), 0);
+}
+
+static void source_stop(struct source *s)
+{
+	s->stop = true;
+	if (s->writing)
+		pthread_join(s->writer, NULL);
+	s->writing = false;
+}
+
+static void source_release(struct source *s)
+{
+	source_stop(s);
+	free(s->bytes);
+	free(s->frozen);
+}
+
+/* ---- its tracker ---- */
+static int track_collect_(void *arg, size_t disk, struct bitmap *into, struct err *e)
+{
+	struct source *s = arg;
+
+	assert_int_equal(disk, 0);
+	s->collects++;
+	for (size_t i = 0; i <= BLOCKS / 64; i++) {
+		uint64_t m = atomic_exchange(&s->marks[i], 0);
+
+		into->words[i] |= m | s->before[i];
+		s->before[i] = m;
+		s->taken[i] |= m;
+	}
+	return 0;
+}
+
+static uint64_t track_pending_(void *arg, size_t disk)
+{
+	struct source *s = arg;
+	uint64_t n = 0;
+
+	for (size_t i = 0; i <= BLOCKS / 64; i++)
+		n += (uint64_t)__builtin_popcountll(s->marks[i] | s->before[i]);
+	return n;
+}
+
+static int track_audit_(void *arg, bool frozen, struct err *e)
+{
+	struct source *s = arg;
+
+	s->audits++;
+	if (s->audits == s->taint_audit[0] || s->audits == s->taint_audit[1])
+		return err_set(e, -ESTALE, "3 writes were not seen");
+	if (frozen && s->taint_frozen) {
+		s->taint_frozen = false;
+		return err_set(e, -ESTALE, "1 write was not seen");
+	}
+	return frozen ? 0 : -EBUSY;
+}
+
+static int track_restart_(void *arg, struct err *e)
+{
+	struct source *s = arg;
+
+	s->restarts++;
+	for (size_t i = 0; i <= BLOCKS / 64; i++)
+		s->marks[i] = s->before[i] = s->taken[i] = 0;
+	return 0;
+}
+
+static void track_settle_(void *arg)
+{
+	struct source *s = arg;
+
+	s->settles++;
+	memset(s->taken, 0, sizeof(s->taken));
+}
+
+/* A process that dies and comes back: what was taken and not settled is marked. */
+static void track_again(struct source *s)
+{
+	for (size_t i = 0; i <= BLOCKS / 64; i++) {
+		atomic_fetch_or(&s->marks[i], s->taken[i]);
+		s->before[i] = 0;
+	}
+}
+
+/* ---- freezing ---- */
+__attribute__((no_sanitize("thread"))) static int freeze(void *arg, double limit, struct err *e)
+{
+	struct source *s = arg;
+
+	s->freezes++;
+	pthread_rwlock_wrlock(&s->gate);
+	memcpy(s->frozen, s->bytes, SIZE);
+	return 0;
+}
+
+static int thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
+{
+	struct source *s = arg;
+
+	pthread_rwlock_unlock(&s->gate);
+	*ret_seconds = 0.01;
+	*ret_intact = !s->thaw_early;
+	s->thaw_early = false;
+	return 0;
+}
+
+static int checkpoint(void *arg, double *ret_seconds, struct err *e)
+{
+	struct source *s = arg;
+
+	s->checkpoints++;
+	pthread_rwlock_wrlock(&s->gate);
+	pthread_rwlock_unlock(&s->gate);
+	*ret_seconds = 0.001;
+	return 0;
+}
+
+/* ---- the receiver ---- */
+struct receiving {
+	struct stream_receive_params p;
+	pthread_t thread;
+	atomic_int port;
+	int result;
+	struct err error;
+};
+
+static void receiving_event(void *arg, const char *json)
+{
+	struct receiving *r = arg;
+	const char *at = strstr(json, "\"port\":");
+
+	if (strstr(json, "listening") && at)
+		r->port = atoi(at + 7);
+}
+
+static void *receiving_main(void *arg)
+{
+	struct receiving *r = arg;
+
+	r->result = stream_receive(&r->p, receiving_event, r, &r->error);
+	return NULL;
+}
+
+static const struct stream_link the_link = {.run = "run-0123456789abcdef", .psk = {1, 2, 3}};
+
+static void receiving_start(struct receiving *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->p = (struct stream_receive_params){.link = the_link, .dir = dir, .listen = "127.0.0.1"};
+	assert_int_equal(pthread_create(&r->thread, NULL, receiving_main, r), 0);
+	while (!r->port)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* ---- a run ---- */
+static void params(struct stream_send_params *p, const struct receiving *r)
+{
+	*p = (struct stream_send_params){.link = the_link,
+					 .host = "127.0.0.1",
+					 .port = (uint16_t)r->port,
+					 .connections = 3,
+					 .compression = 1,
+					 .frozen_memory = 40 * MIB};
+}
+
+static int run(struct source *s, const struct stream_send_params *change, struct stream_result *ret, struct err *e)
+{
+	const struct stream_tracker tracker = {.arg = s,
+					       .collect = track_collect_,
+					       .pending = track_pending_,
+					       .audit = track_audit_,
+					       .restart = track_restart_,
+					       .settle = track_settle_};
+	const struct stream_send_ops ops = {
+	    .arg = s, .freeze = freeze, .thaw = thaw, .checkpoint = checkpoint, .tracker = &tracker};
+	struct disk *disks[] = {&s->disk};
+	struct stream_send_params p;
+	struct receiving r;
+	int k;
+
+	receiving_start(&r);
+	params(&p, &r);
+	if (change) {
+		p.max_freeze = change->max_freeze;
+		p.patience = change->patience;
+		p.rate_mbit = change->rate_mbit;
+		p.frozen_memory = change->frozen_memory ? change->frozen_memory : p.frozen_memory;
+	}
+	k = stream_send(&p, disks, 1, &ops, ret, e);
+	if (k == 0) {
+		pthread_join(r.thread, NULL);
+		assert_int_equal(r.result, 0);
+	} else {
+		pthread_cancel(r.thread); /* it would wait for a sender for ever */
+		pthread_join(r.thread, NULL);
+	}
+	return k;
+}
+
+/* Each used block is what it was while frozen. */
+static void check(struct source *s, uint64_t blocks)
+{
+	_cleanup_free_ char *path = str_printf("%s/disk0.raw", dir), *bytes = NULL;
+	struct err e = {0};
+	uint64_t checked;
+	size_t len;
+
+	assert_int_equal(io_read_file(path, SIZE + 1, &bytes, &len, &e), 0);
+	assert_int_equal(len, SIZE);
+	for (uint64_t i = 0; i < USED; i++)
+		if (memcmp(bytes + i * STREAM_BLOCK, s->frozen + i * STREAM_BLOCK, STREAM_BLOCK))
+			fail_msg("block %llu differs", (unsigned long long)i);
+	if (stream_verify(dir, &checked, &e) < 0)
+		fail_msg("%s", e.msg);
+	if (blocks)
+		assert_int_equal(checked, blocks);
+}
+
+static bool noted(const struct stream_result *res, const char *text)
+{
+	for (size_t i = 0; i < res->nnotes; i++)
+		if (strstr(res->notes[i], text))
+			return true;
+	return false;
+}
+
+static int setup(void **state)
+{
+	strcpy(dir, "/tmp/test_rounds.XXXXXX");
+	assert_non_null(mkdtemp(dir));
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	return io_remove_tree(dir, NULL);
+}
+
+static void good(struct source *s, const struct stream_send_params *change, struct stream_result *res)
+{
+	struct err e = {0};
+
+	if (run(s, change, res, &e) < 0)
+		fail_msg("%s", e.msg);
+}
+
+/* ---- tests ---- */
+static void test_quiet(void **state)
+{
+	struct stream_result res;
+	struct source s;
+
+	source_init(&s, 1);
+	good(&s, NULL, &res);
+	check(&s, USED + 1); /* the last block of the disk is short, and taken, too */
+	assert_int_equal(res.totals.mode, STREAM_TRACKED);
+	assert_int_equal(s.settles, 1);
+	assert_int_equal(s.freezes, 1);
+	assert_int_equal(s.checkpoints, 1);
+	/* Nothing is read twice. */
+	assert_int_equal(res.totals.bytes_read, USED * (uint64_t)STREAM_BLOCK + stream_block_bytes(SIZE, BLOCKS - 1));
+	stream_result_release(&res);
+	source_release(&s);
+}
+
+static void test_writers(void **state)
+{
+	uint64_t seed =
+	    getenv("REPLANT_SEED") ? strtoull(getenv("REPLANT_SEED"), NULL, 10) : (uint64_t)(id_now() * 1000) | 1;
+
+	for (unsigned i = 0; i < 8; i++, seed += 2) {
+		struct stream_result res;
+		struct source s;
+
+		print_message("seed %llu\n", (unsigned long long)seed);
+		source_init(&s, seed);
+		s.pause_us = i % 4 * 300;
+		s.inside = i % 3 == 0;
+		s.area = i % 5 == 0 ? 40 : 0;
+		source_start(&s);
+		good(&s, i % 2 ? NULL : &(struct stream_send_params){.max_freeze = 0.05, .patience = 0.5}, &res);
+		assert_true(s.written > 0);
+		source_stop(&s);
+		check(&s, 0);
+		assert_int_equal(s.settles, 1);
+		assert_int_equal(s.restarts, 0);
+		assert_int_equal(io_remove_tree(dir, NULL), 0);
+		assert_int_equal(io_mkdirs(dir, 0700, NULL), 0);
+		stream_result_release(&res);
+		source_release(&s);
+	}
+}
+
+/* More is left than memory holds: it is compared while frozen. */
+static void test_small_arena(void **state)
+{
+	struct stream_result res;
+	struct source s;
+
+	source_init(&s, 5);
+	s.inside = true;
+	source_start(&s);
+	good(&s, &(struct stream_send_params){.patience = 0.2, .frozen_memory = 4 * STREAM_BLOCK}, &res);
+	source_stop(&s);
+	check(&s, 0);
+	stream_result_release(&res);
+	source_release(&s);
+}
+
+static void test_taint(void **state)
+{
+	struct stream_result res;
+	struct source s;
+
+	/* Between rounds (a writer keeps them going), and in the freeze. */
+	for (unsigned i = 0; i < 2; i++) {
+		source_init(&s, 7 + 2 * i);
+		s.taint_audit[0] = i ? 0 : 1;
+		s.taint_frozen = i;
+		s.lose_mark = 5; /* what the audit found was true */
+		s.pause_us = 200;
+		source_start(&s);
+		nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+		s.lose_mark = 0;
+		good(&s, NULL, &res);
+		source_stop(&s);
+		check(&s, 0);
+		assert_int_equal(s.restarts, 1);
+		assert_int_equal(res.totals.mode, STREAM_TRACKED);
+		assert_true(noted(&res, "not seen"));
+		stream_result_release(&res);
+		source_release(&s);
+	}
+}
+
+/* Two taints: the rest of the run compares, marks or not. */
+static void test_given_up(void **state)
+{
+	struct stream_result res;
+	struct source s;
+
+	source_init(&s, 11);
+	s.taint_audit[0] = 1;
+	s.taint_audit[1] = 2;
+	s.lose_mark = 2;
+	s.pause_us = 200;
+	source_start(&s);
+	good(&s, NULL, &res);
+	source_stop(&s);
+	check(&s, 0);
+	assert_int_equal(res.totals.mode, STREAM_COMPARING);
+	assert_int_equal(s.settles, 0);
+	assert_true(noted(&res, "this run compares"));
+	stream_result_release(&res);
+	source_release(&s);
+}
+
+static void test_thawed_early(void **state)
+{
+	struct stream_result res;
+	struct source s;
+
+	source_init(&s, 13);
+	s.thaw_early = true;
+	s.pause_us = 100;
+	source_start(&s);
+	good(&s, NULL, &res);
+	source_stop(&s);
+	check(&s, 0);
+	assert_int_equal(s.freezes, 2);
+	stream_result_release(&res);
+	source_release(&s);
+}
+
+static void test_gauge(void **state)
+{
+	assert_true(gauge_converge(100, 200, 10, 50) == 0);
+	assert_true(gauge_converge(300, 100, 50, 10) == 5);
+	assert_true(isinf(gauge_converge(300, 100, 50, 50)));
+	assert_string_equal(gauge_name(STREAM_CPU), "cpu");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test_setup_teardown(test_quiet, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_writers, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_small_arena, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_taint, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_thawed_early, setup, teardown),
+	    cmocka_unit_test(test_gauge),
+	};
+
+	(void)track_again;
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
