@@ -4,13 +4,15 @@
 #include <inttypes.h>
 
 #include "base/err.h"
+#include "base/util.h"
 
-static int check_range(const struct disk *d, const char *what, size_t len, uint64_t off, struct err *e)
+static int check_range(const struct disk *d, const char *what, uint64_t len, uint64_t off, struct err *e)
 {
 	if (off <= d->size && len <= d->size - off)
 		return 0;
-	return err_set(e, -ERANGE, "%s: cannot %s %zu bytes at offset %" PRIu64 ": it has only %" PRIu64 " bytes",
-		       d->name, what, len, off, d->size);
+	return err_set(e, -ERANGE,
+		       "%s: cannot %s %" PRIu64 " bytes at offset %" PRIu64 ": it has only %" PRIu64 " bytes", d->name,
+		       what, len, off, d->size);
 }
 
 static int with_name(const struct disk *d, int r, struct err *e)
@@ -38,6 +40,27 @@ int disk_write(struct disk *d, const void *p, size_t len, uint64_t off, struct e
 	if (!d->ops->write)
 		return err_set(e, -EROFS, "%s: it was opened for reading only", d->name);
 	return with_name(d, d->ops->write(d, p, len, off, e), e);
+}
+
+static int write_zeros(struct disk *d, uint64_t len, uint64_t off, struct err *e)
+{
+	static const char zeros[65536];
+	int r = 0;
+
+	for (uint64_t done = 0; r == 0 && done < len; done += sizeof(zeros))
+		r = d->ops->write(d, zeros, (size_t)MIN(len - done, (uint64_t)sizeof(zeros)), off + done, e);
+	return r;
+}
+
+int disk_zero(struct disk *d, uint64_t len, uint64_t off, struct err *e)
+{
+	int r = check_range(d, "zero", len, off, e);
+
+	if (r < 0 || !len)
+		return r;
+	if (!d->ops->write)
+		return err_set(e, -EROFS, "%s: it was opened for reading only", d->name);
+	return with_name(d, (d->ops->zero ? d->ops->zero : write_zeros)(d, len, off, e), e);
 }
 
 int disk_flush(struct disk *d, struct err *e)

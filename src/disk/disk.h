@@ -15,6 +15,7 @@ struct disk_ops {
 	/* Transfers exactly len bytes or fails with a negative errno; off + len is within size. */
 	int (*read)(struct disk *d, void *p, size_t len, uint64_t off, struct err *e);
 	int (*write)(struct disk *d, const void *p, size_t len, uint64_t off, struct err *e); /* NULL: read-only */
+	int (*zero)(struct disk *d, uint64_t len, uint64_t off, struct err *e); /* NULL: zeros are written */
 	int (*flush)(struct disk *d, struct err *e);
 	void (*close)(struct disk *d);
 };
@@ -47,6 +48,14 @@ struct disk_extent {
 int disk_view_new(const char *name, const struct disk_extent *map, size_t n, struct disk **ret, struct err *e);
 
 /*
+ * The export of an NBD server at the other end of a stream socket, which is taken, also on failure. It reads, writes,
+ * zeroes and flushes; threads wait for each other. -ENOSPC is the server's, -EIO everything else; once the server is
+ * lost, for good.
+ */
+int disk_nbd_new(int fd, const char *export, struct disk **ret, struct err *e);
+bool disk_nbd_is_lost(struct disk *d);
+
+/*
  * Failure on request, for tests and drills: reads that touch [bad_off, bad_off + bad_len) fail with -EIO, `times` times
  * (0: always). Borrows `lower`.
  */
@@ -56,6 +65,8 @@ int disk_fault_new(struct disk *lower, uint64_t bad_off, uint64_t bad_len, unsig
 /* -ERANGE when the range is not within the disk; e is prefixed with the disk's name. */
 int disk_read(struct disk *d, void *p, size_t len, uint64_t off, struct err *e);
 int disk_write(struct disk *d, const void *p, size_t len, uint64_t off, struct err *e);
+/* The range reads as zeros afterwards. */
+int disk_zero(struct disk *d, uint64_t len, uint64_t off, struct err *e);
 int disk_flush(struct disk *d, struct err *e);
 void disk_close(struct disk *d); /* NULL is fine */
 static inline void disk_closep(struct disk **d)

@@ -6,10 +6,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "base/crc32.h"
 #include "base/err.h"
+#include "base/proc.h"
 #include "base/util.h"
 #include "disk/disk.h"
 
@@ -212,6 +218,151 @@ static void test_fault(void **state)
 	assert_int_equal(disk_read(always, b, 1, 1, &e), 0);
 }
 
+/* ---- NBD, against qemu-storage-daemon ---- */
+
+#define LAYER_SIZE (64 * 1024 * 1024 + 512)
+
+struct nbd_rig {
+	char dir[64], base[96], layer[96];
+	pid_t server;
+};
+
+static void rig_run(const char *const argv[])
+{
+	struct err e = {0};
+
+	if (proc_run(argv, 65536, NULL, &e) < 0)
+		fail_msg("%s", e.msg);
+}
+
+/* A base full of 0xaa and an empty layer on it. */
+static void rig_make(struct nbd_rig *g)
+{
+	char fill[64];
+
+	snprintf(g->dir, sizeof(g->dir), "test_nbd_XXXXXX");
+	assert_non_null(mkdtemp(g->dir));
+	snprintf(g->base, sizeof(g->base), "%s/base.raw", g->dir);
+	snprintf(g->layer, sizeof(g->layer), "%s/layer.qcow2", g->dir);
+	snprintf(fill, sizeof(fill), "write -P 0xaa 0 %d", LAYER_SIZE);
+	int fd = open(g->base, O_RDWR | O_CREAT, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, LAYER_SIZE), 0);
+	close(fd);
+	rig_run((const char *const[]){"qemu-io", "-f", "raw", "-c", fill, g->base, NULL});
+	rig_run((const char *const[]){"qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base.raw",
+				      g->layer, NULL});
+}
+
+/* Serves the layer; returns the connected socket. */
+static int rig_serve(struct nbd_rig *g)
+{
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+	int l = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), c = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	char server[64], blockdev[256];
+	const char *argv[] = {"qemu-storage-daemon",
+			      "--blockdev",
+			      blockdev,
+			      "--nbd-server",
+			      server,
+			      "--export",
+			      "nbd,id=disk0,node-name=disk0,name=disk0,writable=on",
+			      NULL};
+	struct proc_opts o = PROC_OPTS_INIT;
+	struct err e = {0};
+
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s/socket", g->dir);
+	assert_int_equal(bind(l, (struct sockaddr *)&at, sizeof(at)), 0);
+	assert_int_equal(listen(l, 4), 0);
+	assert_int_equal(connect(c, (struct sockaddr *)&at, sizeof(at)), 0);
+	unlink(at.sun_path);
+	snprintf(server, sizeof(server), "addr.type=fd,addr.str=%d", l);
+	snprintf(blockdev, sizeof(blockdev),
+		 "driver=qcow2,node-name=disk0,cache.no-flush=on,file.driver=file,file.filename=%s", g->layer);
+	o.keep = &l;
+	o.nkeep = 1;
+	o.die_with_us = true;
+	if (proc_spawn(argv, &o, &g->server, &e) < 0)
+		fail_msg("%s", e.msg);
+	close(l);
+	return c;
+}
+
+static void rig_kill(struct nbd_rig *g)
+{
+	int status;
+
+	kill(g->server, SIGKILL);
+	assert_int_equal(proc_wait(g->server, &status, NULL), 0);
+}
+
+static void rig_expect(const struct nbd_rig *g, const char *command)
+{
+	rig_run((const char *const[]){"qemu-io", "-r", "-f", "qcow2", "-c", command, g->layer, NULL});
+}
+
+static void rig_remove(struct nbd_rig *g)
+{
+	unlink(g->base);
+	unlink(g->layer);
+	rmdir(g->dir);
+}
+
+/* What was flushed survives SIGKILL of the server; zeros hide what the base has, up to a disk's odd end. */
+static void test_nbd_layer(void **state)
+{
+	_cleanup_free_ char *buf = malloc(MIB);
+	struct nbd_rig g = {0};
+	struct disk *d = NULL;
+	struct err e = {0};
+
+	if (access("/usr/bin/qemu-storage-daemon", X_OK) < 0)
+		skip();
+	rig_make(&g);
+	assert_int_equal(disk_nbd_new(rig_serve(&g), "disk0", &d, &e), 0);
+	assert_int_equal(d->size, LAYER_SIZE);
+	memset(buf, 0x55, MIB);
+	assert_int_equal(disk_write(d, buf, MIB, 65536, &e), 0);
+	assert_int_equal(disk_zero(d, 65536, 10 * MIB, &e), 0);
+	assert_int_equal(disk_zero(d, 512, LAYER_SIZE - 512, &e), 0);
+	assert_int_equal(disk_write(d, buf, 512, LAYER_SIZE - 511, &e), -ERANGE);
+	assert_int_equal(disk_flush(d, &e), 0);
+	assert_int_equal(disk_read(d, buf, MIB, MIB, &e), 0);
+	assert_int_equal(buf[65535], 0x55);
+	assert_int_equal((unsigned char)buf[65536], 0xaa);
+	assert_false(disk_nbd_is_lost(d));
+	rig_kill(&g);
+	assert_int_equal(disk_write(d, buf, 65536, 0, &e), -EIO);
+	assert_true(disk_nbd_is_lost(d));
+	assert_int_equal(disk_flush(d, &e), -EIO);
+	disk_close(d);
+	rig_expect(&g, "read -P 0xaa 0 65536");
+	rig_expect(&g, "read -P 0x55 65536 1M");
+	rig_expect(&g, "read -P 0 10M 65536");
+	rig_expect(&g, "read -P 0xaa 10551296 1M");
+	rig_expect(&g, "read -P 0 64M 512");
+	rig_remove(&g);
+}
+
+static void test_nbd_refused(void **state)
+{
+	struct nbd_rig g = {0};
+	struct disk *d = NULL;
+	struct err e = {0};
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	assert_int_equal(write(pair[1], "NBDMAGICIHAVEOPX\0\3", 18), 18);
+	assert_int_equal(disk_nbd_new(pair[0], "disk0", &d, &e), -EPROTO);
+	close(pair[1]);
+	if (access("/usr/bin/qemu-storage-daemon", X_OK) < 0)
+		skip();
+	rig_make(&g);
+	assert_int_equal(disk_nbd_new(rig_serve(&g), "disk1", &d, &e), -ENOENT);
+	rig_kill(&g);
+	rig_remove(&g);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -219,6 +370,7 @@ int main(void)
 	    cmocka_unit_test(test_file_writes), cmocka_unit_test(test_open_fails),
 	    cmocka_unit_test(test_shrunk_file), cmocka_unit_test(test_memory_is_sparse),
 	    cmocka_unit_test(test_view),        cmocka_unit_test(test_fault),
+	    cmocka_unit_test(test_nbd_layer),   cmocka_unit_test(test_nbd_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
