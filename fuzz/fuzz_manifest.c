@@ -53,7 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	if (m.nblocks < 100000) /* a header may tell of terabytes: reading them all is not the point */
 		stream_verify(dir, &n, NULL);
-	must(replica_open(dirfd, 0, codec_digest(CODEC_XXH3_128), SIZE, 512, &r, NULL) == 0);
+	must(replica_open(dirfd, 0, codec_digest(CODEC_XXH3_128), SIZE, 512, NULL, &r, NULL) == 0);
 	must(replica_digests(r, 0, out, &bytes, &known, NULL) == 0 && bytes == 21 * 16);
 	replica_statement(&r->manifest, NULL, sum, &n, NULL);
 	replica_close(r, true, NULL);

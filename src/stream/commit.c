@@ -17,7 +17,7 @@ static json_t *commit_disk(unsigned i, const struct replica *d, const struct wir
 {
 	char hex[65], raw[32], manifest[32];
 
-	replica_file(raw, sizeof(raw), i, "raw");
+	replica_file(raw, sizeof(raw), i, d->layer ? "qcow2" : "raw");
 	replica_file(manifest, sizeof(manifest), i, "manifest");
 	str_hex(m->disks[i].statement, 32, hex);
 	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s}", "file", raw, "manifest", manifest, "size",

@@ -95,7 +95,7 @@ static bool kick_data(const struct receiver_conn *c, const struct receiver_conn 
 /* Files of disks that the run had before and has no more. */
 static int open_remove_others(struct receiver *rv, size_t n, struct err *e)
 {
-	static const char *const suffixes[] = {"raw", "manifest"};
+	static const char *const suffixes[] = {"raw", "qcow2", "manifest"};
 	char name[32];
 
 	for (unsigned i = (unsigned)n; i < WIRE_DISKS_MAX; i++) {
@@ -143,7 +143,7 @@ static int open_run(struct receiver *rv, void *arg, struct err *e)
 		if (r < 0)
 			break;
 		r = replica_open(rv->dirfd, (unsigned)i, codec_digest(m->digest), m->disks[i].size, m->disks[i].sector,
-				 &rv->disks[i], e);
+				 rv->layers[i], &rv->disks[i], e);
 		if (r < 0)
 			bitmap_release(&rv->used[i]);
 		else

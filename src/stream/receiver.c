@@ -388,6 +388,8 @@ static void receiver_release(struct receiver *rv)
 		pthread_cond_wait(&rv->changed, &rv->lock);
 	pthread_mutex_unlock(&rv->lock);
 	receiver_close_disks(rv, true);
+	for (size_t i = 0; i < WIRE_DISKS_MAX; i++)
+		disk_close(rv->layers[i]);
 	if (rv->listenfd >= 0)
 		close(rv->listenfd);
 	if (rv->dirfd >= 0)
@@ -407,6 +409,21 @@ static int receiver_open_dir(struct receiver *rv, struct err *e)
 	if (errno == EWOULDBLOCK)
 		return err_set(e, -EBUSY, "another receiver uses the directory '%s'", rv->p->dir);
 	return err_sys(e, "cannot lock the directory '%s'", rv->p->dir);
+}
+
+/* At once, because a server may not wait for long until its client has said what it wants. */
+static int receiver_open_layers(struct receiver *rv, struct err *e)
+{
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < MIN(rv->p->nlayers, (size_t)WIRE_DISKS_MAX); i++) {
+		char name[32];
+
+		snprintf(name, sizeof(name), "disk%zu", i);
+		if (rv->p->layers[i] >= 0)
+			r = disk_nbd_new(rv->p->layers[i], name, &rv->layers[i], e);
+	}
+	return r;
 }
 
 static int receiver_listen(struct receiver *rv, uint16_t *ret_port, struct err *e)
@@ -476,6 +493,8 @@ int stream_receive(const struct stream_receive_params *p, stream_event_fn event,
 		r = receiver_listen(&rv, &port, e);
 	if (r == 0)
 		r = proc_drop(p->user, e);
+	if (r == 0)
+		r = receiver_open_layers(&rv, e);
 	if (r == 0) {
 		receiver_limits();
 		receiver_event_take(&rv, json_pack("{s:s, s:i}", "event", "listening", "port", (int)port));

@@ -57,6 +57,7 @@ struct receiver {
 	struct bitmap used[WIRE_DISKS_MAX];
 	size_t ndisks;
 	uint64_t size_total;
+	struct disk *layers[WIRE_DISKS_MAX]; /* of earlier replicas, from start to end; NULL: none */
 };
 
 /* ---- receiver.c ---- */

@@ -1,4 +1,10 @@
-/* A disk's copy: a sparse raw file and its manifest. A block's entry is zeroed before the block changes and set after.
+/*
+ * A disk's copy: a sparse raw file, or a layer on an earlier one, and its manifest. A block's entry is zeroed before
+ * the block changes and set after.
+ *
+ * A layer is a qcow2 file behind a server that keeps its tables in memory until it is flushed. So an entry is set only
+ * after a flush: then a killed server leaves what the entries say, as a killed receiver does. The server doesn't sync
+ * (cache.no-flush), which makes that cheap; replica_sync() does, on the file.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +37,11 @@ static void replica_zero_digests(struct replica *r)
 /* Marks it as one whose file may not hold what was written. Returns code, for the caller to return. */
 static int replica_break(struct replica *r, int code)
 {
+	/* Behind a lost server the file has all that the entries say. */
+	if (r->layer && disk_nbd_is_lost(r->layer)) {
+		r->broken = true;
+		return code;
+	}
 	if (!atomic_exchange(&r->broken, true) && r->manifest.digest && r->manifest.fd >= 0)
 		manifest_distrust(&r->manifest);
 	return code;
@@ -61,6 +72,12 @@ static int replica_sync_data(struct replica *r, struct err *e)
 {
 	if (replica_fault())
 		return err_set(e, -EIO, "cannot sync the replica: failure on request");
+	if (r->layer) {
+		int k = disk_flush(r->layer, e);
+
+		if (k < 0)
+			return k;
+	}
 	return fdatasync(r->fd) < 0 ? err_sys(e, "cannot sync the replica") : 0;
 }
 
@@ -76,6 +93,33 @@ static int replica_uncache(struct replica *r, struct err *e)
 	return 0;
 }
 
+static int replica_rebuild_block(struct replica *r, uint64_t i, uint8_t *buf, struct err *e)
+{
+	size_t n = stream_block_bytes(r->size, i);
+	uint8_t digest[CODEC_DIGEST_MAX];
+
+	if (r->layer) {
+		int k = disk_read(r->layer, buf, n, i * STREAM_BLOCK, e);
+
+		/* Most of them were never used. */
+		if (k < 0 || codec_is_zero(buf, n))
+			return k;
+	} else if (io_pread_full(r->fd, buf, n, i * STREAM_BLOCK) != (ssize_t)n) {
+		return err_sys(e, "cannot read the replica");
+	}
+	r->manifest.digest->compute(buf, n, digest);
+	return manifest_put(&r->manifest, i, 1, digest, e);
+}
+
+static int replica_rebuild_layer(struct replica *r, uint8_t *buf, struct err *e)
+{
+	int k = 0;
+
+	for (uint64_t i = 0; k == 0 && i < r->manifest.nblocks; i++)
+		k = replica_rebuild_block(r, i, buf, e);
+	return k;
+}
+
 /* Makes the entries of what the file holds; holes stay unknown, sending zeros for them costs nothing. */
 static int replica_rebuild(struct replica *r, struct err *e)
 {
@@ -84,25 +128,69 @@ static int replica_rebuild(struct replica *r, struct err *e)
 
 	if (!buf)
 		return err_nomem(e);
+	if (r->layer)
+		return replica_rebuild_layer(r, buf, e);
 	while ((from = lseek(r->fd, from, SEEK_DATA)) >= 0) {
 		off_t end = lseek(r->fd, from, SEEK_HOLE);
 		uint64_t last = end < 0 ? r->manifest.nblocks : util_div_up((uint64_t)end, STREAM_BLOCK);
 
 		for (uint64_t i = (uint64_t)from / STREAM_BLOCK; i < last && i < r->manifest.nblocks; i++) {
-			size_t n = stream_block_bytes(r->size, i);
-			uint8_t digest[CODEC_DIGEST_MAX];
-			int k;
+			int k = replica_rebuild_block(r, i, buf, e);
 
-			if (io_pread_full(r->fd, buf, n, i * STREAM_BLOCK) != (ssize_t)n)
-				return err_sys(e, "cannot read the replica");
-			r->manifest.digest->compute(buf, n, digest);
-			k = manifest_put(&r->manifest, i, 1, digest, e);
 			if (k < 0)
 				return k;
 		}
 		from = (off_t)(last * STREAM_BLOCK);
 	}
 	return errno == ENXIO ? 0 : err_sys(e, "cannot read the replica");
+}
+
+static int replica_unlink(int dirfd, unsigned index, const char *suffix, struct err *e)
+{
+	char name[32];
+
+	replica_file(name, sizeof(name), index, suffix);
+	if (unlinkat(dirfd, name, 0) < 0 && errno != ENOENT)
+		return err_sys(e, "cannot remove '%s'", name);
+	return 0;
+}
+
+static int replica_open_file(int dirfd, unsigned index, const char *suffix, int flags, struct replica *r,
+			     struct stat *st, struct err *e)
+{
+	char name[32];
+
+	replica_file(name, sizeof(name), index, suffix);
+	r->fd = openat(dirfd, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (r->fd < 0 || fstat(r->fd, st) < 0)
+		return err_sys(e, "cannot open '%s'", name);
+	return S_ISREG(st->st_mode) ? 0 : err_set(e, -EINVAL, "'%s' is not a regular file", name);
+}
+
+static int replica_open_raw(int dirfd, unsigned index, struct replica *r, struct err *e)
+{
+	struct stat st;
+	int k = replica_open_file(dirfd, index, "raw", O_RDWR | O_CREAT, r, &st, e);
+
+	/* A replica that was cut or made new behind the manifest's back makes it worthless: the size is part of the
+	 * match. */
+	if (k < 0 || (uint64_t)st.st_size == r->size)
+		return k;
+	k = replica_unlink(dirfd, index, "manifest", e);
+	/* It described a layer that doesn't fit any more. */
+	k = k ?: replica_unlink(dirfd, index, "qcow2", e);
+	if (k == 0 && ftruncate(r->fd, (off_t)r->size) < 0)
+		k = err_sys(e, "cannot make a replica of %llu bytes", (unsigned long long)r->size);
+	return k;
+}
+
+/* A raw file that was begun stays the replica, whatever size the source's disk takes next. */
+static bool replica_layer_fits(int dirfd, unsigned index, const struct disk *layer, uint64_t size)
+{
+	char name[32];
+
+	replica_file(name, sizeof(name), index, "raw");
+	return layer && layer->size == size && faccessat(dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0;
 }
 
 static int replica_open_files(int dirfd, unsigned index, const struct codec_digest *digest, uint32_t sector,
@@ -113,22 +201,11 @@ static int replica_open_files(int dirfd, unsigned index, const struct codec_dige
 	struct stat st;
 	int k;
 
-	replica_file(name, sizeof(name), index, "raw");
-	r->fd = openat(dirfd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (r->fd < 0 || fstat(r->fd, &st) < 0)
-		return err_sys(e, "cannot open '%s'", name);
-	if (!S_ISREG(st.st_mode))
-		return err_set(e, -EINVAL, "'%s' is not a regular file", name);
-	/* A replica that was cut or made new behind the manifest's back makes it worthless: the size is part of the
-	 * match. */
+	k = r->layer ? replica_open_file(dirfd, index, "qcow2", O_RDONLY, r, &st, e)
+		     : replica_open_raw(dirfd, index, r, e);
+	if (k < 0)
+		return k;
 	manifest_boot_id(boot_id);
-	if ((uint64_t)st.st_size != r->size) {
-		replica_file(name, sizeof(name), index, "manifest");
-		if (unlinkat(dirfd, name, 0) < 0 && errno != ENOENT)
-			return err_sys(e, "cannot remove '%s'", name);
-		if (ftruncate(r->fd, (off_t)r->size) < 0)
-			return err_sys(e, "cannot make a replica of %llu bytes", (unsigned long long)r->size);
-	}
 	replica_file(name, sizeof(name), index, "manifest");
 	k = manifest_open(dirfd, name, digest, r->size, sector, boot_id, &r->manifest, &trusted, e);
 	if (k < 0)
@@ -145,7 +222,7 @@ static int replica_open_files(int dirfd, unsigned index, const struct codec_dige
 }
 
 int replica_open(int dirfd, unsigned index, const struct codec_digest *digest, uint64_t size, uint32_t sector,
-		 struct replica **ret, struct err *e)
+		 struct disk *layer, struct replica **ret, struct err *e)
 {
 	struct replica *r = calloc(1, sizeof(*r));
 	int k;
@@ -154,6 +231,8 @@ int replica_open(int dirfd, unsigned index, const struct codec_digest *digest, u
 		return err_nomem(e);
 	r->fd = -1;
 	r->size = size;
+	if (replica_layer_fits(dirfd, index, layer, size))
+		r->layer = layer;
 	for (size_t i = 0; i < REPLICA_LOCKS; i++)
 		pthread_mutex_init(&r->locks[i], NULL);
 	k = replica_open_files(dirfd, index, digest, sector, r, e);
@@ -269,6 +348,9 @@ static int replica_punch(struct replica *r, uint64_t off, uint64_t len, struct e
 {
 	static const uint8_t zero[STREAM_BLOCK];
 
+	/* Not a hole: that would show what the layer below has. */
+	if (r->layer)
+		return disk_zero(r->layer, len, off, e);
 	if (fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0)
 		return 0;
 	if (errno != EOPNOTSUPP && errno != ENOSYS)
@@ -284,6 +366,19 @@ static int replica_punch(struct replica *r, uint64_t off, uint64_t len, struct e
 		done += n;
 	}
 	return 0;
+}
+
+static int replica_put(struct replica *r, const uint8_t *data, uint64_t len, uint64_t off, struct err *e)
+{
+	int k;
+
+	if (r->layer)
+		return disk_write(r->layer, data, len, off, e);
+	k = io_pwrite_full(r->fd, data, len, off);
+	if (k == 0)
+		return 0;
+	errno = -k;
+	return err_sys(e, "cannot write the replica");
 }
 
 /* Runs of equal kind at once: one pwrite or one punch each. */
@@ -306,11 +401,9 @@ static int replica_write_runs(struct replica *r, const struct wire_blocks *m, co
 				return k;
 			continue;
 		}
-		k = io_pwrite_full(r->fd, data, len, off);
-		if (k < 0) {
-			errno = -k;
-			return err_sys(e, "cannot write the replica");
-		}
+		k = replica_put(r, data, len, off, e);
+		if (k < 0)
+			return k;
 		data += len;
 	}
 	return 0;
@@ -361,6 +454,8 @@ static int replica_write_locked(struct replica *r, const struct wire_blocks *m, 
 	}
 	if (k == 0)
 		k = replica_write_runs(r, m, data, e);
+	if (k == 0 && r->layer)
+		k = disk_flush(r->layer, e);
 	if (k < 0)
 		return k;
 	replica_set_entries(r, m, n, entries, true);

@@ -166,6 +166,9 @@ struct stream_receive_params {
 	const char *user;   /* becomes that user after the directory and port are open; NULL: stays */
 	uint64_t min_free;  /* bytes to leave free on the filesystem of dir */
 	bool once;          /* ends (-ECONNABORTED) when the sender leaves without a commit, else waits for it */
+	const int *layers;  /* sockets of NBD servers (taken), by number of the disk: each serves the dir's diskN.qcow2,
+			     * a  layer on an earlier replica, as "diskN"; -1: none */
+	size_t nlayers;
 };
 /* Called with each event as a JSON object (borrowed): listening, connected, progress, committed, error. */
 typedef void (*stream_event_fn)(void *arg, const char *json);

@@ -6,6 +6,7 @@
 
 #include "base/err.h"
 #include "codec/codec.h"
+#include "disk/disk.h"
 #include "stream/stream.h"
 #include "wire/wire.h"
 
@@ -72,7 +73,8 @@ int manifest_parse(const uint8_t header[MANIFEST_HEADER], struct manifest *ret, 
 #define REPLICA_LOCKS 64u
 
 struct replica {
-	int fd;
+	int fd;             /* the file; a layer's is only synced through it */
+	struct disk *layer; /* NULL: the file is raw and written to directly */
 	uint64_t size;
 	struct manifest manifest;
 	uint8_t zero_full[CODEC_DIGEST_MAX], zero_last[CODEC_DIGEST_MAX]; /* digests of zero blocks */
@@ -83,8 +85,12 @@ struct replica {
 	atomic_bool broken;
 };
 
+/*
+ * `layer` (borrowed, may be NULL) is what a server makes of diskN.qcow2: it is written to when it fits the size, and no
+ * diskN.raw was begun instead; a disk of another size begins one.
+ */
 int replica_open(int dirfd, unsigned index, const struct codec_digest *digest, uint64_t size, uint32_t sector,
-		 struct replica **ret, struct err *e);
+		 struct disk *layer, struct replica **ret, struct err *e);
 /* With everything synced and the manifest marked clean when `clean`, unless it is broken. */
 int replica_close(struct replica *r, bool clean, struct err *e); /* NULL is fine */
 /* Digests of a window; *ret_known: is any known? */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/err.h"
@@ -11,12 +12,34 @@
 #include "base/util.h"
 #include "stream/stream.h"
 
-#define EXIT_TEMPORARY 75
+#define EXIT_TEMPORARY     75
+#define RECEIVE_LAYERS_MAX 64u
 
 static void receive_event(void *arg, const char *json)
 {
 	printf("%s\n", json);
 	fflush(stdout);
+}
+
+/* "5,-,6": a descriptor for each disk that has a layer. */
+static int receive_layers(const char *text, int fds[RECEIVE_LAYERS_MAX], size_t *ret_n, struct err *e)
+{
+	const char *s = text;
+	size_t n = 0;
+
+	for (; s && n < RECEIVE_LAYERS_MAX; n++) {
+		char *end = (char *)(uintptr_t)s + 1;
+		long fd = *s == '-' ? -1 : strtol(s, &end, 10);
+
+		if (end == s || (*end && *end != ',') || fd < -1 || fd > 65535)
+			return err_set(e, -EINVAL, "--layers '%s' is not a list of descriptors", text);
+		fds[n] = (int)fd;
+		s = *end ? end + 1 : NULL;
+	}
+	if (s)
+		return err_set(e, -EINVAL, "--layers names more than %u disks", RECEIVE_LAYERS_MAX);
+	*ret_n = n;
+	return 0;
 }
 
 static int receive_params(const struct transition_options *o, struct stream_receive_params *p, char *host, size_t size,
@@ -44,11 +67,14 @@ int transition_receive(void *options, int argc, char **argv)
 	const struct transition_options *o = options;
 	struct stream_receive_params p = {0};
 	struct err e = {0};
+	int layers[RECEIVE_LAYERS_MAX], r;
 	char host[64];
-	int r;
 
+	p.layers = layers;
 	signal(SIGPIPE, SIG_IGN);
 	r = receive_params(o, &p, host, sizeof(host), &e);
+	if (r == 0)
+		r = receive_layers(o->layers, layers, &p.nlayers, &e);
 	if (r == 0)
 		r = stream_receive(&p, receive_event, NULL, &e);
 	explicit_bzero(p.link.psk, sizeof(p.link.psk));

@@ -5,7 +5,7 @@
 
 struct transition_options {
 	/* receive, verify */
-	const char *dir, *listen, *run, *psk_file, *user, *min_free;
+	const char *dir, *listen, *run, *psk_file, *user, *min_free, *layers;
 	bool once;
 };
 

@@ -171,7 +171,7 @@ static struct replica *open_replica(uint64_t size)
 	struct replica *r = NULL;
 	struct err e = {0};
 
-	if (replica_open(dirfd_, 0, codec_digest(CODEC_XXH3_128), size, 512, &r, &e) < 0)
+	if (replica_open(dirfd_, 0, codec_digest(CODEC_XXH3_128), size, 512, NULL, &r, &e) < 0)
 		fail_msg("%s", e.msg);
 	return r;
 }
