@@ -44,18 +44,21 @@ int local_check_id(const char *noun, const char *id, struct err *e)
 	return id_is(noun, id) ? 0 : err_set(e, -EINVAL, "'%s' is no %s", id, noun);
 }
 
+static bool local_has_disk(const char *dir, size_t i, const char *suffix)
+{
+	char path[PATH_MAX + 64];
+	struct stat st;
+
+	return (size_t)snprintf(path, sizeof(path), "%s/disk%zu.%s", dir, i, suffix) < sizeof(path) &&
+	       lstat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 size_t local_disks(const char *dir)
 {
 	size_t n = 0;
 
-	for (; n < LOCAL_DISKS_MAX; n++) {
-		char path[PATH_MAX + 64];
-		struct stat st;
-
-		if ((size_t)snprintf(path, sizeof(path), "%s/disk%zu.raw", dir, n) >= sizeof(path) ||
-		    lstat(path, &st) < 0 || !S_ISREG(st.st_mode))
-			break;
-	}
+	while (n < LOCAL_DISKS_MAX && (local_has_disk(dir, n, "raw") || local_has_disk(dir, n, "qcow2")))
+		n++;
 	return n;
 }
 
@@ -203,6 +206,7 @@ struct local_receiver {
 	struct qemu_lines lines;
 	struct err last; /* the error event, if one came */
 	bool committed;
+	struct local_layers layers;
 };
 
 static int receive_error_code(const char *code, bool temporary)
@@ -256,98 +260,171 @@ static int receive_follow(struct local_receiver *rc, const struct provider_watch
 	}
 }
 
+static int receive_spawn(struct local *l, const char *dir, const struct provider_receive *r,
+			 const struct local_layers *ly, int in, int out, pid_t *ret, struct err *e)
+{
+	char listen_at[128], layers[LOCAL_DISKS_MAX * 12] = "";
+	int keep[LOCAL_DISKS_MAX], k = local_layers_option(ly, layers, sizeof(layers));
+	struct proc_opts o = PROC_OPTS_INIT;
+	struct local_path program;
+	const char *argv[20] = {program.s, "receive",    "--dir", dir,      "--listen",   listen_at,       "--run",
+				r->run,    "--psk-file", "-",     "--once", "--min-free", RECEIVE_MIN_FREE};
+	size_t n = 13;
+
+	must(k == 0);
+	k = local_program(l, "replant-transition", &program, e);
+	if (k < 0)
+		return k;
+	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:%u" : "%s:%u", r->listen, r->port);
+	if (l->user) {
+		argv[n++] = "--user";
+		argv[n++] = l->user;
+	}
+	if (*layers) {
+		argv[n++] = "--layers";
+		argv[n++] = layers;
+	}
+	for (size_t i = 0; i < ly->n; i++)
+		if (ly->served[i])
+			keep[o.nkeep++] = ly->fd[i];
+	o.keep = keep;
+	o.stdin_fd = in;
+	o.stdout_fd = out;
+	o.die_with_us = true;
+	return proc_spawn(argv, &o, ret, e);
+}
+
 static int receive_start(struct local *l, const char *dir, const struct provider_receive *r, struct local_receiver *rc,
 			 struct err *e)
 {
 	_cleanup_close_ int in_r = -1, in_w = -1, out_w = -1;
-	struct proc_opts o = PROC_OPTS_INIT;
-	struct local_path program;
-	char listen_at[128];
-	int p[2], q[2], rc2 = local_program(l, "replant-transition", &program, e);
-	const char *argv[20] = {program.s, "receive",    "--dir", dir,      "--listen",   listen_at,       "--run",
-				r->run,    "--psk-file", "-",     "--once", "--min-free", RECEIVE_MIN_FREE};
+	int p[2], q[2], k;
 
-	if (rc2 < 0)
-		return rc2;
-	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:%u" : "%s:%u", r->listen, r->port);
-	if (l->user) {
-		argv[13] = "--user";
-		argv[14] = l->user;
-	}
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start the receiver");
 	in_r = p[0], in_w = p[1];
 	if (pipe2(q, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start the receiver");
 	rc->out = q[0], out_w = q[1];
-	o.stdin_fd = in_r;
-	o.stdout_fd = out_w;
-	o.die_with_us = true;
-	rc2 = proc_spawn(argv, &o, &rc->pid, e);
-	if (rc2 < 0)
-		return rc2;
+	k = receive_spawn(l, dir, r, &rc->layers, in_r, out_w, &rc->pid, e);
+	local_layers_drop(&rc->layers);
+	if (k < 0)
+		return k;
 	/* The secret is on no command line and in no file. It fits into the pipe. */
 	if (io_write_full(in_w, r->psk_hex, strlen(r->psk_hex)) < 0 || io_write_full(in_w, "\n", 1) < 0)
 		return err_set(e, -EPIPE, "the receiver did not take its key");
 	return 0;
 }
 
-static int local_receive(struct provider *p, const char *job, const struct provider_receive *r,
-			 const struct provider_watch *w, struct err *e)
+/* The directory the receiver fills. */
+static int receive_dir(struct local *l, const char *job, uint64_t number, struct local_path *ret, struct err *e)
 {
-	struct local *l = local_of(p);
-	struct local_receiver rc = {.pid = -1, .out = -1};
-	struct local_path dir;
-	int status = 0, rv = local_check_id("job", job, e);
+	int r;
 
-	if (rv == 0)
-		rv = local_path(l, &dir, e, "jobs/%s/replica", job);
-	if (rv == 0)
-		rv = io_mkdirs(dir.s, 0755, e);
+	if (number)
+		return local_chain_begin(l, job, number, ret, e);
+	r = local_path(l, ret, e, "jobs/%s/replica", job);
+	r = r ?: io_mkdirs(ret->s, 0755, e);
 	/* Somebody's whole server: nobody else on this host may read it. */
-	if (rv == 0 && chmod(dir.s, 0700) < 0)
-		rv = err_sys(e, "cannot protect '%s'", dir.s);
-	if (rv == 0)
-		rv = local_give(l, dir.s, e);
-	if (rv == 0)
-		rv = receive_start(l, dir.s, r, &rc, e);
-	if (rv == 0)
-		rv = receive_follow(&rc, w, e);
-	if (rc.pid > 0 && rv < 0)
-		proc_stop(rc.pid, RECEIVE_GRACE);
-	else if (rc.pid > 0)
-		rv = proc_wait(rc.pid, &status, e);
-	if (rc.out >= 0)
-		close(rc.out);
-	qemu_lines_release(&rc.lines);
-	if (rv < 0)
-		return rv;
-	if (status == 0 && rc.committed)
+	if (r == 0 && chmod(ret->s, 0700) < 0)
+		r = err_sys(e, "cannot protect '%s'", ret->s);
+	return r ?: local_give(l, ret->s, e);
+}
+
+static int receive_layers(struct local *l, const char *job, const char *dir, struct local_receiver *rc, struct err *e)
+{
+	struct local_path run;
+	int r = local_path(l, &run, e, "runs/%s-layers", job);
+
+	r = r ?: local_fresh_dir(l, run.s, e);
+	r = r ?: local_layers_serve(l, dir, run.s, &rc->layers, e);
+	io_remove_tree(run.s, NULL);
+	return r;
+}
+
+/* Until the receiver has ended, and then its server. */
+static int receive_run(struct local *l, const char *job, const struct provider_receive *r, const char *dir,
+		       struct local_receiver *rc, const struct provider_watch *w, int *ret_status, struct err *e)
+{
+	int k = r->number ? receive_layers(l, job, dir, rc, e) : 0;
+
+	k = k ?: receive_start(l, dir, r, rc, e);
+	k = k ?: receive_follow(rc, w, e);
+	if (rc->pid > 0 && k < 0)
+		proc_stop(rc->pid, RECEIVE_GRACE);
+	else if (rc->pid > 0)
+		k = proc_wait(rc->pid, ret_status, e);
+	local_layers_stop(&rc->layers);
+	if (rc->out >= 0)
+		close(rc->out);
+	qemu_lines_release(&rc->lines);
+	return k;
+}
+
+static int receive_result(const struct local_receiver *rc, int status, struct err *e)
+{
+	if (status == 0 && rc->committed)
 		return 0;
-	if (rc.last.code)
-		return err_set(e, rc.last.code, "%s", rc.last.msg);
+	if (rc->last.code)
+		return err_set(e, rc->last.code, "%s", rc->last.msg);
 	return err_set(e, status == 75 ? -EAGAIN : -EIO,
 		       "the receiver ended with status %d before the copy was complete", status);
 }
 
+static int receive_shared(struct local *l, const char *job, const struct provider_receive *r,
+			  const struct provider_watch *w, struct err *e)
+{
+	struct local_receiver rc = {.pid = -1, .out = -1, .layers.pid = -1};
+	struct local_path dir;
+	int status = 0, k = receive_dir(l, job, r->number, &dir, e), rest;
+
+	if (k < 0)
+		return k;
+	k = receive_run(l, job, r, dir.s, &rc, w, &status, e);
+	rest = r->number ? local_chain_rest(l, job, r->number, k < 0 ? NULL : e) : 0;
+	if (k < 0 || rest < 0)
+		return k < 0 ? k : rest;
+	k = receive_result(&rc, status, e);
+	return k == 0 && r->number ? local_chain_complete(l, job, r->number, e) : k;
+}
+
+static int local_receive(struct provider *p, const char *job, const struct provider_receive *r,
+			 const struct provider_watch *w, struct err *e)
+{
+	struct local *l = local_of(p);
+	int k = local_check_id("job", job, e);
+
+	/* The fewer layers there are, the faster it reads. What can't be done now is done another time. */
+	if (k == 0 && r->number && local_chain_own(l, job)) {
+		local_trim_chain(l, job, w, NULL);
+		local_chain_disown(l, job);
+	}
+	k = k ?: local_chain_share(l, job, w, e);
+	if (k < 0)
+		return k;
+	k = receive_shared(l, job, r, w, e);
+	local_chain_unshare(l, job);
+	return k;
+}
+
 static int local_job_remove(struct provider *p, const char *job, struct err *e)
 {
+	struct local *l = local_of(p);
 	struct local_path path;
 	int r = local_check_id("job", job, e);
 
-	if (r == 0)
-		r = local_path(local_of(p), &path, e, "jobs/%s", job);
-	if (r == 0)
-		r = io_remove_tree(path.s, e);
-	if (r == 0)
-		r = local_path(local_of(p), &path, e, "runs/%s", job);
-	return r < 0 ? r : io_remove_tree(path.s, e);
+	r = r ?: local_chain_close(l, job, e);
+	r = r ?: local_path(l, &path, e, "jobs/%s", job);
+	r = r ?: io_remove_tree(path.s, e);
+	r = r ?: local_path(l, &path, e, "runs/%s", job);
+	return r ?: io_remove_tree(path.s, e);
 }
 
 static void local_close(struct provider *p)
 {
 	struct local *l = local_of(p);
 
+	pthread_mutex_destroy(&l->lock);
 	free(l->dir);
 	free(l->cache);
 	free(l->programs);
@@ -364,6 +441,7 @@ static const struct provider_ops local_ops = {
     .test_boot = local_test_boot,
     .image_export = local_image_export,
     .image_remove = local_image_remove,
+    .trim = local_trim,
     .job_remove = local_job_remove,
     .close = local_close,
 };
@@ -382,7 +460,7 @@ static char *local_absolute(const char *path, struct err *e)
 
 static int local_open(const struct provider_settings *s, struct provider **ret, struct err *e)
 {
-	static const char *const subdirs[] = {"jobs", "images", "runs"};
+	static const char *const subdirs[] = {"jobs", "images", "runs", "chains"};
 	struct local *l = calloc(1, sizeof(*l));
 	struct local_path path;
 	int r = 0;
@@ -390,6 +468,7 @@ static int local_open(const struct provider_settings *s, struct provider **ret, 
 	if (!l)
 		return err_nomem(e);
 	l->p.ops = &local_ops;
+	pthread_mutex_init(&l->lock, NULL);
 	l->dir = local_absolute(s->dir, e);
 	l->cache = l->dir ? local_absolute(s->cache, e) : NULL;
 	l->programs = strdup(s->programs);

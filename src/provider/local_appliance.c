@@ -218,18 +218,32 @@ static json_t *convert_request(const json_t *request)
 	return o;
 }
 
-/* Fresh ones each time: a conversion that was cut off leaves nothing behind in the next. */
-static int convert_overlays(struct local *l, const char *replica, char **disks, size_t n, struct err *e)
-{
-	for (size_t i = 0; i < n; i++) {
-		char backing[32];
-		int r;
+/* Where the overlays are made, and what they stand on. */
+struct convert_place {
+	struct local_path dir; /* of the overlays */
+	size_t n;
+	const char *chain; /* NULL: on raw files beside them */
+	uint64_t run;
+};
 
-		disks[i] = str_printf("%s/disk%zu.qcow2", replica, i);
+/* Fresh ones each time: a conversion that was cut off leaves nothing behind in the next. */
+static int convert_overlays(struct local *l, const struct convert_place *c, char **disks, struct err *e)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		char backing[128], name[32];
+		const char *format = "raw";
+		int r = 0;
+
+		disks[i] = str_printf("%s/disk%zu.qcow2", c->dir.s, i);
 		if (!disks[i])
 			return err_nomem(e);
 		snprintf(backing, sizeof(backing), "disk%zu.raw", i);
-		r = local_overlay(l, disks[i], backing, "raw", e);
+		if (c->chain) {
+			r = local_chain_disk(l, c->chain, c->run, i, name, &format, e);
+			snprintf(backing, sizeof(backing), "../../chains/%s/%llu/%s", c->chain,
+				 (unsigned long long)c->run, name);
+		}
+		r = r ?: local_overlay(l, disks[i], backing, format, e);
 		if (r < 0)
 			return r;
 	}
@@ -270,35 +284,76 @@ static int convert_again(const struct local *l, const char *image, json_t **ret,
 	return r < 0 ? r : local_read_json(path.s, ret, e);
 }
 
+/* An incremental job's overlays are made where the image will be: without a manifest.json it isn't one yet. */
+static int convert_place_chain(struct local *l, const char *job, const char *image, struct convert_place *ret,
+			       struct err *e)
+{
+	struct local_runs runs;
+	struct local_path run;
+	int r = local_check_id("image", image ? image : "", e);
+
+	r = r ?: local_chain_read(l, job, &runs, e);
+	if (r == 0 && (!runs.n || runs.v[runs.n - 1] != runs.complete))
+		r = err_set(e, -ENOENT, "the last run of job '%s' is not complete", job);
+	if (r < 0)
+		return r;
+	ret->chain = job;
+	ret->run = runs.complete;
+	r = local_path(l, &run, e, "chains/%s/%llu", job, (unsigned long long)ret->run);
+	r = r ?: local_path(l, &ret->dir, e, "images/%s", image);
+	ret->n = r == 0 ? local_disks(run.s) : 0;
+	return r ?: local_fresh_dir(l, ret->dir.s, e);
+}
+
+static int convert_place(struct local *l, const char *job, const char *image, struct convert_place *ret, struct err *e)
+{
+	int r;
+
+	*ret = (struct convert_place){0};
+	if (local_chain_is_open(l, job)) {
+		r = convert_place_chain(l, job, image, ret, e);
+	} else {
+		r = local_path(l, &ret->dir, e, "jobs/%s/replica", job);
+		ret->n = r == 0 ? local_disks(ret->dir.s) : 0;
+	}
+	if (r == 0 && !ret->n)
+		r = err_set(e, -ENOENT, "job '%s' has no copied disks", job);
+	return r;
+}
+
+static int convert_at(struct local *l, const char *job, const struct convert_place *c, const json_t *message,
+		      const struct provider_watch *w, json_t **ret, struct err *e)
+{
+	char *disks[LOCAL_DISKS_MAX] = {NULL};
+	/* That of an earlier conversion says nothing about the overlays that are made now. */
+	int r = convert_forget(c->dir.s, e);
+
+	r = r ?: convert_overlays(l, c, disks, e);
+	r = r ?: local_appliance(l, job, disks, c->n, message, w, ret, e);
+	r = r ?: convert_store(c->dir.s, disks, c->n, *ret, e);
+	local_free_list(disks, c->n);
+	return r;
+}
+
 int local_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w,
 		  json_t **ret, struct err *e)
 {
 	struct local *l = local_of(p);
 	_cleanup_json_ json_t *message = convert_request(request), *report = NULL;
-	char *disks[LOCAL_DISKS_MAX] = {NULL};
-	struct local_path replica;
-	size_t n;
+	const char *image = json_string_value(json_object_get(request, "image"));
+	struct convert_place c;
 	int r = local_check_id("job", job, e);
 
 	if (!message)
 		return err_nomem(e);
-	if (r == 0)
-		r = local_path(l, &replica, e, "jobs/%s/replica", job);
+	if (r < 0 || convert_again(l, image, ret, NULL) == 0)
+		return r;
+	r = local_chain_share(l, job, w, e);
 	if (r < 0)
 		return r;
-	n = local_disks(replica.s);
-	if (!n && convert_again(l, json_string_value(json_object_get(request, "image")), ret, NULL) == 0)
-		return 0;
-	if (!n)
-		return err_set(e, -ENOENT, "job '%s' has no copied disks", job);
-	/* That of an earlier conversion says nothing about the overlays that are made now. */
-	r = convert_forget(replica.s, e);
-	r = r ?: convert_overlays(l, replica.s, disks, n, e);
-	if (r == 0)
-		r = local_appliance(l, job, disks, n, message, w, &report, e);
-	if (r == 0)
-		r = convert_store(replica.s, disks, n, report, e);
-	local_free_list(disks, n);
+	r = convert_place(l, job, image, &c, e);
+	r = r ?: convert_at(l, job, &c, message, w, &report, e);
+	local_chain_unshare(l, job);
 	if (r == 0 || r == -ENOTSUP)
 		*ret = take_ptr(&report);
 	return r;

@@ -481,17 +481,19 @@ int local_test_boot(struct provider *p, const char *image, const json_t *options
 {
 	struct boot b = {.l = local_of(p), .image = image};
 	_cleanup_json_ json_t *report = NULL;
-	char path[PATH_MAX + 64];
+	char path[PATH_MAX + 64], chain[ID_MAX];
 	int r = local_check_id("image", image, e);
 
 	r = r ?: local_path(b.l, &b.dir, e, "images/%s", image);
 	r = r ?: local_path(b.l, &b.run, e, "runs/%s", image);
 	r = r ?: boot_options(&b, options, e);
+	r = r ?: local_chain_share_image(b.l, image, chain, w, e);
 	if (r < 0)
 		return r;
 	r = boot_prepare(&b, w, e);
 	if (r == 0)
 		r = boot_run(&b, boot_disk_of(&b), w, e);
+	local_chain_unshare(b.l, chain);
 	if (r == 0)
 		r = boot_verdict(&b, &report, e);
 	snprintf(path, sizeof(path), "%s/boot.json", b.dir.s);

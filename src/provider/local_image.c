@@ -18,7 +18,7 @@
 #include "base/proc.h"
 #include "base/str.h"
 
-static int image_sha256(const char *path, char out[65], struct err *e)
+int local_sha256(const char *path, char out[65], struct err *e)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	_cleanup_free_ char *buf = malloc(MIB);
@@ -42,7 +42,7 @@ static int image_sha256(const char *path, char out[65], struct err *e)
 }
 
 /* An image doesn't change any more, and no name in it leads elsewhere. */
-static int image_take_file(const struct local *l, const char *path, struct err *e)
+int local_take_file(const struct local *l, const char *path, struct err *e)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	struct stat st;
@@ -55,7 +55,8 @@ static int image_take_file(const struct local *l, const char *path, struct err *
 }
 
 /* QEMU wrote the header and the guest may have broken into it: what it reads besides itself must be its replica. */
-static int image_check_overlay(const struct local *l, const char *overlay, const char *name_raw, struct err *e)
+int local_check_overlay(const struct local *l, const char *overlay, const char *backing, const char *backing_format,
+			uint64_t *ret_size, struct err *e)
 {
 	const char *const argv[] = {"qemu-img", "info", "--output=json", "-f", "qcow2", "-U", overlay, NULL};
 	_cleanup_free_ char *text = NULL;
@@ -70,52 +71,81 @@ static int image_check_overlay(const struct local *l, const char *overlay, const
 	base = json_string_value(json_object_get(info, "backing-filename")) ?: "";
 	format = json_string_value(json_object_get(info, "backing-filename-format")) ?: "";
 	data = json_object_get(json_object_get(json_object_get(info, "format-specific"), "data"), "data-file");
-	if (strcmp(base, name_raw) != 0 || strcmp(format, "raw") != 0 || data)
+	if (strcmp(base, backing) != 0 || strcmp(format, backing_format) != 0 || data)
 		return err_set(e, -EPERM, "'%s' refers to other files than '%s' (start the job again)", overlay,
-			       name_raw);
-	return 0;
+			       backing);
+	return ret_size ? jsn_get_u64(info, "virtual-size", true, 0, INT64_MAX, ret_size, e) : 0;
 }
 
-static int image_disk(const struct local *l, const char *dir, size_t i, json_t *disks, struct err *e)
+/* What the overlays of an image stand on: its own raw files, or those of a run. */
+struct image_base {
+	const char *chain; /* NULL: its own */
+	uint64_t run;
+};
+
+static int image_base_of(const struct local *l, const char *dir, const struct image_base *b, size_t i, char *ret_name,
+			 size_t size, const char **ret_format, struct stat *ret_st, struct err *e)
 {
-	char raw[PATH_MAX + 64], overlay[PATH_MAX + 64], name_raw[32], name[32], hex[65];
+	char name[32], path[PATH_MAX + 64];
+	int r = 0;
+
+	if (b->chain) {
+		r = local_chain_disk(l, b->chain, b->run, i, name, ret_format, e);
+		snprintf(ret_name, size, "../../chains/%s/%llu/%s", b->chain, (unsigned long long)b->run, name);
+	} else {
+		snprintf(ret_name, size, "disk%zu.raw", i);
+		*ret_format = "raw";
+	}
+	if (r < 0)
+		return r;
+	if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, ret_name) >= sizeof(path))
+		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", dir);
+	if (lstat(path, ret_st) < 0)
+		return err_sys(e, "cannot look at disk %zu of '%s'", i, dir);
+	return b->chain ? 0 : local_take_file(l, path, e);
+}
+
+static int image_disk(const struct local *l, const char *dir, const struct image_base *b, size_t i, json_t *disks,
+		      struct err *e)
+{
+	char overlay[PATH_MAX + 64], base[128], name[32], hex[65];
+	const char *format = "raw";
 	struct stat st, st_overlay;
+	uint64_t size;
 	int r;
 
-	snprintf(name_raw, sizeof(name_raw), "disk%zu.raw", i);
 	snprintf(name, sizeof(name), "disk%zu.qcow2", i);
-	if ((size_t)snprintf(raw, sizeof(raw), "%s/%s", dir, name_raw) >= sizeof(raw) ||
-	    (size_t)snprintf(overlay, sizeof(overlay), "%s/%s", dir, name) >= sizeof(overlay))
+	if ((size_t)snprintf(overlay, sizeof(overlay), "%s/%s", dir, name) >= sizeof(overlay))
 		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", dir);
-	if (lstat(raw, &st) < 0 || lstat(overlay, &st_overlay) < 0)
-		return err_sys(e, "cannot look at disk %zu of '%s' (was it converted?)", i, dir);
-	r = image_take_file(l, raw, e);
-	r = r ?: image_take_file(l, overlay, e);
-	r = r ?: image_check_overlay(l, overlay, name_raw, e);
-	r = r ?: image_sha256(overlay, hex, e);
+	r = image_base_of(l, dir, b, i, base, sizeof(base), &format, &st, e);
+	if (r == 0 && lstat(overlay, &st_overlay) < 0)
+		r = err_sys(e, "cannot look at disk %zu of '%s' (was it converted?)", i, dir);
+	r = r ?: local_take_file(l, overlay, e);
+	r = r ?: local_check_overlay(l, overlay, base, format, &size, e);
+	r = r ?: local_sha256(overlay, hex, e);
 	if (r < 0)
 		return r;
 	json_array_append_new(disks, json_pack("{s:s, s:s, s:s, s:I, s:I, s:s}", "file", name, "format", "qcow2",
-					       "base", name_raw, "size", (json_int_t)st.st_size, "allocated",
+					       "base", base, "size", (json_int_t)size, "allocated",
 					       (json_int_t)(st.st_blocks + st_overlay.st_blocks) * 512, "sha256", hex));
 	return 0;
 }
 
 /* First of all: from then on only root makes and removes names in it. */
-static int image_take_dir(const struct local *l, const char *dir, struct err *e)
+int local_take_dir(const struct local *l, const char *dir, struct err *e)
 {
 	_cleanup_close_ int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 
 	return fd < 0 ? err_sys(e, "cannot open '%s'", dir) : local_take(l, fd, l->user ? 0750 : 0700, dir, e);
 }
 
-static int image_manifest(const struct local *l, const char *dir, const char *image, const json_t *meta, json_t **ret,
-			  struct err *e)
+static int image_manifest(const struct local *l, const char *dir, const struct image_base *b, const char *image,
+			  const json_t *meta, json_t **ret, struct err *e)
 {
 	_cleanup_json_ json_t *m = json_object(), *replica = NULL;
 	json_t *disks = json_array();
-	char path[PATH_MAX + 64];
-	int r = image_take_dir(l, dir, e);
+	char path[PATH_MAX + 128];
+	int r = local_take_dir(l, dir, e);
 	size_t n = local_disks(dir);
 
 	if (!m || !disks || json_object_set_new(m, "disks", disks) < 0)
@@ -124,10 +154,17 @@ static int image_manifest(const struct local *l, const char *dir, const char *im
 		r = err_set(e, -ENOENT, "'%s' holds no disk", dir);
 	json_object_set_new(m, "image", json_string(image));
 	for (size_t i = 0; r == 0 && i < n; i++)
-		r = image_disk(l, dir, i, disks, e);
+		r = image_disk(l, dir, b, i, disks, e);
 	if (r < 0)
 		return r;
-	snprintf(path, sizeof(path), "%s/replica.json", dir);
+	if (b->chain) {
+		json_object_set_new(m, "chain", json_string(b->chain));
+		json_object_set_new(m, "run", json_integer((json_int_t)b->run));
+		snprintf(path, sizeof(path), "%s/chains/%s/%llu/replica.json", l->dir, b->chain,
+			 (unsigned long long)b->run);
+	} else {
+		snprintf(path, sizeof(path), "%s/replica.json", dir);
+	}
 	if (local_read_json(path, &replica, NULL) == 0)
 		json_object_set(m, "replica", replica);
 	if (meta)
@@ -139,8 +176,7 @@ static int image_manifest(const struct local *l, const char *dir, const char *im
 	return r;
 }
 
-/* The file says names only, so that DIR can be moved; who asks is told where they are now. */
-static void image_add_paths(const char *dir, json_t *manifest)
+void local_image_add_paths(const char *dir, json_t *manifest)
 {
 	json_t *disk;
 	size_t i;
@@ -168,28 +204,59 @@ static int image_move(struct local *l, const char *job, const char *image_dir, s
 	return r < 0 ? r : local_sync(jobs.s, e);
 }
 
+/* Of an incremental job: the overlays were made where they are now, on the newest run. */
+static int image_base_find(const struct local *l, const char *job, const char *dir, struct image_base *ret,
+			   struct err *e)
+{
+	struct local_runs runs;
+	char report[PATH_MAX + 64];
+	int r;
+
+	*ret = (struct image_base){0};
+	if (!local_chain_is_open(l, job))
+		return 0;
+	r = local_chain_read(l, job, &runs, e);
+	if (r < 0)
+		return r;
+	snprintf(report, sizeof(report), "%s/report.json", dir);
+	if (access(report, F_OK) < 0 || !runs.n || runs.v[runs.n - 1] != runs.complete)
+		return err_set(e, -ENOENT, "the copy of job '%s' has not been converted", job);
+	*ret = (struct image_base){.chain = job, .run = runs.complete};
+	return 0;
+}
+
+static int image_make(struct local *l, const char *job, const char *image, const char *dir, const json_t *meta,
+		      json_t **ret, struct err *e)
+{
+	struct image_base base;
+	struct stat st;
+	int r = image_base_find(l, job, dir, &base, e);
+
+	if (r == 0 && !base.chain && stat(dir, &st) < 0)
+		r = image_move(l, job, dir, e);
+	return r ?: image_manifest(l, dir, &base, image, meta, ret, e);
+}
+
 int local_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
 		       struct err *e)
 {
 	struct local *l = local_of(p);
 	struct local_path dir, manifest;
-	struct stat st;
 	int r = local_check_id("job", job, e);
 
 	r = r ?: local_check_id("image", image, e);
 	r = r ?: local_path(l, &dir, e, "images/%s", image);
 	r = r ?: local_path(l, &manifest, e, "images/%s/manifest.json", image);
+	r = r ?: local_chain_share(l, job, NULL, e);
 	if (r < 0)
 		return r;
-	if (access(manifest.s, F_OK) == 0) {
+	if (access(manifest.s, F_OK) == 0)
 		r = local_read_json(manifest.s, ret, e);
-	} else {
-		if (stat(dir.s, &st) < 0)
-			r = image_move(l, job, dir.s, e);
-		r = r ?: image_manifest(l, dir.s, image, meta, ret, e);
-	}
+	else
+		r = image_make(l, job, image, dir.s, meta, ret, e);
+	local_chain_unshare(l, job);
 	if (r == 0)
-		image_add_paths(dir.s, *ret);
+		local_image_add_paths(dir.s, *ret);
 	return r;
 }
 
@@ -331,7 +398,7 @@ int local_image_export(struct provider *p, const char *image, unsigned disk, con
 {
 	static const char *const formats[] = {"qcow2", "raw", "vmdk", "vhdx"};
 	struct local *l = local_of(p);
-	char partial[PATH_MAX + 64];
+	char partial[PATH_MAX + 64], chain[ID_MAX];
 	struct local_path from, manifest;
 	bool known = false;
 	int r = local_check_id("image", image, e);
@@ -348,7 +415,11 @@ int local_image_export(struct provider *p, const char *image, unsigned disk, con
 		return err_set(e, -ENOENT, "image '%s' has no disk %u", image, disk);
 	if ((size_t)snprintf(partial, sizeof(partial), "%s.partial", path) >= sizeof(partial))
 		return err_set(e, -ENAMETOOLONG, "path '%s' is too long", path);
+	r = local_chain_share_image(l, image, chain, w, e);
+	if (r < 0)
+		return r;
 	r = export_file(l, from.s, format, partial, w, e);
+	local_chain_unshare(l, chain);
 	if (r == 0 && rename(partial, path) < 0)
 		r = err_sys(e, "cannot write '%s'", path);
 	if (r < 0)

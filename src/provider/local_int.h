@@ -2,7 +2,9 @@
 #pragma once
 
 #include <limits.h>
+#include <pthread.h>
 
+#include "base/id.h"
 #include "base/util.h"
 #include "provider/provider.h"
 #include "provider/qemu.h"
@@ -10,12 +12,15 @@
 /*
  * DIR/jobs/JOB/replica/     diskN.raw, diskN.manifest, replica.json (the receiver's); diskN.qcow2, report.json (the
  * conversion's) DIR/images/IMAGE/         that directory, renamed, and manifest.json; later boot.json, screenshot.png
+ * DIR/chains/JOB/           layers of an incremental job, see local_chain.c
  * DIR/runs/NAME/            what a machine needs while it runs; removed when it ends, or before the next one of that
  * name starts
  */
 struct local {
 	struct provider p;
 	char *dir, *cache, *programs, *user; /* user: NULL unless we are root */
+	pthread_mutex_t lock;
+	struct local_chain_use *uses; /* (lock) */
 };
 
 #define LOCAL_DISKS_MAX 64
@@ -28,7 +33,7 @@ struct local_path {
 int local_path(const struct local *l, struct local_path *ret, struct err *e, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 int local_check_id(const char *noun, const char *id, struct err *e);
-/* How many disk0.raw, disk1.raw ... lie there. */
+/* How many disk0, disk1 ... lie there, as .raw or .qcow2. */
 size_t local_disks(const char *dir);
 /* A directory for `user`, made anew. */
 int local_fresh_dir(const struct local *l, const char *path, struct err *e);
@@ -47,6 +52,78 @@ int local_read_file(const char *path, size_t max, char **ret, size_t *ret_len, s
  * mode. */
 int local_take(const struct local *l, int fd, mode_t mode, const char *path, struct err *e);
 
+/* What the file is: its backing file must be `backing` of that format (NULL: none), with no other file in it. *ret_size
+ * (may be NULL): of the disk in it. */
+int local_check_overlay(const struct local *l, const char *overlay, const char *backing, const char *format,
+			uint64_t *ret_size, struct err *e);
+/* A plain file of its own becomes root's for good. */
+int local_take_file(const struct local *l, const char *path, struct err *e);
+int local_take_dir(const struct local *l, const char *dir, struct err *e);
+int local_sha256(const char *path, char out[65], struct err *e);
+
+/* ---- local_layers.c: a run's qcow2 files served to its receiver ---- */
+struct local_layers {
+	pid_t pid; /* of the server; -1: none is needed */
+	size_t n;
+	bool served[LOCAL_DISKS_MAX];
+	int fd[LOCAL_DISKS_MAX]; /* connected; -1 where not served */
+};
+/* Starts it for `dir`; it dies with the thread that calls. On failure local_layers_stop() is due all the same. */
+int local_layers_serve(const struct local *l, const char *dir, const char *run_dir, struct local_layers *ly,
+		       struct err *e);
+/* The receiver has them. */
+void local_layers_drop(struct local_layers *ly);
+void local_layers_stop(struct local_layers *ly);
+/* For the receiver's --layers. */
+int local_layers_option(const struct local_layers *ly, char *buf, size_t size);
+
+/* ---- local_chain.c: what the runs of a job lie in ---- */
+#define LOCAL_RUNS_MAX 1024
+
+struct local_runs {
+	uint64_t v[LOCAL_RUNS_MAX]; /* ascending */
+	size_t n;
+	uint64_t complete; /* the newest that is complete; earlier ones are, too */
+	bool open;         /* its job may still add runs */
+};
+int local_chain_read(const struct local *l, const char *job, struct local_runs *ret, struct err *e);
+/* Has the job a chain that is open? */
+bool local_chain_is_open(const struct local *l, const char *job);
+/* Readies run `number` for its receiver: *ret is its directory. */
+int local_chain_begin(const struct local *l, const char *job, uint64_t number, struct local_path *ret, struct err *e);
+/* The receiver and its server have ended in good order: nothing of the run is only in their memory. */
+int local_chain_rest(const struct local *l, const char *job, uint64_t number, struct err *e);
+/* The run is committed: its files change no more. */
+int local_chain_complete(const struct local *l, const char *job, uint64_t number, struct err *e);
+/* The job adds no more. */
+int local_chain_close(const struct local *l, const char *job, struct err *e);
+/* "diskN.raw" or "diskN.qcow2", whatever the run has, and its format (static); -ENOENT. */
+int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_t i, char name[32],
+		     const char **ret_format, struct err *e);
+/* Calls `each` for all finished images on the chain, with what their manifest.json says; non-zero ends it. */
+int local_chain_images(const struct local *l, const char *job,
+		       int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e),
+		       void *arg, struct err *e);
+/* Of an image's manifest: its chain, or NULL. */
+const char *local_image_chain(const json_t *manifest, uint64_t *ret_run);
+
+/*
+ * Readers of a chain's files and the one who rearranges them exclude each other. local_chain_share() waits for him
+ * (-ECANCELED); a NULL chain needs nothing.
+ */
+int local_chain_share(struct local *l, const char *chain, const struct provider_watch *w, struct err *e);
+void local_chain_unshare(struct local *l, const char *chain);
+bool local_chain_own(struct local *l, const char *chain);
+void local_chain_disown(struct local *l, const char *chain);
+/* That of the image, copied to `chain` ("" when it has none), and shared. */
+int local_chain_share_image(struct local *l, const char *image, char chain[ID_MAX], const struct provider_watch *w,
+			    struct err *e);
+
+/* ---- local_trim.c ---- */
+int local_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e);
+/* One chain, which is owned. */
+int local_trim_chain(struct local *l, const char *job, const struct provider_watch *w, struct err *e);
+
 /* ---- local_appliance.c ---- */
 /*
  * Starts the appliance on the qcow2 disks, gives it the request and waits for its last event. *ret: the report. With an
@@ -58,6 +135,8 @@ int local_convert(struct provider *p, const char *job, const json_t *request, co
 		  json_t **ret, struct err *e);
 
 /* ---- local_image.c ---- */
+/* The file says names only, so that DIR can be moved; who asks is told where they are now. */
+void local_image_add_paths(const char *dir, json_t *manifest);
 int local_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
 		       struct err *e);
 int local_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,

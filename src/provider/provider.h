@@ -25,6 +25,8 @@ struct provider_receive {
 	const char *psk_hex; /* 64 digits */
 	const char *listen;  /* address for the receiver */
 	uint16_t port;       /* 0: any */
+	uint64_t
+	    number; /* of an incremental job's run, from 1: what earlier ones got stays as it is; 0: there is one */
 };
 
 struct provider_ops {
@@ -47,6 +49,11 @@ struct provider_ops {
 	int (*image_export)(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 			    const struct provider_watch *w, struct err *e);
 	int (*image_remove)(struct provider *p, const char *image, struct err *e);
+	/*
+	 * Gives back what runs of incremental jobs hold and no image needs any more; what is in use now is *ret_left
+	 * for another time. The event `image_changed` has an image whose "manifest" is another now.
+	 */
+	int (*trim)(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e);
 	/* Everything a job left that no image owns. */
 	int (*job_remove)(struct provider *p, const char *job, struct err *e);
 	void (*close)(struct provider *p);

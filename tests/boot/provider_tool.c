@@ -42,6 +42,8 @@ static int tool_run(struct provider *p, int argc, char **argv, json_t **ret, str
 	if (strcmp(verb, "receive") == 0 && argc > 3) {
 		struct provider_receive r = {.run = argv[2], .psk_hex = argv[3], .listen = "127.0.0.1"};
 
+		if (argc > 4)
+			r.number = strtoull(argv[4], NULL, 10);
 		return p->ops->receive(p, id, &r, &w, e);
 	}
 	if (strcmp(verb, "convert") == 0)
@@ -54,6 +56,13 @@ static int tool_run(struct provider *p, int argc, char **argv, json_t **ret, str
 		return p->ops->image_export(p, id, (unsigned)atoi(argv[2]), argv[3], argv[4], &w, e);
 	if (strcmp(verb, "image-remove") == 0)
 		return p->ops->image_remove(p, id, e);
+	if (strcmp(verb, "trim") == 0) {
+		bool left = false;
+		int r = p->ops->trim(p, &w, &left, e);
+
+		*ret = json_pack("{s:b}", "left", left);
+		return r;
+	}
 	if (strcmp(verb, "job-remove") == 0)
 		return p->ops->job_remove(p, id, e);
 	return err_set(e, -22, "unknown verb or too few operands: '%s'", verb);

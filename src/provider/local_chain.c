@@ -1,0 +1,528 @@
+/*
+ * The layers of an incremental job. Run 1 fills raw files; each later run writes qcow2 files whose backing files are
+ * those of the run before, so that what earlier images stand on doesn't change.
+ *
+ * DIR/chains/JOB/open       the job may add runs: the newest layer stays even when no image needs it
+ * DIR/chains/JOB/complete   number of the newest run that is complete
+ * DIR/chains/JOB/boot       which boot of this host a run was last received in; gone when that ended in good order
+ * DIR/chains/JOB/N/         disks of run N: disk0.raw or disk0.qcow2 (backing ../M/disk0.*). While it is received the
+ *                           directory is the user's and has the receiver's files, too; afterwards it is root's.
+ *
+ * Images name their run in manifest.json and stand on ../../chains/JOB/N/diskI.*. All else follows from the files.
+ */
+#include "provider/local_int.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/err.h"
+#include "base/io.h"
+#include "base/jsn.h"
+#include "base/str.h"
+
+/* ---- who is at work on it ---- */
+
+struct local_chain_use {
+	struct local_chain_use *next;
+	char chain[ID_MAX];
+	unsigned shared;
+	bool owned;
+};
+
+static struct local_chain_use **use_find(struct local *l, const char *chain)
+{
+	struct local_chain_use **p = &l->uses;
+
+	while (*p && strcmp((*p)->chain, chain) != 0)
+		p = &(*p)->next;
+	return p;
+}
+
+/* False when it must wait, or there is no memory. */
+static bool use_take(struct local *l, const char *chain, bool own)
+{
+	struct local_chain_use **p, *u;
+	bool ok;
+
+	pthread_mutex_lock(&l->lock);
+	p = use_find(l, chain);
+	if (!*p && (*p = calloc(1, sizeof(**p))))
+		snprintf((*p)->chain, ID_MAX, "%s", chain);
+	u = *p;
+	ok = u && !u->owned && (!own || !u->shared);
+	if (ok && own)
+		u->owned = true;
+	else if (ok)
+		u->shared++;
+	pthread_mutex_unlock(&l->lock);
+	return ok;
+}
+
+static void use_leave(struct local *l, const char *chain, bool own)
+{
+	struct local_chain_use **p, *u;
+
+	pthread_mutex_lock(&l->lock);
+	p = use_find(l, chain);
+	u = *p;
+	must(u && (own ? u->owned : u->shared > 0));
+	if (own)
+		u->owned = false;
+	else
+		u->shared--;
+	if (!u->shared && !u->owned) {
+		*p = u->next;
+		free(u);
+	}
+	pthread_mutex_unlock(&l->lock);
+}
+
+int local_chain_share(struct local *l, const char *chain, const struct provider_watch *w, struct err *e)
+{
+	if (!chain || !*chain)
+		return 0;
+	while (!use_take(l, chain, false)) {
+		if (local_cancelled(w))
+			return err_set(e, -ECANCELED, "stopped");
+		nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+	}
+	return 0;
+}
+
+void local_chain_unshare(struct local *l, const char *chain)
+{
+	if (chain && *chain)
+		use_leave(l, chain, false);
+}
+
+bool local_chain_own(struct local *l, const char *chain)
+{
+	return use_take(l, chain, true);
+}
+
+void local_chain_disown(struct local *l, const char *chain)
+{
+	use_leave(l, chain, true);
+}
+
+/* ---- names and numbers ---- */
+
+static int chain_compare(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
+}
+
+/* A number without anything around it; 0: it is none. */
+static uint64_t chain_number(const char *s)
+{
+	char *end;
+	unsigned long long n;
+
+	if (*s < '1' || *s > '9' || strlen(s) > 9)
+		return 0;
+	n = strtoull(s, &end, 10);
+	return *end ? 0 : n;
+}
+
+static uint64_t chain_read_number(const char *dir, const char *name)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", dir, name), *text = NULL;
+
+	if (!path || io_read_file(path, 64, &text, NULL, NULL) < 0)
+		return 0;
+	text[strcspn(text, "\n")] = '\0';
+	return chain_number(text);
+}
+
+static bool chain_has(const char *dir, const char *name)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", dir, name);
+
+	return path && access(path, F_OK) == 0;
+}
+
+static int chain_write(const char *dir, const char *name, const char *text, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", dir, name);
+
+	return path ? io_write_file_atomic(path, text, strlen(text), 0600, e) : err_nomem(e);
+}
+
+static int chain_unlink(const char *dir, const char *name, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", dir, name);
+
+	if (!path)
+		return err_nomem(e);
+	return unlink(path) < 0 && errno != ENOENT ? err_sys(e, "cannot remove '%s'", path) : 0;
+}
+
+int local_chain_read(const struct local *l, const char *job, struct local_runs *ret, struct err *e)
+{
+	struct local_path dir;
+	struct dirent *d;
+	DIR *list;
+	int r = local_path(l, &dir, e, "chains/%s", job);
+
+	memset(ret, 0, sizeof(*ret));
+	if (r < 0)
+		return r;
+	list = opendir(dir.s);
+	if (!list)
+		return errno == ENOENT ? 0 : err_sys(e, "cannot read '%s'", dir.s);
+	while ((d = readdir(list)) && ret->n < LOCAL_RUNS_MAX)
+		if (chain_number(d->d_name))
+			ret->v[ret->n++] = chain_number(d->d_name);
+	closedir(list);
+	if (d)
+		return err_set(e, -EFBIG, "'%s' has more than %u runs", dir.s, LOCAL_RUNS_MAX);
+	qsort(ret->v, ret->n, sizeof(*ret->v), chain_compare);
+	ret->complete = chain_read_number(dir.s, "complete");
+	ret->open = chain_has(dir.s, "open");
+	return 0;
+}
+
+bool local_chain_is_open(const struct local *l, const char *job)
+{
+	struct local_path path;
+
+	return local_path(l, &path, NULL, "chains/%s/open", job) == 0 && access(path.s, F_OK) == 0;
+}
+
+int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_t i, char name[32],
+		     const char **ret_format, struct err *e)
+{
+	static const char *const formats[] = {"raw", "qcow2"};
+	struct local_path path;
+
+	for (size_t k = 0; k < ARRAY_SIZE(formats); k++) {
+		int r;
+
+		snprintf(name, 32, "disk%zu.%s", i, formats[k]);
+		r = local_path(l, &path, e, "chains/%s/%llu/%s", job, (unsigned long long)run, name);
+		if (r < 0)
+			return r;
+		if (access(path.s, F_OK) == 0) {
+			*ret_format = formats[k];
+			return 0;
+		}
+	}
+	return err_set(e, -ENOENT, "run %llu of job '%s' has no disk %zu", (unsigned long long)run, job, i);
+}
+
+/* ---- images on it ---- */
+
+const char *local_image_chain(const json_t *manifest, uint64_t *ret_run)
+{
+	const char *chain = json_string_value(json_object_get(manifest, "chain"));
+	json_int_t run = json_integer_value(json_object_get(manifest, "run"));
+
+	if (!chain || !id_is("job", chain) || run <= 0)
+		return NULL;
+	*ret_run = (uint64_t)run;
+	return chain;
+}
+
+int local_chain_share_image(struct local *l, const char *image, char chain[ID_MAX], const struct provider_watch *w,
+			    struct err *e)
+{
+	_cleanup_json_ json_t *manifest = NULL;
+	struct local_path path;
+	uint64_t run;
+	int r = local_path(l, &path, e, "images/%s/manifest.json", image);
+	const char *name = NULL;
+
+	*chain = '\0';
+	if (r == 0 && local_read_json(path.s, &manifest, NULL) == 0)
+		name = local_image_chain(manifest, &run);
+	if (r < 0 || !name)
+		return r;
+	r = local_chain_share(l, name, w, e);
+	if (r == 0)
+		snprintf(chain, ID_MAX, "%s", name);
+	return r;
+}
+
+int local_chain_images(const struct local *l, const char *job,
+		       int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e),
+		       void *arg, struct err *e)
+{
+	struct local_path images;
+	struct dirent *d;
+	DIR *list;
+	int r = local_path(l, &images, e, "images");
+
+	if (r < 0)
+		return r;
+	list = opendir(images.s);
+	if (!list)
+		return err_sys(e, "cannot read '%s'", images.s);
+	while (r == 0 && (d = readdir(list))) {
+		_cleanup_json_ json_t *manifest = NULL;
+		struct local_path path;
+		const char *chain;
+		uint64_t run = 0;
+		struct err why = {0};
+
+		if (!id_is("image", d->d_name))
+			continue;
+		r = local_path(l, &path, e, "images/%s/manifest.json", d->d_name);
+		if (r < 0 || access(path.s, F_OK) < 0)
+			continue; /* not finished: nobody but its job knows it, and that holds what it stands on */
+		r = local_read_json(path.s, &manifest, &why);
+		if (r < 0) { /* not known whether it stands on the chain: hands off */
+			err_set(e, r, "'%s': %s", path.s, why.msg);
+			break;
+		}
+		chain = local_image_chain(manifest, &run);
+		if (chain && strcmp(chain, job) == 0)
+			r = each(arg, d->d_name, run, manifest, e);
+	}
+	closedir(list);
+	return r;
+}
+
+static int find_image(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e)
+{
+	return run == *(uint64_t *)arg ? err_set(e, -EEXIST, "image '%s' stands on this run already", image) : 0;
+}
+
+/* ---- the beginning of a run ---- */
+
+static void chain_boot_id(char out[64])
+{
+	_cleanup_free_ char *text = NULL;
+
+	snprintf(out, 64, "unknown");
+	if (io_read_file("/proc/sys/kernel/random/boot_id", 64, &text, NULL, NULL) == 0)
+		snprintf(out, 64, "%.*s", (int)strcspn(text, "\n"), text);
+}
+
+/*
+ * Was it being received when the host went down? Its server doesn't sync, so its qcow2 files may be in any state: they
+ * are made anew. What the run had got is lost with them; what earlier runs got is not.
+ */
+static int chain_after_crash(const char *chain, const char *dir, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/boot", chain), *text = NULL;
+	char now[64], name[32];
+	int r = 0;
+
+	if (!path)
+		return err_nomem(e);
+	if (io_read_file(path, 256, &text, NULL, NULL) < 0)
+		return access(path, F_OK) < 0 ? 0 : err_sys(e, "cannot read '%s'", path);
+	chain_boot_id(now);
+	if (strcmp(text, now) == 0 && strcmp(now, "unknown") != 0)
+		return 0;
+	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++) {
+		snprintf(name, sizeof(name), "disk%zu.qcow2", i);
+		if (!chain_has(dir, name))
+			continue;
+		r = chain_unlink(dir, name, e);
+		snprintf(name, sizeof(name), "disk%zu.manifest", i);
+		r = r ?: chain_unlink(dir, name, e);
+	}
+	return r ?: chain_unlink(dir, "replica.json", e);
+}
+
+static int chain_layer(const struct local *l, const char *job, uint64_t below, const char *dir, size_t i, struct err *e)
+{
+	char name[32], backing[64], path[PATH_MAX + 64], fresh[PATH_MAX + 64];
+	const char *format;
+	int r = local_chain_disk(l, job, below, i, name, &format, e);
+
+	if (r < 0)
+		return r;
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)below, name);
+	snprintf(fresh, sizeof(fresh), "%s/disk%zu.fresh", dir, i);
+	snprintf(path, sizeof(path), "%s/disk%zu.qcow2", dir, i);
+	r = local_overlay(l, fresh, backing, format, e);
+	r = r ?: local_sync(fresh, e);
+	if (r == 0 && rename(fresh, path) < 0)
+		r = err_sys(e, "cannot make '%s'", path);
+	return r;
+}
+
+/* From the run before: what the receiver knows of the layer below is true of the layer on it, which is empty. */
+static int chain_inherit(const struct local *l, const char *from, const char *to, const char *name, struct err *e)
+{
+	_cleanup_free_ char *a = str_printf("%s/%s", from, name), *b = str_printf("%s/%s", to, name);
+
+	if (!a || !b)
+		return err_nomem(e);
+	if (access(a, F_OK) < 0)
+		return 0;
+	if (rename(a, b) < 0)
+		return err_sys(e, "cannot move '%s'", a);
+	return local_give(l, b, e);
+}
+
+static int chain_layers(const struct local *l, const char *job, const struct local_runs *runs, uint64_t number,
+			const char *dir, struct err *e)
+{
+	struct local_path below;
+	uint64_t last = 0;
+	char name[32];
+	int r;
+
+	for (size_t i = 0; i < runs->n; i++)
+		if (runs->v[i] < number)
+			last = runs->v[i];
+	if (!last)
+		return 0;
+	r = local_path(l, &below, e, "chains/%s/%llu", job, (unsigned long long)last);
+	for (size_t i = 0, n = r == 0 ? local_disks(below.s) : 0; r == 0 && i < n; i++) {
+		struct err none = {0};
+		const char *format;
+
+		if (local_chain_disk(l, job, number, i, name, &format, &none) == 0)
+			continue;
+		r = chain_layer(l, job, last, dir, i, e);
+	}
+	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++) {
+		snprintf(name, sizeof(name), "disk%zu.manifest", i);
+		r = chain_inherit(l, below.s, dir, name, e);
+	}
+	return r ?: chain_inherit(l, below.s, dir, "replica.json", e);
+}
+
+/* It was complete, but its job does it again: its files become the user's once more. */
+static int chain_reopen(const struct local *l, const char *job, const char *chain, const char *dir, uint64_t number,
+			struct err *e)
+{
+	char text[32];
+	int r = local_chain_images(l, job, find_image, &number, e);
+
+	snprintf(text, sizeof(text), "%llu\n", (unsigned long long)number - 1);
+	r = r ?: number > 1 ? chain_write(chain, "complete", text, e) : chain_unlink(chain, "complete", e);
+	for (size_t i = 0, n = local_disks(dir); r == 0 && i < n; i++) {
+		char path[PATH_MAX + 64], name[32];
+		const char *format;
+
+		r = local_chain_disk(l, job, number, i, name, &format, e);
+		snprintf(path, sizeof(path), "%s/%s", dir, name);
+		if (r == 0 && chmod(path, 0600) < 0)
+			r = err_sys(e, "cannot open '%s' again", path);
+		r = r ?: local_give(l, path, e);
+	}
+	return r;
+}
+
+static int chain_open(const struct local *l, const char *chain, struct err *e)
+{
+	int r = io_mkdirs(chain, 0755, e);
+
+	r = r ?: local_take_dir(l, chain, e);
+	return r ?: chain_has(chain, "open") ? 0 : chain_write(chain, "open", "", e);
+}
+
+int local_chain_begin(const struct local *l, const char *job, uint64_t number, struct local_path *ret, struct err *e)
+{
+	struct local_path chain;
+	struct local_runs runs;
+	char boot[64];
+	int r = local_path(l, &chain, e, "chains/%s", job);
+
+	r = r ?: local_path(l, ret, e, "chains/%s/%llu", job, (unsigned long long)number);
+	r = r ?: chain_open(l, chain.s, e);
+	r = r ?: local_chain_read(l, job, &runs, e);
+	if (r < 0)
+		return r;
+	if (runs.n && runs.v[runs.n - 1] > number)
+		return err_set(e, -EEXIST, "job '%s' has a run after run %llu", job, (unsigned long long)number);
+	r = runs.complete >= number ? chain_reopen(l, job, chain.s, ret->s, number, e)
+				    : chain_after_crash(chain.s, ret->s, e);
+	if (r == 0 && mkdir(ret->s, 0700) < 0 && errno != EEXIST)
+		r = err_sys(e, "cannot make '%s'", ret->s);
+	if (r == 0 && chmod(ret->s, 0700) < 0)
+		r = err_sys(e, "cannot protect '%s'", ret->s);
+	r = r ?: local_give(l, ret->s, e);
+	r = r ?: chain_layers(l, job, &runs, number, ret->s, e);
+	chain_boot_id(boot);
+	return r ?: chain_write(chain.s, "boot", boot, e);
+}
+
+int local_chain_rest(const struct local *l, const char *job, uint64_t number, struct err *e)
+{
+	struct local_path dir, chain;
+	int r = local_path(l, &chain, e, "chains/%s", job);
+
+	r = r ?: local_path(l, &dir, e, "chains/%s/%llu", job, (unsigned long long)number);
+	for (size_t i = 0, n = r == 0 ? local_disks(dir.s) : 0; r == 0 && i < n; i++) {
+		char path[PATH_MAX + 64];
+
+		snprintf(path, sizeof(path), "%s/disk%zu.qcow2", dir.s, i);
+		if (access(path, F_OK) == 0)
+			r = local_sync(path, e);
+	}
+	return r ?: chain_unlink(chain.s, "boot", e);
+}
+
+/* ---- its end ---- */
+
+static int chain_take_disk(const struct local *l, const char *job, const struct local_runs *runs, uint64_t number,
+			   const char *dir, size_t i, struct err *e)
+{
+	char name[32], path[PATH_MAX + 64], below_name[32], backing[64];
+	const char *format, *below_format;
+	int r = local_chain_disk(l, job, number, i, name, &format, e);
+	uint64_t last = 0;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	r = r ?: local_take_file(l, path, e);
+	r = r ?: local_sync(path, e);
+	if (r < 0)
+		return r;
+	if (strcmp(format, "raw") == 0) {
+		snprintf(name, sizeof(name), "disk%zu.qcow2", i); /* a layer that didn't fit */
+		return chain_unlink(dir, name, e);
+	}
+	for (size_t k = 0; k < runs->n; k++)
+		if (runs->v[k] < number)
+			last = runs->v[k];
+	r = local_chain_disk(l, job, last, i, below_name, &below_format, e);
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)last, below_name);
+	return r ?: local_check_overlay(l, path, backing, below_format, NULL, e);
+}
+
+int local_chain_complete(const struct local *l, const char *job, uint64_t number, struct err *e)
+{
+	struct local_path chain, dir;
+	struct local_runs runs;
+	char text[32];
+	int r = local_path(l, &chain, e, "chains/%s", job);
+
+	r = r ?: local_path(l, &dir, e, "chains/%s/%llu", job, (unsigned long long)number);
+	r = r ?: local_chain_read(l, job, &runs, e);
+	if (r < 0 || runs.complete >= number)
+		return r;
+	if (!chain_has(dir.s, "replica.json"))
+		return err_set(e, -ENOENT, "run %llu of job '%s' is not complete", (unsigned long long)number, job);
+	r = local_take_dir(l, dir.s, e);
+	for (size_t i = 0, n = local_disks(dir.s); r == 0 && i < n; i++)
+		r = chain_take_disk(l, job, &runs, number, dir.s, i, e);
+	r = r ?: local_sync(dir.s, e);
+	snprintf(text, sizeof(text), "%llu\n", (unsigned long long)number);
+	r = r ?: chain_write(chain.s, "complete", text, e);
+	return r ?: chain_unlink(chain.s, "boot", e);
+}
+
+int local_chain_close(const struct local *l, const char *job, struct err *e)
+{
+	struct local_path chain;
+	int r = local_path(l, &chain, e, "chains/%s", job);
+
+	if (r < 0 || access(chain.s, F_OK) < 0)
+		return r;
+	r = chain_unlink(chain.s, "boot", e);
+	r = r ?: chain_unlink(chain.s, "open", e);
+	return r ?: local_sync(chain.s, e);
+}

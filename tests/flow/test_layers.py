@@ -1,0 +1,382 @@
+"""Runs of an incremental job: the real sender, receiver, qemu-storage-daemon and provider; only the conversion is played.
+What each image holds is compared with a copy of the source at its time by qemu-img, which knows nothing of Replant."""
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+
+import streamrig
+from streamrig import BLOCK, BUILD
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+              pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="needs qemu-storage-daemon")]
+
+MIB = 1 << 20
+TOOL = BUILD / "tests/boot/provider_tool"
+USER = "nobody"
+JOB = "job-0123456789abcdef"
+KEY = "5a" * 32
+SIZE = 96 * MIB + 512 * 9  # the last block is short
+
+
+def sh(*argv, check=True):
+    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"{argv}\n{done.stdout}{done.stderr}"
+    return done
+
+
+class Bench:
+    """A source of image files, and a provider's directory."""
+
+    def __init__(self, folder, sizes=(SIZE,)):
+        self.folder = folder
+        self.dir, self.saved = folder / "data", folder / "saved"
+        self.saved.mkdir()
+        self.key = folder / "key"
+        self.key.write_text(KEY)
+        self.rng = random.Random(7)
+        self.disks = [streamrig.image(folder / f"source{i}", s, seed=i + 1) for i, s in enumerate(sizes)]
+        self.images = {}  # id -> copies of the source at its time
+
+    def tool(self, *words, check=True, env=None):
+        argv = [TOOL, self.dir, self.folder / "cache", BUILD / "src/transition", USER, *map(str, words)]
+        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})})
+        assert not check or done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def receiver(self, number, run=None):
+        return Receiving(self, number, run or f"run-{number:016x}")
+
+    def sync(self, number):
+        r = self.receiver(number)
+        s = streamrig.Sender(r.port, self.key, self.disks, run=r.run)
+        assert s.finish() == 0, s.stderr + str(r.events) + r.stderr()
+        assert r.finish() == 0, r.stderr()
+        return s
+
+    def change(self, disk=0, blocks=12, zeros=4):
+        """Noise over anything, and zeros over data; a hole in the source is as good as zeros."""
+        size = self.disks[disk].stat().st_size
+        with open(self.disks[disk], "r+b") as f:
+            for i in range(blocks + zeros):
+                at = self.rng.randrange(size // BLOCK) * BLOCK + self.rng.choice((0, 4096, 60 * 1024))
+                f.seek(at)
+                f.write(self.rng.randbytes(min(BLOCK, size - at)) if i < blocks else bytes(min(2 * BLOCK, size - at)))
+
+    def image(self, number, name=None):
+        """What conversion does, without the machine: overlays that change a little, and a report."""
+        image = name or f"image-{number:016x}"
+        place = self.dir / "images" / image
+        place.mkdir(mode=0o755)
+        for i, disk in enumerate(self.disks):
+            layer = f"../../chains/{JOB}/{number}/disk{i}." + ("raw" if (self.chain / f"{number}/disk{i}.raw").exists() else "qcow2")
+            overlay = place / f"disk{i}.qcow2"
+            sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", layer.rsplit(".")[-1], "-b", layer, overlay)
+            sh("qemu-io", "-f", "qcow2", "-c", f"write -P {number} 1M 64k", overlay)
+        (place / "report.json").write_text("{}")
+        manifest = json.loads(self.tool("image-create", JOB, image).stdout.splitlines()[-1])
+        assert manifest["run"] == number and manifest["chain"] == JOB
+        self.images[image] = copies = []
+        for i, disk in enumerate(self.disks):
+            copy = self.saved / f"{image}.{i}"
+            shutil.copyfile(disk, copy)
+            with open(copy, "r+b") as f:
+                f.seek(MIB)
+                f.write(bytes([number]) * 65536)
+            copies.append(copy)
+        return image
+
+    def run(self, number):
+        self.sync(number)
+        return self.image(number)
+
+    def remove(self, image):
+        self.tool("image-remove", image)
+        for copy in self.images.pop(image):
+            copy.unlink()
+
+    def trim(self, **kw):
+        return self.tool("trim", **kw)
+
+    @property
+    def chain(self):
+        return self.dir / "chains" / JOB
+
+    def layers(self):
+        return {p.name: sorted(f.name for f in p.iterdir() if f.name.startswith("disk") and not f.name.endswith("manifest"))
+                for p in self.chain.iterdir() if p.is_dir()} if self.chain.exists() else {}
+
+    def check(self):
+        """Every image equals its copy, its manifest tells the truth, and no file of it is damaged."""
+        for image, copies in self.images.items():
+            place = self.dir / "images" / image
+            manifest = json.loads((place / "manifest.json").read_text())
+            for i, copy in enumerate(copies):
+                overlay = place / f"disk{i}.qcow2"
+                sh("qemu-img", "compare", "-f", "qcow2", "-F", "raw", overlay, copy)
+                told = manifest["disks"][i]
+                assert hashlib.sha256(overlay.read_bytes()).hexdigest() == told["sha256"]
+                assert told["size"] == copy.stat().st_size
+                info = json.loads(sh("qemu-img", "info", "--output=json", overlay).stdout)
+                assert info["backing-filename"] == told["base"]
+                assert (overlay.stat().st_uid, overlay.stat().st_mode & 0o777) == (0, 0o440)
+        for layer in self.chain.glob("*/disk*.qcow2") if self.chain.exists() else []:
+            checked = json.loads(sh("qemu-img", "check", "--output=json", layer, check=False).stdout)
+            assert not checked.get("corruptions") and not checked.get("check-errors"), (layer, checked)
+
+    def digests(self):
+        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.chain.glob("*/disk*.*") if p.suffix in (".raw", ".qcow2")}
+
+
+class Receiving:
+    """The provider's receive, as the center calls it."""
+
+    def __init__(self, bench, number, run):
+        self.run, self.events = run, []
+        self.err = open(bench.folder / f"{run}.err", "a+")
+        self.proc = subprocess.Popen([TOOL, bench.dir, bench.folder / "cache", BUILD / "src/transition", USER, "receive", JOB, run,
+                                      KEY, str(number)], stdout=subprocess.PIPE, stderr=self.err, text=True)
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+        end = time.time() + 30
+        while not (got := [e for e in list(self.events) if e["event"] == "listening"]):
+            assert time.time() < end and self.proc.poll() is None, self.stderr()
+            time.sleep(0.02)
+        self.port = got[0]["port"]
+
+    def _read(self):
+        for line in self.proc.stdout:
+            self.events.append(json.loads(line))
+
+    def stderr(self):
+        self.err.flush()
+        return pathlib.Path(self.err.name).read_text()
+
+    def written(self):
+        return max([e.get("bytes_written", 0) for e in list(self.events)], default=0)
+
+    def child(self, name):
+        return int(sh("pgrep", "-P", self.proc.pid, "-f", name).stdout.split()[0])
+
+    def finish(self):
+        code = self.proc.wait(60)
+        self.thread.join()
+        return code
+
+
+@pytest.fixture
+def folder():
+    # Reachable by the unprivileged user, as /var/lib/replant is.
+    path = pathlib.Path(tempfile.mkdtemp(prefix="replant-layers-", dir="/var/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def bench(folder):
+    return Bench(folder)
+
+
+def test_three_runs(bench):
+    bench.run(1)
+    base = bench.digests()
+    for number in (2, 3):
+        bench.change()
+        bench.run(number)
+    assert bench.layers() == {"1": ["disk0.raw"], "2": ["disk0.qcow2"], "3": ["disk0.qcow2"]}
+    bench.check()
+    # What earlier images stand on was not touched, nor may anybody but root do so.
+    assert {p: d for p, d in bench.digests().items() if p in base} == base
+    for layer in bench.digests():
+        assert (layer.stat().st_uid, layer.stat().st_mode & 0o777) == (0, 0o440)
+    # A run costs what changed: 16 pieces of at most 2 blocks twice over, and qcow2's tables.
+    assert (bench.chain / "3/disk0.qcow2").stat().st_blocks * 512 < 5 * MIB
+
+
+def test_zeros_over_data(bench):
+    """A block that became zero reads as zeros, and not as what the layer below has."""
+    with open(bench.disks[0], "r+b") as f:
+        f.write(b"\xaa" * (8 * MIB))
+        f.seek(SIZE // BLOCK * BLOCK)
+        f.write(b"\xbb" * (SIZE % BLOCK))
+    bench.run(1)
+    with open(bench.disks[0], "r+b") as f:
+        f.seek(2 * MIB)
+        f.write(bytes(MIB))
+        f.seek(SIZE // BLOCK * BLOCK)
+        f.write(bytes(SIZE % BLOCK))
+    image = bench.run(2)
+    bench.check()
+    overlay = bench.dir / "images" / image / "disk0.qcow2"
+    sh("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 2M 1M", "-c", "read -P 0xaa 3M 1M", "-c",
+       f"read -P 0 {SIZE // BLOCK * BLOCK} {SIZE % BLOCK}", overlay)
+    # Also after the layers have become one.
+    bench.remove("image-" + "1".zfill(16))
+    bench.trim()
+    assert bench.layers() == {"2": ["disk0.raw"]}
+    bench.check()
+
+
+def test_trim_oldest(bench):
+    """As with at most two images kept: the base takes in one layer after the other."""
+    for number in range(1, 6):
+        if number > 1:
+            bench.change()
+        bench.run(number)
+        if number > 2:
+            bench.remove(f"image-{number - 2:016x}")
+            assert json.loads(bench.trim().stdout.splitlines()[-1]) == {"left": False}
+        bench.check()
+    assert bench.layers() == {"4": ["disk0.raw"], "5": ["disk0.qcow2"]}
+
+
+def test_trim_middle_and_newest(bench):
+    for number in range(1, 6):
+        if number > 1:
+            bench.change()
+        bench.run(number)
+    bench.remove(f"image-{3:016x}")
+    bench.trim()
+    assert bench.layers() == {"1": ["disk0.raw"], "2": ["disk0.qcow2"], "4": ["disk0.qcow2"], "5": ["disk0.qcow2"]}
+    bench.check()
+    # The newest is what the next run goes on from, image or not.
+    bench.remove(f"image-{5:016x}")
+    bench.trim()
+    assert "5" in bench.layers()
+    bench.change()
+    bench.run(6)
+    bench.trim()
+    assert sorted(bench.layers()) == ["1", "2", "4", "6"]
+    bench.check()
+    # Without the job, only what images need stays; without images, nothing.
+    bench.remove(f"image-{6:016x}")
+    bench.tool("job-remove", JOB)
+    bench.trim()
+    assert sorted(bench.layers()) == ["1", "2", "4"]
+    bench.check()
+    for image in list(bench.images):
+        bench.remove(image)
+        bench.trim()
+        bench.check()
+    assert not bench.chain.exists()
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_killed_in_trim(bench, which):
+    """SIGKILL at every step of it: the images stay right, and it goes on to the same end."""
+    for number in range(1, 5):
+        if number > 1:
+            bench.change(blocks=4, zeros=2)
+        bench.run(number)
+    bench.remove(f"image-{which:016x}")
+    kills = 0
+    for step in range(1, 100):
+        done = bench.tool("trim", check=False, env={"REPLANT_FAULT_TRIM": str(step)})
+        for image, copies in bench.images.items():
+            sh("qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", bench.dir / "images" / image / "disk0.qcow2", copies[0])
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+    assert kills >= 2
+    bench.check()
+    assert len(bench.layers()) == 3
+    # And the job goes on.
+    bench.change()
+    bench.run(5)
+    bench.check()
+
+
+@pytest.mark.parametrize("victim", ["replant-transition", "qemu-storage-daemon", "provider_tool"])
+def test_killed_in_a_later_run(bench, victim):
+    bench.run(1)
+    bench.change()
+    bench.run(2)
+    with open(bench.disks[0], "r+b") as f:
+        f.seek(8 * MIB)
+        f.write(bench.rng.randbytes(40 * MIB))
+    before = bench.digests()
+    r = bench.receiver(3)
+    s = streamrig.Sender(r.port, bench.key, bench.disks, "--rate", "200", run=r.run)
+    end = time.time() + 60
+    while r.written() < 10 * MIB:
+        assert time.time() < end and r.proc.poll() is None, r.stderr()
+        time.sleep(0.02)
+    os.kill(r.proc.pid if victim == "provider_tool" else r.child(victim), signal.SIGKILL)
+    assert r.finish() != 0
+    s.kill()
+    kept = r.written()
+    assert {p: d for p, d in bench.digests().items() if p in before} == before
+    bench.check()
+    again = bench.receiver(3, "run-00000000000000ff")
+    s = streamrig.Sender(again.port, bench.key, bench.disks, run=again.run)
+    assert s.finish() == 0, s.stderr + again.stderr()
+    assert again.finish() == 0, again.stderr()
+    # What had been acknowledged was not sent again; what was under way on the connections may have been.
+    assert again.written() <= 40 * MIB - kept + 6 * MIB
+    bench.image(3)
+    bench.check()
+    assert {p: d for p, d in bench.digests().items() if p in before} == before
+
+
+def test_power_cut_in_a_later_run(bench):
+    """After another boot of the host, a layer that was open is made anew: nothing says that it was written."""
+    bench.run(1)
+    bench.change()
+    r = bench.receiver(2)
+    r.proc.kill()
+    r.finish()
+    assert (bench.chain / "boot").exists()
+    (bench.chain / "boot").write_text("another boot")
+    (bench.chain / "2/disk0.qcow2").write_bytes(b"QFI\xfb" + bytes(70000))
+    bench.sync(2)
+    bench.image(2)
+    bench.check()
+
+
+def test_disks_that_change(folder):
+    """A disk that grew begins a raw file of its own; another one that came does, too; one that went is left out."""
+    bench = Bench(folder, (SIZE, 32 * MIB))
+    bench.run(1)
+    with open(bench.disks[0], "r+b") as f:
+        f.truncate(SIZE + 8 * MIB)
+    bench.change()
+    bench.run(2)
+    assert bench.layers() == {"1": ["disk0.raw", "disk1.raw"], "2": ["disk0.raw", "disk1.qcow2"]}
+    bench.disks.append(streamrig.image(folder / "source2", 16 * MIB, seed=9))
+    bench.change(1)
+    bench.run(3)
+    assert bench.layers()["3"] == ["disk0.qcow2", "disk1.qcow2", "disk2.raw"]
+    bench.check()
+    bench.disks.pop()
+    bench.change()
+    bench.run(4)
+    bench.check()
+    for gone in (2, 1, 3):
+        bench.remove(f"image-{gone:016x}")
+        bench.trim()
+        bench.check()
+    assert bench.layers() == {"4": ["disk0.raw", "disk1.raw"]}
+
+
+def test_a_run_without_an_image_is_done_again(bench):
+    bench.run(1)
+    bench.change()
+    bench.sync(2)
+    bench.trim()
+    bench.change()
+    bench.run(2)
+    bench.check()
+    # One that has an image isn't: it stands on it.
+    assert bench.tool("receive", JOB, "run-00000000000000ff", KEY, 2, check=False).returncode == 1
+    bench.check()
