@@ -94,24 +94,24 @@ static void test_statement_kept(void **state)
 	struct replica *r;
 
 	memset(said, 7, sizeof(said));
-	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, NULL, &r, NULL), 0);
 	assert_memory_equal(r->manifest.statement, none, sizeof(none));
 	assert_int_equal(replica_stated(r, said, NULL), 0);
 	assert_int_equal(replica_close(r, false, NULL), 0);
-	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, NULL, &r, NULL), 0);
 	assert_memory_equal(r->manifest.statement, said, sizeof(said));
 	assert_int_equal(replica_close(r, true, NULL), 0);
-	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, NULL, &r, NULL), 0);
 	assert_memory_equal(r->manifest.statement, said, sizeof(said));
 	manifest_distrust(&r->manifest);
 	r->broken = true;
 	replica_close(r, false, NULL);
-	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, &r, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE, 512, NULL, &r, NULL), 0);
 	assert_memory_equal(r->manifest.statement, none, sizeof(none));
 	assert_int_equal(replica_stated(r, said, NULL), 0);
 	assert_int_equal(replica_close(r, true, NULL), 0);
 	/* Another size is another disk. */
-	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE + 512, 512, &r, NULL), 0);
+	assert_int_equal(replica_open(dirfd_, 0, codec_digest(1), SIZE + 512, 512, NULL, &r, NULL), 0);
 	assert_memory_equal(r->manifest.statement, none, sizeof(none));
 	assert_int_equal(replica_close(r, true, NULL), 0);
 }
