@@ -9,15 +9,6 @@ from tests.lab import build, qemu, servers
 from tests.lab.center import Center, open_folder
 
 SERVER = "debian12-lvm-bios"
-# Two runs go on side by side: what needs the running server and its center, and all the rest.
-RUNNING_SERVER = {"test_migrate.py", "test_kills.py"}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent.name == "boot":
-            group = "server" if item.path.name in RUNNING_SERVER else "machines"
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab import build, cache, servers
 
+pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
+
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 AGENT = BUILD / "src" / "agent" / "replant-agent"
 

@@ -17,6 +17,8 @@ import pytest
 
 from tests.lab import build, cache, qemu, servers
 
+pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
+
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 # QEMU gives up root for this user
 USER = "nobody" if os.geteuid() == 0 else "-"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab import qemu
 
+pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
+
 
 def children(name, state):
     """Processes of that program that work in that state directory."""

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab import qemu
 
+pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
+
 # What the source itself has under these is compared file by file.
 TREES = "/ /boot /srv/data"
 
