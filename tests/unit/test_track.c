@@ -402,12 +402,13 @@ static void test_parent_killed(void **state)
 	fixture_down(&f);
 }
 
-/* The newest living process of that name: ours. (An orphaned zombie may stay where init does not reap.) */
-static int find_named(const char *name, pid_t *ret)
+/* The living child of that process with that name. (An orphaned zombie may stay where init does not reap.) */
+static int find_named(const char *name, pid_t parent, pid_t *ret)
 {
-	_cleanup_free_ char *out = NULL;
+	_cleanup_free_ char *out = NULL, *of = NULL;
 
-	if (run((const char *[]){"pgrep", "-n", "-x", "-r", "S,D,R,T", name, NULL}, &out) < 0)
+	if (asprintf(&of, "%d", (int)parent) < 0 ||
+	    run((const char *[]){"pgrep", "-x", "-r", "S,D,R,T", "-P", of, name, NULL}, &out) < 0)
 		return -1;
 	*ret = (pid_t)atoi(out);
 	return 0;
@@ -419,14 +420,16 @@ static void one_killed(const char *name, int also_other)
 	struct track_guard *g = NULL;
 	struct fixture f;
 	bool intact = true;
-	pid_t pid = 0, other = 0;
+	pid_t pid, guard = 0, freezer = 0, other = 0;
 
 	fixture_up(&f, "ext4");
 	assert_int_equal(track_guard_start(f.points, 1, &g, NULL), 0);
 	assert_int_equal(track_guard_freeze(g, 10, &unfrozen, NULL), 0);
-	assert_int_equal(find_named(name, &pid), 0);
+	assert_int_equal(find_named("replant-guard", getpid(), &guard), 0);
+	assert_int_equal(find_named("replant-freezer", guard, &freezer), 0);
+	pid = strcmp(name, "replant-guard") == 0 ? guard : freezer;
 	if (also_other)
-		assert_int_equal(find_named("replant-freezer", &other), 0);
+		other = freezer;
 	kill(pid, SIGTERM); /* not impressed */
 	usleep(100000);
 	assert_true(track_guard_holds(g));
@@ -529,7 +532,7 @@ static void test_locked(void **state)
 
 	fixture_up(&f, "ext4");
 	assert_int_equal(track_guard_start(f.points, 1, &g, NULL), 0);
-	assert_int_equal(find_named("replant-guard", &pid), 0);
+	assert_int_equal(find_named("replant-guard", getpid(), &pid), 0);
 	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
 	assert_int_equal(io_read_file(path, 65536, &status, NULL, NULL), 0);
 	p = strstr(status, "VmLck:");
