@@ -3,6 +3,7 @@
 Writers outside measure it: each writes all the time and notes the longest a write has taken. Loops are short by default;
 REPLANT_LOOPS=200 makes them long."""
 import itertools
+import json
 import mmap
 import os
 import pathlib
@@ -19,6 +20,7 @@ import agentrig
 import pytest
 import streamrig
 from agentrig import run, until
+from netrig import Net
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
               pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")]
@@ -220,7 +222,7 @@ def test_killed_between_freezing_and_noting_it(scene, victims, nth):
     """The freezer is held where FIFREEZE has been done and its result not seen yet, the narrowest spot there is."""
     log = scene.tmp / "trace"
     p = scene.tool(6, 100, 1, "strace", "-f", "-o", str(log), "-e", "trace=ioctl", "-e",
-                   f"inject=ioctl:delay_exit=1500000:when={nth}")
+                   f"inject=ioctl:delay_exit=800000:when={nth}")
     # strace counts the calls of each process: of the freezer these are the two FIFREEZE.
     tool = until(lambda: run("pgrep", "-P", p.pid, "-x", "guard_tool", check=False).stdout.split())[0]
     pids = dict(zip(PARTS, (int(tool), *family(int(tool)))))
@@ -344,3 +346,105 @@ def test_somebody_else_thaws_ours(scene):
     out = p.communicate(timeout=20)[0]
     assert re.search(r"thawed \S+ 0", out), out
     scene.free()
+
+
+# ---- the agent, with a receiver ----
+
+def phase(s, name):
+    """Reads what the sender tells until it is in that phase; False when it ends before."""
+    return any(json.loads(line).get("phase") == name for line in s.proc.stdout)
+
+
+def fill(scene, size):
+    for p in scene.points:
+        (p / "noise").write_bytes(os.urandom(size))
+    run("sync", "-f", scene.points[0])
+    run("sync", "-f", scene.points[1])
+
+
+def sound(scene, rig):
+    """The replica's filesystems are in order, and its blocks what the manifest says."""
+    assert run("e2fsck", "-fn", rig.dir / "disk0.raw", check=False).returncode == 0
+    copy = scene.loops.attach(rig.dir / "disk1.raw")
+    point = scene.loops.mount(copy, "copy", "-o", "nouuid")  # replays the log
+    assert streamrig.same(point / "noise", scene.points[1] / "noise")
+    run("umount", point)
+    scene.loops.mounts.remove(point)
+    assert run("xfs_repair", "-n", copy, check=False).returncode == 0
+
+
+def test_agent_killed_in_the_freeze(scene, rig):
+    """Again and again, at random moments from the first step of the freeze to the last one after the thaw."""
+    fill(scene, 4 * MIB)
+    _, s = rig.copy(scene.devices, freeze=True)
+    freeze = s.event("done")["totals"]["freeze_ms"] / 1000
+    worst = inside = kills = 0
+    r = rig.receiver()
+    while kills < LOOPS:
+        scene.reset()
+        s = rig.sender(r.port, scene.devices, freeze=True, env={"REPLANT_RECONNECT": "2"})
+        if not phase(s, "freezing"):  # the kill before came after the commit: this receiver is done
+            assert r.finish() == 0
+            r = rig.receiver()
+            continue
+        kills += 1
+        time.sleep(0.25 + scene.rng.random() * (freeze + 0.1))
+        s.proc.kill()
+        inside += bool(scene.holders())
+        s.finish()
+        worst = max(worst, scene.free())
+        until(lambda: not scene.holders(), what="the end of guard and freezer")
+        worst = max(worst, scene.free())
+    print(f"{kills} kills, {inside} of them with the guard at work, longest stall {worst:.2f} s")
+    assert inside > LOOPS / 4
+    r.kill()
+    rig.copy(scene.devices, freeze=True)
+    assert rig.verify().returncode == 0
+    sound(scene, rig)
+
+
+@pytest.mark.parametrize("what", ["network hangs", "agent stops"])
+def test_hangs_in_the_freeze(scene, rig, what):
+    """Thawed by the agent when the network is dead for 5 s, by the guard at its limit (10 s) when the agent is; the pass is
+    void, and another one is made."""
+    if what == "agent stops" and LOOPS <= 30:
+        pytest.skip("takes 15 s; REPLANT_LOOPS=200 runs it")
+    fill(scene, 24 * MIB)
+    net = Net()
+    try:
+        r = rig.receiver(prefix=net.center.prefix, listen=net.center.address)
+        s = rig.sender(r.port, scene.devices, freeze=True, prefix=net.source.prefix, host=net.center.address)
+        assert phase(s, "freezing")
+        net.center.tc("qdisc", "add", "dev", "cable", "root", "tbf", "rate", "48kbit", "burst", "3k", "limit", "200k")
+        scene.reset()
+        scene.frozen()
+        if what == "network hangs":
+            net.vanish()
+        else:
+            s.proc.send_signal(signal.SIGSTOP)
+        stall = scene.free(13)
+        print(f"{what}: {stall:.2f} s")
+        assert (3 if what == "network hangs" else 9) < stall < (8 if what == "network hangs" else 12)
+        net.center.tc("qdisc", "del", "dev", "cable", "root")
+        net.appear() if what == "network hangs" else s.proc.send_signal(signal.SIGCONT)
+        assert s.finish() == 0, s.stderr
+        assert r.finish() == 0
+        assert s.event("done")["totals"]["round"] > 3  # it did try again
+    finally:
+        net.close()
+    scene.free(13)
+    sound(scene, rig)
+
+
+def test_frozen_by_somebody_else(scene, rig):
+    """The agent says so, and leaves it as it is."""
+    r = rig.receiver()
+    run("fsfreeze", "-f", scene.points[1])
+    s = rig.sender(r.port, scene.devices, freeze=True)
+    assert s.finish() != 0
+    assert "somebody else holds it frozen" in s.stderr and f"fsfreeze -u {scene.points[1]}" in s.stderr
+    assert scene.writers[0].alive(SOON) and not scene.writers[1].alive(0.5)
+    run("fsfreeze", "-u", scene.points[1])
+    scene.free(60)
+    s = rig.sender(r.port, scene.devices, freeze=True)
+    assert s.finish() == 0 and r.finish() == 0, s.stderr
