@@ -1,0 +1,257 @@
+"""The tracker on this machine's kernel: randomised proof, lost events made on purpose, and what it must not trust."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import uuid
+
+import pytest
+
+BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD", "build")).resolve()
+TOOL = BUILD / "tests/track/track-tool"
+SEED = os.environ.get("REPLANT_SEED")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def possible():
+    """A kernel without block tracepoints can't run these: said once."""
+    r = subprocess.run([TOOL, "drive", "/dev/null"], capture_output=True, text=True, check=False)
+    if r.returncode != 2:
+        pytest.fail(f"{TOOL} doesn't run: {r.stderr}")
+
+
+@pytest.fixture(name="disk")
+def make_disk(tmp_path, request):
+    """A loop device over memory: what is asked here is which events come, not how fast."""
+    memory = pathlib.Path("/dev/shm")
+    image = (memory if memory.is_dir() else tmp_path) / f"replant-track-{uuid.uuid4().hex[:8]}"
+    with open(image, "wb") as f:
+        f.truncate((320 if "xfs" in request.node.name else 96) << 20)  # mkfs.xfs refuses less than 300 MiB
+    device = None
+    try:
+        device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", image], check=True, capture_output=True,
+                                text=True).stdout.strip()
+        yield device
+    finally:
+        if device:
+            subprocess.run(["losetup", "--detach", device], check=False)
+        image.unlink()
+
+
+@pytest.fixture(name="pin")
+def make_pin():
+    path = pathlib.Path(f"/sys/fs/bpf/replant-test-{uuid.uuid4().hex[:8]}")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(name="mounted")
+def make_mounted(disk, tmp_path, request):
+    where = tmp_path / "mnt"
+    where.mkdir()
+    subprocess.run({"ext4": ["mkfs.ext4", "-q"], "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"]}[request.param] + [disk],
+                   check=True)
+    subprocess.run(["mount", "-o", "discard", disk, where], check=True)
+    yield where
+    subprocess.run(["fsfreeze", "-u", where], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["umount", where], check=True)
+
+
+def prove(disk, **options):
+    if SEED:
+        options.setdefault("seed", SEED)
+    argv = [TOOL, "prove", disk] + [f"{k.replace('_', '-')}={v}" for k, v in options.items()]
+    r = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
+    print(r.stdout, r.stderr)
+    assert r.returncode == 0, r.stdout + r.stderr
+    words = r.stdout.strip().splitlines()[-1].replace(",", "").replace(";", "").split()
+    return {name: int(words[words.index(name) - 1]) for name in ("rounds", "exact", "tainted", "wrong", "cycles")} | {
+        "untold": int(words[words.index("with") - 1]), "went_on": int(words[words.index("times") - 1])}
+
+
+class Drive:
+    """The tracker at the end of a pipe."""
+
+    def __init__(self, disk, pin=None):
+        self.process = subprocess.Popen([TOOL, "drive", disk] + ([pin] if pin else []), stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+        self.started = self.answer()
+
+    def answer(self):
+        return self.process.stdout.readline().strip()
+
+    def __call__(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def kill(self):
+        self.process.kill()
+        self.end()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+
+def write(disk, block, count=1, how="direct"):
+    subprocess.run(["dd", "if=/dev/urandom", f"of={disk}", "bs=64k", f"seek={block}", f"count={count}", f"oflag={how}",
+                    "conv=notrunc", "status=none"], check=True)
+
+
+def ok(*blocks):
+    return " ".join(["ok", *map(str, blocks)])
+
+
+def test_raw_writers(disk, pin):
+    """Each block is written once; nothing differs in the end, however the agent is killed in between."""
+    r = prove(disk, rounds=12, pin=pin, kills=1)
+    assert r["exact"] + r["tainted"] == 12 and r["exact"] > 0 and r["went_on"] > 0
+    assert not pin.exists()
+
+
+def test_without_pins(disk):
+    assert prove(disk, rounds=4)["exact"] > 0
+
+
+@pytest.mark.parametrize("mounted", ["ext4", "xfs"], indirect=True)
+def test_filesystem_writers(disk, mounted, pin):
+    r = prove(disk, rounds=4, mount=mounted, pin=pin)
+    assert r["exact"] + r["tainted"] == 4 and r["exact"] > 0
+
+
+def test_lost_events_taint(disk):
+    """One event in so many is dropped on purpose, of submissions and of completions: each round knows."""
+    for one_in in (20, 300):
+        r = prove(disk, rounds=4, drop_submit=one_in, drop_complete=one_in)
+        assert r["untold"] == 0 and r["tainted"] > 0
+
+
+@pytest.mark.parametrize("kind", ["drop_submit", "drop_complete"])
+def test_one_kind_suffices(disk, kind):
+    """As long as all events of the other kind come, none is missed."""
+    assert prove(disk, rounds=3, **{kind: 50})["wrong"] == 0
+
+
+def test_marks(disk):
+    with Drive(disk) as t:
+        assert t.started == "ok"
+        write(disk, 3, 2)
+        write(disk, 700)
+        assert t("audit") == "ok"
+        assert t("pending") == ok(3)
+        assert t("collect") == ok(3, 4, 700)
+        assert t("collect") == "ok"
+        # a discard of more than a region: its ends by the block, what lies between as a whole
+        subprocess.run(["blkdiscard", "--offset", str(100 << 16), "--length", str(1100 << 16), disk], check=True)
+        assert t("collect") == ok(*range(100, 1200))
+        subprocess.run(["blkdiscard", "-z", "--offset", str(9 << 16), "--length", "65536", disk], check=True)
+        assert t("collect") == ok(9)
+        assert t("audit frozen") == "ok"
+
+
+def test_buffered_writes_are_marked(disk):
+    with Drive(disk) as t:
+        write(disk, 11, how="sync")
+        assert "11" in t("collect").split()
+
+
+def test_killed_between_collect_and_settle(disk, pin):
+    with Drive(disk, pin) as t:
+        epoch = t("epoch")
+        write(disk, 40)
+        assert t("collect") == ok(40)
+        t.kill()
+    write(disk, 41)  # while nobody is there
+    with Drive(disk, pin) as t:
+        assert t("epoch") == epoch
+        assert t("collect") == ok(40, 41)
+        assert t("audit frozen") == "ok"
+        assert t("settle") == "ok"
+    with Drive(disk, pin) as t:
+        assert t("epoch") == epoch
+        assert t("collect") == "ok"
+
+
+def test_two_at_once_are_refused(disk, pin):
+    with Drive(disk, pin) as t, Drive(disk, pin) as other:
+        assert t.started == "ok"
+        assert "another process" in other.started
+
+
+def test_detached(disk):
+    with Drive(disk) as t:
+        epoch = t("epoch")
+        assert t("detach") == "ok"
+        assert "detached" in t("audit")
+        assert "detached" in t("audit frozen")
+        assert t("restart") == "ok"
+        assert t("epoch") != epoch
+        assert t("audit frozen") == "ok"
+
+
+def test_pins_removed(disk, pin):
+    with Drive(disk, pin) as t:
+        epoch = t("epoch")
+        (pin / "submit").unlink()
+        assert "removed" in t("audit")
+        t.kill()
+    with Drive(disk, pin) as t:
+        assert t.started == "ok" and t("epoch") != epoch
+
+
+def test_accounting_switched_off(disk):
+    switch = pathlib.Path("/sys/block", disk.removeprefix("/dev/"), "queue/iostats")
+    with Drive(disk) as t:
+        epoch = t("epoch")
+        try:
+            switch.write_text("0")
+            assert "iostats" in t("audit frozen")
+        finally:
+            switch.write_text("1")
+        assert "iostats" in t("audit"), "a taint stays"
+        assert t("restart") == "ok" and t("epoch") != epoch
+    switch.write_text("0")
+    try:
+        with Drive(disk) as t:
+            assert "error 95" in t.started and "iostats" in t.started
+    finally:
+        switch.write_text("1")
+
+
+def test_accounting_switched_off_for_a_while(disk):
+    """Nobody looked while it was off; the accounts tell all the same."""
+    switch = pathlib.Path("/sys/block", disk.removeprefix("/dev/"), "queue/iostats")
+    with Drive(disk) as t:
+        switch.write_text("0")
+        write(disk, 5, 4)
+        switch.write_text("1")
+        assert "error 116" in t("audit frozen")
+
+
+def test_size_changed(disk):
+    image = subprocess.run(["losetup", "--noheadings", "--output", "BACK-FILE", disk], check=True, capture_output=True,
+                           text=True).stdout.strip()
+    with Drive(disk) as t:
+        os.truncate(image, 128 << 20)
+        subprocess.run(["losetup", "--set-capacity", disk], check=True)
+        assert "size" in t("audit")
+
+
+def test_refused(tmp_path):
+    with Drive("/dev/null") as t:
+        assert not t.started  # usage
+    ram = pathlib.Path("/dev/ram0")
+    if ram.exists():
+        with Drive(str(ram)) as t:
+            assert "error 95" in t.started and "request queue" in t.started
