@@ -59,8 +59,16 @@ static always_inline void mark_region(__u32 region, __u32 from, __u32 to)
 
 	if (!v)
 		return;
-	for (__u32 i = from; i <= to && i < TRACKER_REGION; i++)
+	for (__u32 i = from; i < TRACKER_REGION; i++) {
+		/*
+		 * Else the compiler, which knows more than the verifiers of kernels before 6.3, leaves out the mask,
+		 * or counts in a way that they take for endless.
+		 */
+		asm volatile("" : "+r"(i), "+r"(to));
+		if (i > to)
+			break;
 		v[i & (TRACKER_REGION - 1)] = 1;
+	}
 }
 
 static always_inline void mark_big(__u32 region)
