@@ -91,7 +91,11 @@ int api_delete_image(struct api_request *q)
 {
 	const struct api_engine *en = &q->api->s.engine;
 
-	return en->image_remove(en->arg, q->id, &q->fault) < 0 ? -1 : api_done(q);
+	int r = en->image_remove(en->arg, q->id, &q->fault);
+
+	if (r < 0)
+		return -1;
+	return r == 0 ? api_done(q) : api_answer(q, 202, json_pack("{s:s, s:s}", "id", q->id, "state", "deleting"));
 }
 
 int api_get_report(struct api_request *q)

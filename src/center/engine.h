@@ -77,7 +77,14 @@ struct image_mark {
 	unsigned uses[IMAGE_USES];
 };
 
-enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB };
+enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE };
+
+/* How a task went, for who waits for its end. */
+struct task_outcome {
+	bool ended;
+	int r;
+	struct api_fault fault;
+};
 
 struct task {
 	struct engine *engine;
@@ -87,6 +94,8 @@ struct task {
 	char image[ID_MAX]; /* marked as used until the end, or "" */
 	double noted;       /* monotonic, last progress written */
 	bool cancel;
+	struct task_outcome outcome;
+	struct task_outcome *waiter; /* gets a copy; NULL when nobody waits (any more) */
 };
 
 struct engine {
@@ -177,6 +186,7 @@ void image_unmark(struct engine *en, const char *image, enum image_use use);
 int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image);
 bool task_runs(struct engine *en, enum task_kind kind, const char *id);
 int task_boot(void *arg, const char *image, struct api_fault *f);
+/* 0: it's gone; 1: that takes a while and goes on. */
 int task_image_remove(void *arg, const char *image, struct api_fault *f);
 int task_export(void *arg, const char *export, struct api_fault *f);
 int task_export_remove(void *arg, const char *export, struct api_fault *f);

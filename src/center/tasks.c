@@ -4,12 +4,18 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/err.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "center/engine.h"
+
+#define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
+
+static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
+			  struct task_outcome *waiter);
 
 static struct task *find(struct engine *en, enum task_kind kind, const char *id)
 {
@@ -222,17 +228,48 @@ static int remove_marked(struct engine *en, const char *image, struct api_fault 
 	return 0;
 }
 
+static void run_remove_image(struct task *t)
+{
+	t->outcome.r = remove_marked(t->engine, t->id, &t->outcome.fault);
+	if (t->outcome.r < 0)
+		log_warn("image %s: %s", t->id, t->outcome.fault.message);
+	engine_wake(t->engine);
+}
+
+/* False when it goes on and nobody waits for it any more. */
+static bool outcome_wait(struct engine *en, enum task_kind kind, const char *id, struct task_outcome *o)
+{
+	struct timespec end;
+	struct task *t;
+	ENGINE_LOCK(en);
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += REMOVE_WAIT;
+	while (!o->ended && pthread_cond_timedwait(&en->changed, &en->lock, &end) == 0)
+		;
+	t = o->ended ? NULL : find(en, kind, id);
+	if (t)
+		t->waiter = NULL;
+	return o->ended;
+}
+
+/* Removing much takes long, and a thread of the API serves many: it waits only for what is quick. */
 int task_image_remove(void *arg, const char *image, struct api_fault *f)
 {
+	struct task_outcome o = {0};
 	struct engine *en = arg;
-	int r;
 
 	if (!image_mark(en, image, IMAGE_REMOVE))
 		return api_fault_set(f, 409, "in_use", NULL,
 				     "the image is being booted, exported or removed; wait for its end");
-	r = remove_marked(en, image, f);
-	image_unmark(en, image, IMAGE_REMOVE);
-	return r;
+	if (task_start_for(en, TASK_REMOVE_IMAGE, image, image, &o) != 0) {
+		image_unmark(en, image, IMAGE_REMOVE);
+		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
+	}
+	if (!outcome_wait(en, TASK_REMOVE_IMAGE, image, &o))
+		return 1;
+	*f = o.fault;
+	return o.r;
 }
 
 /* ---- exports ---- */
@@ -443,6 +480,8 @@ static void run_remove_job(struct task *t)
 
 static void *task_main(void *arg)
 {
+	static const enum image_use uses[] = {
+	    [TASK_BOOT] = IMAGE_BOOT, [TASK_EXPORT] = IMAGE_EXPORT, [TASK_REMOVE_IMAGE] = IMAGE_REMOVE};
 	struct task *t = arg, **p;
 	struct engine *en = t->engine;
 
@@ -456,10 +495,17 @@ static void *task_main(void *arg)
 	case TASK_REMOVE_JOB:
 		run_remove_job(t);
 		break;
+	case TASK_REMOVE_IMAGE:
+		run_remove_image(t);
+		break;
 	}
 	if (*t->image)
-		image_unmark(en, t->image, t->kind == TASK_BOOT ? IMAGE_BOOT : IMAGE_EXPORT);
+		image_unmark(en, t->image, uses[t->kind]);
 	pthread_mutex_lock(&en->lock);
+	if (t->waiter) {
+		*t->waiter = t->outcome;
+		t->waiter->ended = true;
+	}
 	for (p = &en->tasks; *p != t; p = &(*p)->next)
 		;
 	*p = t->next;
@@ -469,7 +515,8 @@ static void *task_main(void *arg)
 	return NULL;
 }
 
-int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image)
+static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
+			  struct task_outcome *waiter)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
@@ -486,6 +533,7 @@ int task_start(struct engine *en, enum task_kind kind, const char *id, const cha
 	t->kind = kind;
 	snprintf(t->id, sizeof(t->id), "%s", id);
 	snprintf(t->image, sizeof(t->image), "%s", image ? image : "");
+	t->waiter = waiter;
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	r = pthread_create(&thread, &attr, task_main, t);
@@ -497,6 +545,11 @@ int task_start(struct engine *en, enum task_kind kind, const char *id, const cha
 	t->next = en->tasks;
 	en->tasks = t;
 	return 0;
+}
+
+int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image)
+{
+	return task_start_for(en, kind, id, image, NULL);
 }
 
 static int resume_deleting(void *arg, void *row)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import time
 
 import pytest
 
@@ -162,6 +163,33 @@ def test_an_image_is_used_by_one_at_a_time(center, image):
         assert center.ok("GET", f"/v1/exports?image={image}")["total"] == 0
         center.unplay("image_remove", "hold")
         assert removal.result().status == 204, removal.result()
+
+
+def test_a_long_removal_holds_nobody_up(fresh):
+    center = fresh()
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    agent.send_all()
+    image = center.wait_job(job)["image"]
+    center.play("image_remove", "hold")
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(center.call, "DELETE", f"/v1/images/{image}")
+        got = removal.result(timeout=15)
+    assert got.status == 202 and got.json == {"id": image, "state": "deleting"} and time.monotonic() - began < 10
+    assert center.call("DELETE", f"/v1/images/{image}").code == "in_use"
+    assert center.get(f"/v1/images/{image}").status == 200
+    center.unplay("image_remove", "hold")
+    wait_for("gone", lambda: center.get(f"/v1/images/{image}").status == 404)
+    assert center.call("DELETE", f"/v1/images/{image}").status == 404
+
+
+def test_a_failed_removal_says_why(center, image):
+    center.play("image_remove", "fail", "the disk is on fire")
+    got = center.call("DELETE", f"/v1/images/{image}")
+    assert got.status == 500 and "on fire" in got.json["error"]["message"]
+    center.unplay("image_remove", "fail")
+    assert center.get(f"/v1/images/{image}").status == 200
 
 
 def test_rename(center, image):
