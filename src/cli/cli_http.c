@@ -46,31 +46,48 @@ static int http_headers(struct cli *c)
 	return r;
 }
 
-/* The handle is reused, so that a watch keeps its connection; each request starts from the same options. */
-static int http_handle(struct cli *c, const char *path, char **ret_url, struct err *e)
+/* Each request starts from the same options. */
+static int http_options(struct cli *c, CURL *curl, const char *path, struct err *e)
 {
-	if (!c->curl) {
-		c->curl = curl_easy_init();
-		if (!c->curl || http_headers(c) < 0)
-			return err_nomem(e);
-	}
-	*ret_url = str_printf("%s%s", c->url, path);
-	if (!*ret_url)
+	_cleanup_free_ char *url = str_printf("%s%s", c->url, path);
+
+	if (!url || (!c->headers && http_headers(c) < 0))
 		return err_nomem(e);
-	curl_easy_reset(c->curl);
-	curl_easy_setopt(c->curl, CURLOPT_URL, *ret_url);
-	curl_easy_setopt(c->curl, CURLOPT_PROTOCOLS_STR, "https");
-	curl_easy_setopt(c->curl, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
-	curl_easy_setopt(c->curl, CURLOPT_SSL_VERIFYPEER, 1L);
-	curl_easy_setopt(c->curl, CURLOPT_SSL_VERIFYHOST, 2L);
-	curl_easy_setopt(c->curl, CURLOPT_CAPATH, NULL);
-	curl_easy_setopt(c->curl, CURLOPT_CAINFO, c->ca);
-	curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, c->headers);
-	curl_easy_setopt(c->curl, CURLOPT_USERAGENT, "replant/" REPLANT_VERSION);
-	curl_easy_setopt(c->curl, CURLOPT_CONNECTTIMEOUT, 10L);
-	curl_easy_setopt(c->curl, CURLOPT_TCP_KEEPALIVE, 1L);
-	curl_easy_setopt(c->curl, CURLOPT_TCP_KEEPIDLE, 20L);
-	curl_easy_setopt(c->curl, CURLOPT_TCP_KEEPINTVL, 10L);
+	curl_easy_reset(curl);
+	curl_easy_setopt(curl, CURLOPT_URL, url);
+	curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "https");
+	curl_easy_setopt(curl, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+	curl_easy_setopt(curl, CURLOPT_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(curl, CURLOPT_SSL_VERIFYHOST, 2L);
+	curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
+	curl_easy_setopt(curl, CURLOPT_CAINFO, c->ca);
+	curl_easy_setopt(curl, CURLOPT_HTTPHEADER, c->headers);
+	curl_easy_setopt(curl, CURLOPT_USERAGENT, "replant/" REPLANT_VERSION);
+	curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, 10L);
+	curl_easy_setopt(curl, CURLOPT_TCP_KEEPALIVE, 1L);
+	curl_easy_setopt(curl, CURLOPT_TCP_KEEPIDLE, 20L);
+	curl_easy_setopt(curl, CURLOPT_TCP_KEEPINTVL, 10L);
+	return 0;
+}
+
+/* The handle is reused, so that a watch keeps its connection. */
+static int http_handle(struct cli *c, const char *path, struct err *e)
+{
+	if (!c->curl)
+		c->curl = curl_easy_init();
+	return c->curl ? http_options(c, c->curl, path, e) : err_nomem(e);
+}
+
+int cli_http_open(struct cli *c, const char *path, CURL **ret, struct err *e)
+{
+	CURL *curl = curl_easy_init();
+	int r = curl ? http_options(c, curl, path, e) : err_nomem(e);
+
+	if (r < 0) {
+		curl_easy_cleanup(curl);
+		return r;
+	}
+	*ret = curl;
 	return 0;
 }
 
@@ -152,7 +169,7 @@ static int http_reply(const struct cli *c, struct cli_reply *r, struct err *e)
 
 int cli_http(struct cli *c, const char *method, const char *path, json_t *body, struct cli_reply *r, struct err *e)
 {
-	_cleanup_free_ char *url = NULL, *text = body ? jsn_text(body) : NULL;
+	_cleanup_free_ char *text = body ? jsn_text(body) : NULL;
 	char detail[CURL_ERROR_SIZE] = "";
 	CURLcode code;
 	int x;
@@ -160,7 +177,7 @@ int cli_http(struct cli *c, const char *method, const char *path, json_t *body, 
 	cli_reply_release(r);
 	if (body && !text)
 		return err_nomem(e);
-	x = http_handle(c, path, &url, e);
+	x = http_handle(c, path, e);
 	if (x < 0)
 		return x;
 	curl_easy_setopt(c->curl, CURLOPT_CUSTOMREQUEST, method);
@@ -201,11 +218,10 @@ static size_t http_stream_write(char *p, size_t size, size_t n, void *arg)
 int cli_http_stream(struct cli *c, const char *path, uint64_t offset, curl_write_callback write, void *arg,
 		    struct err *e)
 {
-	_cleanup_free_ char *url = NULL;
 	struct http_stream s = {.write = write, .arg = arg};
 	char detail[CURL_ERROR_SIZE] = "";
 	CURLcode code;
-	int r = http_handle(c, path, &url, e);
+	int r = http_handle(c, path, e);
 
 	if (r < 0)
 		return r;

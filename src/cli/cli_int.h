@@ -40,6 +40,38 @@ struct cli {
 	long timeout; /* seconds for one request */
 };
 
+/* ---- cli_events.c: text/event-stream ---- */
+
+struct cli_events {
+	void (*event)(struct cli_events *v); /* one is complete: name, data and id are its */
+	char name[64];
+	struct str data;
+	uint64_t id;
+	bool broken; /* it sent more than is allowed */
+	struct str line;
+};
+/* For curl: parses what has come. */
+size_t cli_events_write(char *p, size_t size, size_t n, void *events);
+/* Data as JSON, a new reference; NULL when it is none. */
+json_t *cli_events_json(const struct cli_events *v);
+void cli_events_release(struct cli_events *v);
+
+/* A stream of events that is listened to beside other requests; where there is none, time passes instead. */
+struct cli_follow {
+	struct cli_events v; /* first */
+	struct cli *c;
+	bool (*ours)(void *arg, const char *id); /* is it about something we want to hear of? */
+	void *arg;
+	CURLM *multi;
+	CURL *easy;
+	bool live, never, news;
+	double again;
+};
+/* Returns when there are news, but no sooner than half a second; or when it's time to ask without any: after a second
+ * without a stream. */
+void cli_follow_wait(struct cli_follow *f);
+void cli_follow_release(struct cli_follow *f);
+
 /* ---- cli_settings.c ---- */
 
 /* Fills url, token and ca from options, state directory, environment and configuration file, in this order. */
@@ -58,6 +90,8 @@ void cli_reply_release(struct cli_reply *r);
 #define _cleanup_reply_ __attribute__((cleanup(cli_reply_release)))
 
 void cli_http_release(struct cli *c);
+/* A handle of its own for a GET of `path`, ready for curl_multi_add_handle() but for where the body goes. */
+int cli_http_open(struct cli *c, const char *path, CURL **ret, struct err *e);
 /*
  * One request; `body` may be NULL. 0 when the center answered 2xx with JSON or nothing. Errors: -EAGAIN when trying
  * again may help (no connection, 429, 502 to 504), -ENOENT 404, -EACCES 401 and 403, -EBUSY 409, -EINVAL other 4xx,

@@ -1,6 +1,7 @@
 /*
- * Watching jobs: on a terminal a few lines in place, elsewhere a line per change. The center is asked once a second; it
- * may be away for a while (a restart, a network that hiccups) without ending the watch.
+ * Watching jobs: on a terminal a few lines in place, elsewhere a line per change. The center is asked when its events
+ * tell of the job, or once a second while they can't be had; it may be away for a while (a restart, a network that
+ * hiccups) without ending the watch.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -29,6 +30,7 @@ struct watch {
 	size_t n;
 	size_t lines; /* drawn on the terminal, to be drawn over */
 	struct cli_patience patience;
+	struct cli_follow follow;
 };
 
 void cli_sleep(double s)
@@ -507,10 +509,23 @@ static bool watch_all_ended(const struct watch *w, int *ret_exit)
 	return true;
 }
 
+/* Is an event about one of them? */
+static bool watch_ours(void *arg, const char *id)
+{
+	const struct watch *w = arg;
+
+	for (size_t i = 0; i < w->n; i++)
+		if (!w->jobs[i].ended && strcmp(w->jobs[i].id, id) == 0)
+			return true;
+	return false;
+}
+
 int cli_watch(struct cli *c, char **ids, size_t n, struct err *e)
 {
-	struct watch w = {.c = c, .n = n};
+	struct watch w = {.c = c, .n = n, .follow = {.c = c, .ours = watch_ours}};
 	int r = 0, code = CLI_OK;
+
+	w.follow.arg = &w;
 
 	if (n > WATCH_JOBS_MAX)
 		return err_set(e, -E2BIG, "at most %d jobs can be watched at once", WATCH_JOBS_MAX);
@@ -520,8 +535,9 @@ int cli_watch(struct cli *c, char **ids, size_t n, struct err *e)
 	while (r == 0 && !watch_all_ended(&w, &code)) {
 		r = watch_round(&w, e);
 		if (r == 0 && w.patience.failures == 0 && !watch_all_ended(&w, &code))
-			cli_sleep(1);
+			cli_follow_wait(&w.follow);
 	}
+	cli_follow_release(&w.follow);
 	for (size_t i = 0; i < n; i++) {
 		json_decref(w.jobs[i].job);
 		free(w.jobs[i].said);

@@ -100,15 +100,10 @@ CLI_COMMAND(version)
 }
 
 /* ---- events: text/event-stream ---- */
-#define EVENT_MAX (4u << 20)
-
 struct events {
+	struct cli_events v; /* first */
 	struct cli *c;
-	struct str line, data;
-	char name[64];
 	uint64_t last; /* id of the last whole event */
-	uint64_t id;   /* of the one that is arriving */
-	bool broken;
 };
 
 static void event_stamp(const json_t *j)
@@ -144,14 +139,16 @@ static void event_text(struct str *b, const json_t *j)
 	}
 }
 
-static void event_print(struct events *v)
+static void event_print(struct cli_events *v)
 {
 	_cleanup_(str_release) struct str b = {0}, name = {0}, line = {0};
-	_cleanup_json_ json_t *j = NULL;
+	_cleanup_json_ json_t *j = cli_events_json(v);
+	struct events *all = (struct events *)(void *)v;
 
-	if (jsn_parse(v->data.s, v->data.len, EVENT_MAX, &j, NULL) < 0)
+	all->last = v->id;
+	if (!j)
 		return;
-	if (v->c->json) {
+	if (all->c->json) {
 		out_json(&v->data);
 	} else {
 		event_text(&b, j);
@@ -166,43 +163,12 @@ static void event_print(struct events *v)
 	fflush(stdout);
 }
 
-static void event_line(struct events *v, const char *s)
-{
-	if (!*s) {
-		if (v->data.len && str_ok(&v->data)) {
-			event_print(v);
-			v->last = v->id;
-		}
-		str_release(&v->data);
-		v->name[0] = '\0';
-	} else if (str_starts(s, "id:")) {
-		(void)str_u64(s + 3 + strspn(s + 3, " "), 0, UINT64_MAX, &v->id);
-	} else if (str_starts(s, "event:")) {
-		snprintf(v->name, sizeof(v->name), "%s", s + 6 + strspn(s + 6, " "));
-	} else if (str_starts(s, "data:")) {
-		str_add(&v->data, v->data.len ? "\n" : "");
-		str_add(&v->data, s + 5 + (s[5] == ' '));
-	}
-}
-
 static size_t events_write(char *p, size_t size, size_t n, void *arg)
 {
 	struct events *v = arg;
+	size_t got = cli_events_write(p, size, n, &v->v);
 
-	for (size_t i = 0; i < n; i++) {
-		if (p[i] == '\r')
-			continue;
-		if (p[i] != '\n') {
-			str_add_mem(&v->line, p + i, 1);
-			continue;
-		}
-		event_line(v, v->line.s ? v->line.s : "");
-		str_release(&v->line);
-	}
-	if (ferror(stdout)) /* whoever read us is gone */
-		return 0;
-	v->broken = v->line.len > EVENT_MAX || v->data.len > EVENT_MAX || !str_ok(&v->line) || !str_ok(&v->data);
-	return v->broken ? 0 : n;
+	return ferror(stdout) ? 0 : got; /* whoever read us is gone */
 }
 
 static int events_stream(struct events *v, struct err *e)
@@ -214,17 +180,16 @@ static int events_stream(struct events *v, struct err *e)
 
 	if (!path)
 		return err_nomem(e);
-	str_release(&v->line);
-	str_release(&v->data);
+	cli_events_release(&v->v);
 	r = cli_http_stream(v->c, path, 0, events_write, v, e);
-	if (v->broken)
-		return err_set(e, -EPROTO, "the center sent an event larger than %u bytes", EVENT_MAX);
+	if (v->v.broken)
+		return err_set(e, -EPROTO, "the center sent an event that is too large");
 	return r < 0 ? r : err_set(e, -EAGAIN, "the center ended the stream");
 }
 
 CLI_COMMAND(events_follow)
 {
-	struct events v = {.c = c, .last = c->since, .id = c->since};
+	struct events v = {.c = c, .last = c->since, .v = {.event = event_print, .id = c->since}};
 	struct cli_patience patience = {0};
 	int r;
 
@@ -238,7 +203,6 @@ CLI_COMMAND(events_follow)
 		if (r == -EAGAIN && patience.failures == 0)
 			out_error("%s (trying again)", e->msg);
 	} while (r == -EAGAIN && cli_patience_wait(c, &patience, e) == 0);
-	str_release(&v.line);
-	str_release(&v.data);
+	cli_events_release(&v.v);
 	return r;
 }

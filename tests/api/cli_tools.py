@@ -54,6 +54,7 @@ class FakeCenter:
         self.bodies = {}  # path -> bytes
         self.cut = 0      # downloads break off after so many bytes, once
         self.connections = []
+        self.events = None  # a queue: what /v1/events sends, None ends it
         center = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -144,9 +145,21 @@ class FakeCenter:
             answers = self.script[(h.command, path)]
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             return self.send(h, status, body)
+        if path == "/v1/events" and self.events is not None:
+            return self.send_events(h)
         if path in self.bodies:
             return self.send_data(h, self.bodies[path])
         return self.answer_noun(h, path, query)
+
+    def send_events(self, h):
+        h.send_response(200)
+        h.send_header("Content-Type", "text/event-stream")
+        h.send_header("Connection", "close")
+        h.end_headers()
+        h.wfile.write(b": hello\n\n")
+        while (event := self.events.get()) is not None:
+            h.wfile.write(f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode())
+        h.close_connection = True
 
     def answer_noun(self, h, path, query):
         parts = path.split("/")[2:]

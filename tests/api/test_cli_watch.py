@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import re
 import signal
 import sys
@@ -100,6 +101,54 @@ def test_stages_that_count_no_bytes(cli, center):
     assert first == f"{NAME}  processing: step 3 of 12: resume"
     assert bar.startswith("  ━━━") and bar.rstrip().endswith(" 12 %  45 s left")
     assert terminal.wait()[0] == 0
+
+
+def asked(center, path=PATH[1]):
+    return sum(1 for r in center.requests if r[1] == path)
+
+
+def test_events_instead_of_asking(cli, center):
+    """The job is asked for when an event tells of it, at once and not otherwise; without a stream once a second."""
+    center.events = queue.Queue()
+    center.script[PATH] = [running(10)]
+    process = cli.start("jobs", "watch", NAME)
+    assert "10 %" in process.stdout.readline()
+    time.sleep(1.5)
+    before = asked(center)
+    assert before <= 3
+    time.sleep(3)
+    assert asked(center) == before, "asked although nothing was told"
+    center.events.put(("job.progress", {"id": ident("job", 1)}))
+    time.sleep(1)
+    assert asked(center) == before, "asked because of another job"
+    center.script[PATH] = [running(40)]
+    center.events.put(("job.progress", {"id": ID}))
+    began = time.monotonic()
+    assert "40 %" in process.stdout.readline() and time.monotonic() - began < 0.9
+    # The stream ends; the next one is tried some seconds later.
+    center.events.put(None)
+    center.script[PATH] = [running(70)]
+    assert "70 %" in process.stdout.readline()
+    before = asked(center)
+    time.sleep(3)
+    assert 2 <= asked(center) - before <= 4
+    wait_until(lambda: asked(center, "/v1/events") == 2, 15)
+    time.sleep(1.5)
+    before = asked(center)
+    time.sleep(2.5)
+    assert asked(center) == before
+    center.script[PATH] = [(200, finished(9, NAME))]
+    center.events.put(("job.updated", {"id": ID}))
+    out, _ = process.communicate(timeout=10)
+    center.events.put(None)
+    assert process.returncode == 0 and "finished" in out
+
+
+def wait_until(check, timeout):
+    end = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60, 80])
