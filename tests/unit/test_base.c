@@ -30,7 +30,7 @@ static bool give_up(void *arg)
 	return ++*(unsigned *)arg > 2;
 }
 
-static bool never(void *arg)
+static bool go_on(void *arg)
 {
 	return false;
 }
@@ -49,7 +49,7 @@ static void test_proc_run_unless(void **state)
 	assert_string_equal(e.msg, "stopped");
 	assert_true(id_now_mono() - began < 10);
 	assert_int_equal(times, 3);
-	assert_int_equal(proc_run_unless(quick, never, NULL, 100, &out, &e), 0);
+	assert_int_equal(proc_run_unless(quick, go_on, NULL, 100, &out, &e), 0);
 	assert_string_equal(out, "hello\n");
 }
 
