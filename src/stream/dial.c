@@ -218,20 +218,30 @@ static int finish_sync(struct sender *s, struct err *e)
 	return r < 0 ? r : control_answer(s, WIRE_SYNCED, &f, e);
 }
 
-static int finish_commit(struct sender *s, struct err *e)
+int dial_statement(struct sender *s, size_t disk, uint8_t out[32], struct err *e)
 {
 	_cleanup_(codec_sum_freep) struct codec_sum *sum = NULL;
-	uint8_t buf[WIRE_SMALL_MAX];
-	struct wire_commit m = {.n = s->ndisks};
-	struct wire_frame f;
 	int r = codec_sum_new(&sum, e);
 
 	if (r < 0)
 		return r;
+	codec_sum_start(sum);
+	codec_sum_add(sum, s->sums[disk], stream_windows(s->disks[disk]->size) * 32);
+	codec_sum_finish(sum, out);
+	return 0;
+}
+
+static int finish_commit(struct sender *s, struct err *e)
+{
+	uint8_t buf[WIRE_SMALL_MAX];
+	struct wire_commit m = {.n = s->ndisks};
+	struct wire_frame f;
+	int r;
+
 	for (size_t i = 0; i < s->ndisks; i++) {
-		codec_sum_start(sum);
-		codec_sum_add(sum, s->sums[i], stream_windows(s->disks[i]->size) * 32);
-		codec_sum_finish(sum, m.disks[i].statement);
+		r = dial_statement(s, i, m.disks[i].statement, e);
+		if (r < 0)
+			return r;
 		m.disks[i].used = bitmap_count(&s->used.maps[i]);
 	}
 	r = wire_say(s->control, WIRE_COMMIT, buf, wire_put_commit(&m, buf), e);

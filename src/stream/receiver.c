@@ -160,6 +160,7 @@ static int conn_admit_control(struct receiver_conn *c, struct err *e)
 		rv->have_session = true;
 		rv->opened = false;
 		rv->told_space = false;
+		rv->refused_until = 0;
 		c->known = true;
 	}
 	pthread_mutex_unlock(&rv->lock);
@@ -244,6 +245,32 @@ static bool conn_is_kicked(struct receiver_conn *c)
 	return r;
 }
 
+/* A sender whose statement was refused comes back to compare everything. */
+static void receiver_left(struct receiver *rv, int result, const struct err *e)
+{
+	if (result != -EILSEQ) {
+		receiver_finish(rv, result, e);
+		return;
+	}
+	pthread_mutex_lock(&rv->lock);
+	rv->refused = *e;
+	rv->refused_until = id_now_mono() + RECEIVER_REFUSED;
+	pthread_mutex_unlock(&rv->lock);
+}
+
+static void receiver_refused(struct receiver *rv)
+{
+	struct err e;
+	bool over;
+
+	pthread_mutex_lock(&rv->lock);
+	over = rv->refused_until > 0 && id_now_mono() > rv->refused_until;
+	e = rv->refused;
+	pthread_mutex_unlock(&rv->lock);
+	if (over)
+		receiver_finish(rv, -EILSEQ, &e);
+}
+
 static void conn_serve(struct receiver_conn *c, double deadline)
 {
 	struct err e = {0};
@@ -256,8 +283,8 @@ static void conn_serve(struct receiver_conn *c, double deadline)
 	if (r < 0 || kicked)
 		conn_tell(c, r < 0 ? r : -ECONNABORTED, &e);
 	if (c->hello.role == WIRE_CONTROL && c->rv->p->once && c->known && !kicked)
-		receiver_finish(c->rv, r < 0 ? r : -ECONNABORTED,
-				r < 0 ? &e : &(struct err){-ECONNABORTED, "the sender left"});
+		receiver_left(c->rv, r < 0 ? r : -ECONNABORTED,
+			      r < 0 ? &e : &(struct err){-ECONNABORTED, "the sender left"});
 }
 
 static void conn_remove(struct receiver_conn *c)
@@ -474,6 +501,7 @@ static void receiver_loop(struct receiver *rv)
 		if (id_now_mono() < next)
 			continue;
 		next = id_now_mono() + RECEIVER_TICK / 1000.0;
+		receiver_refused(rv);
 		if (rv->bytes_received != told && rv->have_session) {
 			told = rv->bytes_received;
 			receiver_event_progress(rv);

@@ -4,6 +4,7 @@
 #include "stream/stream_int.h"
 
 #define RECEIVER_HANDSHAKE   10.0 /* seconds from the connection until the peer has said who it is */
+#define RECEIVER_REFUSED     15.0 /* seconds for a sender to come back whose statement was refused */
 #define RECEIVER_UNKNOWN_MAX 8u   /* connections that haven't yet */
 #define RECEIVER_SUPERSEDED  8u   /* sessions remembered as taken over */
 
@@ -50,7 +51,9 @@ struct receiver {
 	atomic_bool finished; /* set under the lock */
 	int result;
 	struct err error;
-	bool told_space; /* (lock) the event of a full destination was given in this session */
+	struct err refused;   /* (lock) why the statement was, and until when its sender may come back; 0: it wasn't */
+	double refused_until; /* (lock) */
+	bool told_space;      /* (lock) the event of a full destination was given in this session */
 
 	/* Changed by the control connection's thread while there are no data connections; read by theirs. */
 	struct replica *disks[WIRE_DISKS_MAX];

@@ -238,7 +238,5 @@ int rounds_run(struct sender *s, struct err *e)
 		if (k < 0)
 			break;
 	}
-	if (k == 0 && s->tracked)
-		s->ops->tracker->settle(s->ops->tracker->arg);
-	return k;
+	return k == 0 && s->tracked ? tracked_settle(s, e) : k;
 }

@@ -159,6 +159,8 @@ int control_ready(struct sender *s, struct err *e);
 /* Tells s->used. */
 int control_used_map(struct sender *s, struct err *e);
 int control_finish(struct sender *s, struct err *e);
+/* What we state of a disk. */
+int dial_statement(struct sender *s, size_t disk, uint8_t out[32], struct err *e);
 /* Called often while workers work: pings, and repairs the connection. */
 int control_tick(struct sender *s, struct err *e);
 
@@ -185,6 +187,32 @@ struct held *arena_take(struct sender *s, uint32_t disk, uint64_t first, unsigne
 void arena_sort(struct sender *s);
 /* The chunk that was grabbed at that block, or NULL. */
 const struct held *arena_find(const struct sender *s, uint32_t disk, uint64_t first);
+
+/* ---- baseline.c: what a tracked run leaves to the next ---- */
+#define BASELINE_EPOCH 40u /* with its NUL */
+#define BASELINE_NAME  256u
+
+struct baseline {
+	const struct codec_digest *digest;
+	const char *epoch;
+	size_t n;
+	struct baseline_disk {
+		const char *name;
+		uint64_t size;
+		uint8_t statement[32];
+		struct bitmap *used; /* those the statement was made of */
+		uint8_t *sums;       /* of its windows, 32 bytes each */
+	} disks[WIRE_DISKS_MAX];
+};
+/* Whole or not at all. */
+int baseline_write(const char *path, const struct baseline *b, struct err *e);
+/*
+ * Reads the one that was made of b's digest, epoch and disks, into its statements, maps and sums; these are garbage
+ * after a failure. -ENOENT: there is none.
+ */
+int baseline_read(const char *path, struct baseline *b, struct err *e);
+/* The same from a file that is open. */
+int baseline_parse(int fd, struct baseline *b, struct err *e);
 
 /* ---- gauge.c: how fast things go ---- */
 struct gauge {
@@ -214,6 +242,7 @@ struct rounds {
 	uint64_t used_mapped; /* blocks, when the used map was last read */
 	uint64_t handled;     /* candidate bytes of the last pass */
 	double handled_seconds;
+	bool recalled; /* what the run before left is what the receiver holds */
 	unsigned taints;
 	bool tainted; /* the tracker was found wanting: the reason of a failure */
 	struct gauge gauge;
@@ -237,3 +266,5 @@ int rounds_thaw(struct rounds *r, int k, struct err *e);
 int tracked_run(struct rounds *r, struct err *e);
 /* Everything is a candidate again. */
 int tracked_reset(struct sender *s, struct err *e);
+/* After the commit: the next run may rely on it. */
+int tracked_settle(struct sender *s, struct err *e);

@@ -94,6 +94,11 @@ struct stream_send_params {
 	double stall_seconds;     /* without an answer until a connection counts as lost; 0: 20 */
 	double max_freeze;        /* seconds the freeze of a tracked run should last at most; 0: 1 */
 	double patience;          /* seconds of rounds that get no smaller until it may last longer; 0: 1800 */
+	/*
+	 * With a tracker: the file of what the next run may rely on (stream/baseline.c); NULL: none. There must be one
+	 * for all that take a tracker's marks, for settled marks are gone for everybody.
+	 */
+	const char *baseline;
 };
 
 /*
@@ -108,6 +113,8 @@ struct stream_tracker {
 	uint64_t (*pending)(void *arg, size_t disk);
 	/* -EBUSY: can't be told now (not frozen); any other failure: marks are missing. */
 	int (*audit)(void *arg, bool frozen, struct err *e);
+	/* Names one tracking without a gap, at most 39 characters; borrowed until the next call. */
+	const char *(*epoch)(void *arg);
 	/* Begins anew after a failure. */
 	int (*restart)(void *arg, struct err *e);
 	/* What was collected is committed. */

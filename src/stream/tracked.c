@@ -182,7 +182,7 @@ static int tracked_live(struct rounds *r, struct err *e)
 	double began = id_now_mono();
 	int k;
 
-	rounds_next(r, r->round == 0 ? STREAM_FULL : STREAM_COMPARE);
+	rounds_next(r, r->round == 0 && !r->recalled ? STREAM_FULL : STREAM_COMPARE);
 	k = pass_run(s, PASS_LIVE, 0, e);
 	if (k < 0)
 		return k;
@@ -407,9 +407,83 @@ static int tracked_recover(struct rounds *r, struct err *e)
 	return k == 0 && over ? err_set(e, -ENOTSUP, "tracking was given up") : k;
 }
 
+/* ---- what the run before left, and what this one leaves ---- */
+static void tracked_baseline(struct sender *s, struct baseline *ret)
+{
+	const struct stream_tracker *t = s->ops->tracker;
+
+	*ret = (struct baseline){.digest = s->digest, .epoch = t->epoch(t->arg), .n = s->ndisks};
+	for (size_t i = 0; i < s->ndisks; i++)
+		ret->disks[i] = (struct baseline_disk){
+		    .name = s->disks[i]->name, .size = s->disks[i]->size, .used = &s->stated[i], .sums = s->sums[i]};
+}
+
+/* Does the receiver hold what the last run left there? */
+static int tracked_recall(struct sender *s, struct err *e)
+{
+	struct baseline b;
+	int k;
+
+	tracked_baseline(s, &b);
+	k = baseline_read(s->p->baseline, &b, e);
+	for (size_t i = 0; k == 0 && i < s->ndisks; i++)
+		if (memcmp(b.disks[i].statement, s->committed[i], sizeof(s->committed[i])) != 0)
+			k = err_set(e, -ESTALE, "the receiver holds something else");
+	return k;
+}
+
+static int tracked_begin(struct rounds *r, struct err *e)
+{
+	struct sender *s = r->s;
+	struct err why = {0};
+	char text[ERR_MSG_MAX + 100];
+	int k = tracked_alloc(s, e);
+
+	if (k < 0 || !s->p->baseline)
+		return k < 0 ? k : tracked_reset(s, e);
+	k = tracked_recall(s, &why);
+	r->recalled = k == 0;
+	if (k == 0)
+		return 0;
+	if (k != -ENOENT) {
+		snprintf(text, sizeof(text), "all is compared, not only what has changed: %s", why.msg);
+		k = sender_note(s, text, e);
+	}
+	return k == 0 || k == -ENOENT ? tracked_reset(s, e) : k;
+}
+
+/*
+ * Settled marks are gone, so what an earlier run left must be gone first. A run that is committed doesn't fail because
+ * the next one has to read more.
+ */
+int tracked_settle(struct sender *s, struct err *e)
+{
+	const struct stream_tracker *t = s->ops->tracker;
+	struct err why = {0};
+	char text[ERR_MSG_MAX + 100];
+	struct baseline b;
+	int k = 0;
+
+	if (!s->p->baseline)
+		return 0;
+	tracked_baseline(s, &b);
+	for (size_t i = 0; k == 0 && i < s->ndisks; i++)
+		k = dial_statement(s, i, b.disks[i].statement, &why);
+	if (k == 0)
+		k = baseline_write(s->p->baseline, &b, &why);
+	if (k < 0) {
+		snprintf(text, sizeof(text), "the next run will read everything: %s", why.msg);
+		k = sender_note(s, text, e);
+		if (unlink(s->p->baseline) < 0 && errno != ENOENT)
+			return k;
+	}
+	t->settle(t->arg);
+	return k;
+}
+
 int tracked_run(struct rounds *r, struct err *e)
 {
-	int k = r->s->stated[0].words ? 0 : tracked_reset(r->s, e);
+	int k = r->s->stated[0].words ? 0 : tracked_begin(r, e);
 
 	while (k == 0) {
 		k = tracked_cycle(r, e);
