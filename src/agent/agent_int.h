@@ -14,6 +14,7 @@ struct err;
 /* ---- command line (main.c) ---- */
 #define AGENT_CONFIG_DIR  "/etc/replant"
 #define AGENT_RUNTIME_DIR "/run/replant"
+#define AGENT_PIN         "/sys/fs/bpf/replant" /* where a tracking outlives the agent */
 #define AGENT_PROGRAM     "/usr/local/sbin/replant-agent"
 #define AGENT_UNIT        "replant-agent.service"
 #define AGENT_UNIT_PATH   "/etc/systemd/system/" AGENT_UNIT
@@ -29,7 +30,9 @@ struct agent_options {
 	const char *to, *run, *psk_file, *on_read_error;
 	struct opt_list disks;
 	uint64_t connections, compress, rate;
-	bool checksum, no_freeze;
+	bool checksum, no_freeze, no_tracking, keep_tracking;
+	const char *max_freeze;
+	uint64_t patience;
 };
 
 /* The commands; exit codes 0, 1 failed, 2 usage, 75 temporary. */
@@ -149,9 +152,53 @@ json_t *task_progress(const struct stream_progress *p);
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n);
 /* {code, message, temporary} */
 json_t *task_error(const struct err *e);
+/* How writes are tracked ("bpf"), or "compare" and why they are not. */
+void task_tracking(json_t *o, const char *how, const char *why);
+/* A number of seconds as people write it: -EINVAL. */
+int task_seconds(const char *text, double min, double max, double *ret);
 json_t *task_text(const char *s); /* a string, also of bytes that aren't UTF-8 */
 /* For drills: REPLANT_RECONNECT and REPLANT_STALL shorten the patience with the network; seconds. */
 void task_drill(struct stream_send_params *p);
+
+/* ---- freezing (freeze.c) ---- */
+struct track_guard;
+struct freeze {
+	const char *const *disks; /* borrowed */
+	size_t n;
+	const char *hooks; /* the directory of hooks, borrowed; NULL: there are none */
+	/* its own */
+	struct track_guard *guard;
+	char **mounts;
+	size_t nmounts;
+	bool hooked;
+};
+/* While all is at work still: hooks "pre-freeze", if asked for; what is dirty is written back. */
+int freeze_prepare(struct freeze *f, bool hooks, struct err *e);
+/* Freezes, then runs the hooks "post-freeze". *ret_unfrozen: as track_guard_freeze(). */
+int freeze_hold(struct freeze *f, double limit, char **ret_unfrozen, struct err *e);
+/* Thaws. -EAGAIN: something was mounted meanwhile. */
+int freeze_thaw(struct freeze *f, double *ret_seconds, bool *ret_intact, struct err *e);
+/* Thaws if it is still frozen, and nothing else. */
+void freeze_stop(struct freeze *f);
+/* Whatever came of it: all is let go, and the hooks "post-thaw" run if those before did. */
+int freeze_after(struct freeze *f, struct err *e);
+void freeze_let_go(struct freeze *f);
+
+/* ---- tracking (tracking.c) ---- */
+struct track;
+struct tracking {
+	struct track *track; /* NULL: these disks can't be tracked, or weren't to be */
+	struct stream_tracker ops;
+	char *baseline; /* NULL: nothing is kept for the next run */
+	char why[256];  /* there is none */
+};
+/* runtime: where to keep what the next run may rely on, and the tracking goes on after this one; NULL: nothing stays.
+ */
+void tracking_start(struct tracking *t, const char *const *disks, size_t n, const char *runtime);
+const char *tracking_name(const struct tracking *t); /* "bpf", "tracefs", "compare" */
+void tracking_stop(struct tracking *t);
+/* Ends what an earlier run left going on. */
+int tracking_remove(const char *runtime, struct err *e);
 
 /* ---- installing (service.c) ---- */
 int service_install(struct err *e);

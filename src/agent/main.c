@@ -45,6 +45,11 @@ static const struct opt send_opts[] = {
     {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digests instead of XXH3"},
     {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero", "what to do with unreadable sectors (fail)"},
     {"no-freeze", 0, OPT_FLAG, AT(no_freeze), NULL, "don't freeze mounted filesystems"},
+    {"max-freeze", 0, OPT_STRING, AT(max_freeze), "SECONDS", "rounds go on until a freeze would end within this (1)"},
+    {"patience", 0, OPT_U64, AT(patience), "SECONDS",
+     "so long without getting nearer to it: a freeze of up to 10 s, or an error (1800)", 1, 86400},
+    {"no-tracking", 0, OPT_FLAG, AT(no_tracking), NULL, "don't track writes: compare everything while frozen"},
+    {"keep-tracking", 0, OPT_FLAG, AT(keep_tracking), NULL, "go on tracking, so that the next run reads only changes"},
     {"json", 0, OPT_FLAG, AT(json), NULL, "print progress and result as JSON lines"},
     {0},
 };

@@ -39,6 +39,7 @@
 #define RUN_INVENTORY_SECONDS 600.0
 #define RUN_ACTIVE_SECONDS    2.0 /* between syncs while a task is at work */
 #define RUN_BACKOFF_MAX       30.0
+#define RUN_MOMENT            10.0 /* within which even a freeze of a moment has to end */
 
 enum run_state { RUN_SENDING, RUN_DONE, RUN_FAILED };
 
@@ -63,10 +64,11 @@ struct run {
 	struct stream_progress progress;
 	struct err error;
 	json_t *result;
-	char *unfrozen;            /* "/boot/efi,..." that could not be frozen */
-	struct track_guard *guard; /* the worker's alone, as are: */
-	char **mounts;             /* what it holds */
-	size_t nmounts;
+	char tracked[16], untracked[256]; /* how, or why not */
+	char *unfrozen;                   /* "/boot/efi,..." that could not be frozen */
+	struct freeze freeze;             /* the worker's alone, as are: */
+	char *hooks;
+	struct tracking tracking;
 	char **disk_paths;
 	size_t ndisks;
 	double expected_freeze;
@@ -131,43 +133,38 @@ static void run_log(struct run *r, enum log_level level, const char *fmt, ...)
 
 /* ---- what the sender asks of us ---- */
 
-static int run_hold(struct run *r, double limit, char **ret_unfrozen, struct err *e)
-{
-	char **mounts = NULL;
-	size_t n = 0;
-	int rc = track_mounts((const char *const *)r->disk_paths, r->ndisks, &mounts, &n, e);
-
-	if (rc < 0)
-		return rc;
-	r->mounts = mounts;
-	r->nmounts = n;
-	rc = track_guard_start((const char *const *)mounts, n, &r->guard, e);
-	return rc < 0 ? rc : track_guard_freeze(r->guard, limit, ret_unfrozen, e);
-}
-
 /* The gate opens first: the guard may take a while to end, the filesystems are thawed by then. */
 static void run_let_go(struct run *r)
 {
-	track_mounts_free(r->mounts, r->nmounts);
-	r->mounts = NULL;
-	r->nmounts = 0;
-	if (!r->guard)
-		return;
-	if (track_guard_holds(r->guard))
-		track_guard_thaw(r->guard, NULL, NULL, NULL);
-	run_unquiet(r);
-	track_guard_free(r->guard);
-	r->guard = NULL;
+	struct err e = {0};
+
+	if (r->freeze.guard) {
+		freeze_stop(&r->freeze);
+		run_unquiet(r);
+	}
+	if (freeze_after(&r->freeze, &e) < 0)
+		run_log(r, LOG_LEVEL_WARN, "%s", e.msg);
 }
 
-/* What was mounted while the others were frozen was never frozen: the pass read it while it changed. Looked up after
- * the thaw, for no file is opened before; one mounted just then costs another try. */
-static int run_same_mounts(struct run *r, struct err *e)
+/* Freezes behind a closed gate, or opens it again. */
+static int run_hold(struct run *r, double limit, bool hooks, char **ret_unfrozen, struct err *e)
 {
-	return track_mounts_same((const char *const *)r->disk_paths, r->ndisks, r->mounts, r->nmounts, e);
+	int rc;
+
+	run_enter(r); /* looks at files, and may take its time to write back what is dirty */
+	rc = freeze_prepare(&r->freeze, hooks, e);
+	run_leave(r);
+	if (rc == 0) {
+		run_quiet(r);
+		rc = freeze_hold(&r->freeze, limit, ret_unfrozen, e);
+		if (rc < 0 && !r->freeze.guard)
+			run_unquiet(r);
+	}
+	if (rc < 0)
+		run_let_go(r);
+	return rc;
 }
 
-/* The mounts are looked up at every freeze: they may have changed since the last one. */
 static int run_freeze(void *arg, double limit, struct err *e)
 {
 	struct run *r = arg;
@@ -176,13 +173,9 @@ static int run_freeze(void *arg, double limit, struct err *e)
 
 	run_log(r, LOG_LEVEL_INFO, "freezing the filesystems, expected %.1f s, at most %.1f s", r->expected_freeze,
 		limit);
-	run_quiet(r);
-	rc = run_hold(r, limit, &unfrozen, e);
-	if (rc < 0) {
-		run_unquiet(r);
-		run_let_go(r);
+	rc = run_hold(r, limit, true, &unfrozen, e);
+	if (rc < 0)
 		return rc;
-	}
 	pthread_mutex_lock(&r->lock);
 	free(r->unfrozen);
 	r->unfrozen = unfrozen;
@@ -197,10 +190,8 @@ static int run_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err
 	bool intact = false;
 	int rc;
 
-	must(r->guard);
-	rc = track_guard_thaw(r->guard, &seconds, &intact, e);
-	if (rc == 0)
-		rc = run_same_mounts(r, e);
+	must(r->freeze.guard);
+	rc = freeze_thaw(&r->freeze, &seconds, &intact, e);
 	run_let_go(r);
 	if (rc < 0)
 		return rc;
@@ -211,6 +202,20 @@ static int run_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err
 	if (ret_intact)
 		*ret_intact = intact;
 	return 0;
+}
+
+/* A moment of it puts the journals in order; the hooks are for the real one. */
+static int run_checkpoint(void *arg, double *ret_seconds, struct err *e)
+{
+	struct run *r = arg;
+	_cleanup_free_ char *unfrozen = NULL;
+	int rc = run_hold(r, RUN_MOMENT, false, &unfrozen, e);
+
+	if (rc < 0)
+		return rc;
+	rc = track_guard_thaw(r->freeze.guard, ret_seconds, NULL, e);
+	run_let_go(r);
+	return rc;
 }
 
 static void run_progress(void *arg, const struct stream_progress *p)
@@ -318,14 +323,20 @@ static void run_add_unfrozen(struct run *r, json_t *result)
 static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 {
 	const struct task *t = &r->task;
-	const struct stream_send_ops ops = {
-	    .arg = r, .freeze = run_freeze, .thaw = run_thaw, .progress = run_progress, .cancelled = run_cancelled};
+	const struct stream_send_ops ops = {.arg = r,
+					    .freeze = run_freeze,
+					    .thaw = run_thaw,
+					    .checkpoint = run_checkpoint,
+					    .progress = run_progress,
+					    .cancelled = run_cancelled,
+					    .tracker = r->tracking.track ? &r->tracking.ops : NULL};
 	struct stream_send_params p = {.port = t->port,
 				       .connections = t->connections,
 				       .compression = t->compression,
 				       .rate_mbit = t->rate_mbit,
 				       .checksum = t->checksum,
-				       .zero_unreadable = t->zero_unreadable};
+				       .zero_unreadable = t->zero_unreadable,
+				       .baseline = r->tracking.baseline};
 	struct stream_result result = {0};
 	char host[64];
 	int rc;
@@ -349,6 +360,28 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 	return 0;
 }
 
+/* Before the disks are opened: what the tracker doesn't see must not be believed. */
+static int run_watch(struct run *r, struct err *e)
+{
+	const char *const *paths = (const char *const *)r->disk_paths;
+
+	free(r->hooks);
+	r->hooks = str_printf("%s/hooks.d", r->opts->config_dir);
+	if (!r->hooks)
+		return err_nomem(e);
+	r->freeze = (struct freeze){.disks = paths, .n = r->ndisks, .hooks = r->hooks};
+	tracking_start(&r->tracking, paths, r->ndisks, r->opts->runtime_dir);
+	pthread_mutex_lock(&r->lock);
+	snprintf(r->tracked, sizeof(r->tracked), "%s", tracking_name(&r->tracking));
+	snprintf(r->untracked, sizeof(r->untracked), "%s", r->tracking.why);
+	pthread_mutex_unlock(&r->lock);
+	if (r->tracking.track)
+		log_info("writes are tracked (%s)", r->tracked);
+	else
+		log_warn("writes can't be tracked, the freeze will be longer: %s", r->untracked);
+	return 0;
+}
+
 static int run_work(struct run *r, struct err *e)
 {
 	_cleanup_free_ struct disk **disks = NULL;
@@ -356,6 +389,8 @@ static int run_work(struct run *r, struct err *e)
 
 	run_enter(r);
 	rc = run_choose_disks(r, e);
+	if (rc == 0)
+		rc = run_watch(r, e);
 	disks = calloc(r->ndisks + 1, sizeof(*disks));
 	for (size_t i = 0; disks && rc == 0 && i < r->ndisks; i++)
 		rc = disk_open(r->disk_paths[i], DISK_DIRECT, &disks[i], e);
@@ -377,6 +412,7 @@ static void *run_thread(void *arg)
 	int rc = run_work(r, &e);
 
 	run_let_go(r); /* should the sender have left without thawing */
+	tracking_stop(&r->tracking);
 	run_log(r, rc < 0 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "run '%s': %s", r->task.run,
 		rc < 0 ? e.msg : "all was sent");
 	pthread_mutex_lock(&r->lock);
@@ -398,6 +434,7 @@ static void run_start(struct run *r, const struct task *t)
 	r->error = (struct err){0};
 	r->progress = (struct stream_progress){.seconds_left = -1, .expected_freeze = -1, .freeze_seconds = -1};
 	r->expected_freeze = -1;
+	*r->tracked = *r->untracked = '\0';
 	atomic_store(&r->cancel, false);
 	if (pthread_create(&r->thread, NULL, run_thread, r) != 0) {
 		run_log(r, LOG_LEVEL_ERROR, "cannot start a thread for run '%s'", t->run);
@@ -413,8 +450,8 @@ static void run_forget(struct run *r)
 	r->has_worker = false;
 	json_decref(r->result);
 	r->result = NULL;
-	free(r->unfrozen);
-	r->unfrozen = NULL;
+	free(take_ptr(&r->unfrozen));
+	free(take_ptr(&r->hooks));
 	run_free_paths(r);
 	memset(&r->task, 0, sizeof(r->task));
 }
@@ -431,6 +468,8 @@ static json_t *run_task_report(struct run *r)
 	pthread_mutex_lock(&r->lock);
 	o = json_pack("{s:s, s:s, s:o}", "run", r->task.run, "state", states[r->state], "progress",
 		      task_progress(&r->progress));
+	if (o && *r->tracked)
+		task_tracking(json_object_get(o, "progress"), r->tracked, r->untracked);
 	if (o && r->state == RUN_FAILED)
 		json_object_set_new(o, "error", task_error(&r->error));
 	if (o && r->result)

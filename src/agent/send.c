@@ -1,6 +1,7 @@
 /* replant-agent send: disks to a receiver, without a center. */
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,14 +17,15 @@
 #include "track/track.h"
 
 #define EXIT_TEMPORARY 75
+#define SEND_MOMENT    10.0 /* seconds within which even a freeze of a moment has to end */
 
 struct send {
 	const struct agent_options *o;
 	struct disk *disks[TASK_DISKS_MAX], *lower[TASK_DISKS_MAX];
 	size_t n;
-	char **mounts;
-	size_t nmounts;
-	struct track_guard *guard;
+	char *hooks;
+	struct freeze freeze;
+	struct tracking tracking;
 	char *unfrozen;
 };
 
@@ -51,6 +53,25 @@ static json_t *send_event(const char *event, json_t *j)
 }
 
 /* ---- what the stream asks of us ---- */
+/* The four numbers, as long as the rest doesn't fit the freeze. */
+static void send_gauges(const struct stream_progress *p)
+{
+	const struct stream_gauges *g = &p->gauges;
+	char churn[32], link[32], disk[32];
+
+	if (p->mode != STREAM_TRACKED || !(g->converge_seconds > 0) || p->phase != STREAM_COMPARE)
+		return;
+	fprintf(stderr, "  churn %s/s, link %s/s, disk %s/s, cpu %.0f %%, held up by the %s; a freeze now: %.1f s; ",
+		str_bytes((uint64_t)MAX(g->churn, 0), churn, sizeof(churn)),
+		str_bytes((uint64_t)MAX(g->link, 0), link, sizeof(link)),
+		str_bytes((uint64_t)MAX(g->disk, 0), disk, sizeof(disk)), 100 * MAX(g->cpu, 0),
+		stream_bottleneck_name(g->bottleneck), p->expected_freeze);
+	if (isfinite(g->converge_seconds))
+		fprintf(stderr, "converges in %.0f s\n", g->converge_seconds);
+	else
+		fprintf(stderr, "does not converge\n");
+}
+
 static void send_progress(void *arg, const struct stream_progress *p)
 {
 	struct send *s = arg;
@@ -63,6 +84,7 @@ static void send_progress(void *arg, const struct stream_progress *p)
 	fprintf(stderr, "%s, round %u: %s of %s, %s sent\n", task_phase(p->phase), p->round,
 		str_bytes(p->bytes_done, done, sizeof(done)), str_bytes(p->bytes_total, total, sizeof(total)),
 		str_bytes(p->bytes_sent, sent, sizeof(sent)));
+	send_gauges(p);
 }
 
 static bool send_cancelled(void *arg)
@@ -70,41 +92,42 @@ static bool send_cancelled(void *arg)
 	return send_interrupted;
 }
 
-static void send_let_go(struct send *s)
-{
-	track_guard_free(s->guard);
-	s->guard = NULL;
-	track_mounts_free(s->mounts, s->nmounts);
-	s->mounts = NULL;
-	s->nmounts = 0;
-}
-
-/* The mounts are looked up at every freeze: they may have changed since the last one. */
 static int send_freeze(void *arg, double limit, struct err *e)
 {
 	struct send *s = arg;
-	int r;
+	int r = freeze_prepare(&s->freeze, true, e);
 
-	r = track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
-	if (r < 0)
-		return r;
-	r = track_guard_start((const char *const *)s->mounts, s->nmounts, &s->guard, e);
 	free(take_ptr(&s->unfrozen));
 	if (r == 0)
-		r = track_guard_freeze(s->guard, limit, &s->unfrozen, e);
+		r = freeze_hold(&s->freeze, limit, &s->unfrozen, e);
 	if (r < 0)
-		send_let_go(s);
+		freeze_after(&s->freeze, NULL);
 	return r;
 }
 
 static int send_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
 {
 	struct send *s = arg;
-	int r = track_guard_thaw(s->guard, ret_seconds, ret_intact, e);
+	int r = freeze_thaw(&s->freeze, ret_seconds, ret_intact, e);
+	struct err why = {0};
 
-	if (r == 0) /* what was mounted meanwhile was never frozen */
-		r = track_mounts_same(s->o->disks.v, s->n, s->mounts, s->nmounts, e);
-	send_let_go(s);
+	if (freeze_after(&s->freeze, &why) < 0)
+		fprintf(stderr, "replant-agent: %s\n", why.msg);
+	return r;
+}
+
+static int send_checkpoint(void *arg, double *ret_seconds, struct err *e)
+{
+	struct send *s = arg;
+	_cleanup_free_ char *unfrozen = NULL;
+	bool intact;
+	int r = freeze_prepare(&s->freeze, false, e);
+
+	if (r == 0)
+		r = freeze_hold(&s->freeze, SEND_MOMENT, &unfrozen, e);
+	if (r == 0)
+		r = track_guard_thaw(s->freeze.guard, ret_seconds, &intact, e);
+	freeze_let_go(&s->freeze);
 	return r;
 }
 
@@ -137,18 +160,34 @@ static int send_open(struct send *s, struct err *e)
 		s->n = i + 1;
 	}
 	r = send_fault(s, e);
+	s->hooks = str_printf("%s/hooks.d", s->o->config_dir);
+	if (r == 0 && !s->hooks)
+		return err_nomem(e);
+	s->freeze = (struct freeze){.disks = s->o->disks.v, .n = s->n, .hooks = s->hooks};
 	if (r == 0 && !s->o->no_freeze) /* what can't be frozen should be told before all is copied */
-		r = track_mounts(s->o->disks.v, s->n, &s->mounts, &s->nmounts, e);
-	track_mounts_free(s->mounts, s->nmounts);
-	s->mounts = NULL;
-	s->nmounts = 0;
+		r = track_mounts(s->freeze.disks, s->n, &s->freeze.mounts, &s->freeze.nmounts, e);
+	freeze_let_go(&s->freeze);
 	return r;
+}
+
+/* Before the disks are opened: what the tracker doesn't see must not be believed. */
+static void send_track(struct send *s)
+{
+	if (s->o->no_freeze)
+		snprintf(s->tracking.why, sizeof(s->tracking.why), "nothing is frozen");
+	else if (s->o->no_tracking)
+		snprintf(s->tracking.why, sizeof(s->tracking.why), "it was not wanted");
+	else
+		tracking_start(&s->tracking, s->o->disks.v, s->o->disks.n,
+			       s->o->keep_tracking ? s->o->runtime_dir : NULL);
 }
 
 static void send_close(struct send *s)
 {
-	send_let_go(s);
+	freeze_after(&s->freeze, NULL);
+	tracking_stop(&s->tracking);
 	free(s->unfrozen);
+	free(s->hooks);
 	for (size_t i = 0; i < s->n; i++) {
 		disk_close(s->disks[i]);
 		disk_close(s->lower[i]);
@@ -165,6 +204,10 @@ static int send_params(const struct agent_options *o, struct stream_send_params 
 		return err_set(e, -EINVAL, "'%s' is not the id of a run", o->run);
 	if (strcmp(o->on_read_error, "fail") != 0 && strcmp(o->on_read_error, "zero") != 0)
 		return err_set(e, -EINVAL, "--on-read-error '%s' is neither 'fail' nor 'zero'", o->on_read_error);
+	if (o->max_freeze && task_seconds(o->max_freeze, 0.05, 3600, &p->max_freeze) < 0)
+		return err_set(e, -EINVAL, "--max-freeze '%s' is not a number of seconds from 0.05 to 3600",
+			       o->max_freeze);
+	p->patience = (double)o->patience;
 	snprintf(p->link.run, sizeof(p->link.run), "%s", o->run);
 	p->connections = (unsigned)o->connections;
 	p->compression = (unsigned)o->compress;
@@ -188,6 +231,7 @@ static void send_report(struct send *s, struct stream_result *res)
 
 		if (s->unfrozen && *s->unfrozen)
 			json_object_set_new(j, "unfrozen", task_text(s->unfrozen));
+		task_tracking(j, tracking_name(&s->tracking), s->tracking.why);
 		send_line(send_event("done", j));
 		return;
 	}
@@ -198,6 +242,10 @@ static void send_report(struct send *s, struct stream_result *res)
 			s->disks[res->zeroed[i].disk]->name, res->zeroed[i].length, res->zeroed[i].offset);
 	if (s->unfrozen && *s->unfrozen)
 		fprintf(stderr, "note: not frozen: %s\n", s->unfrozen);
+	if (!s->tracking.track && !s->o->no_freeze)
+		fprintf(stderr, "note: writes were not tracked: %s\n", s->tracking.why);
+	if (res->totals.freeze_seconds >= 0)
+		fprintf(stderr, "frozen for %.3f s\n", res->totals.freeze_seconds);
 	printf("committed: %s sent\n", str_bytes(res->totals.bytes_sent, sent, sizeof(sent)));
 }
 
@@ -210,10 +258,17 @@ static int send_run(struct send *s, struct err *e)
 	int r = send_params(s->o, &p, host, e);
 
 	if (r == 0)
+		send_track(s);
+	if (r == 0)
 		r = send_open(s, e);
 	if (r == 0 && !s->o->no_freeze) {
 		ops.freeze = send_freeze;
 		ops.thaw = send_thaw;
+		ops.checkpoint = send_checkpoint;
+	}
+	if (s->tracking.track) {
+		ops.tracker = &s->tracking.ops;
+		p.baseline = s->tracking.baseline;
 	}
 	if (r == 0)
 		r = stream_send(&p, s->disks, s->n, &ops, &res, e);

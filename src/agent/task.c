@@ -183,17 +183,56 @@ static json_t *task_number(double v)
 	return isfinite(v) && v >= 0 ? json_real(v) : json_null();
 }
 
+int task_seconds(const char *text, double min, double max, double *ret)
+{
+	char *end = NULL;
+	double v = strtod(text, &end);
+
+	if (end == text || *end || !isfinite(v) || v < min || v > max)
+		return -EINVAL;
+	*ret = v;
+	return 0;
+}
+
+/* Figures of a tracked run: what it is about to do, and why it takes as long. */
+static void task_gauges(json_t *o, const struct stream_progress *p)
+{
+	const struct stream_gauges *g = &p->gauges;
+
+	json_object_set_new(o, "mode", json_string(p->mode == STREAM_TRACKED ? "tracked" : "compare"));
+	if (p->mode != STREAM_TRACKED || g->bottleneck == STREAM_NOTHING)
+		return;
+	json_object_set_new(o, "churn", task_number(g->churn));
+	json_object_set_new(o, "link", task_number(g->link));
+	json_object_set_new(o, "disk", task_number(g->disk));
+	json_object_set_new(o, "cpu", task_number(g->cpu));
+	json_object_set_new(o, "bottleneck", json_string(stream_bottleneck_name(g->bottleneck)));
+	json_object_set_new(o, "converges", json_boolean(isfinite(g->converge_seconds)));
+	json_object_set_new(o, "converge_seconds", task_number(g->converge_seconds));
+}
+
+void task_tracking(json_t *o, const char *how, const char *why)
+{
+	json_object_set_new(o, "tracking", json_string(how));
+	if (*why)
+		json_object_set_new(o, "untracked", task_text(why));
+}
+
 json_t *task_progress(const struct stream_progress *p)
 {
 	double percent = p->bytes_total ? 100.0 * (double)p->bytes_done / (double)p->bytes_total : 0;
+	json_t *o;
 
-	return json_pack("{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "phase", task_phase(p->phase),
-			 "round", (json_int_t)p->round, "percent", task_number(MIN(percent, 100.0)), "bytes_total",
-			 (json_int_t)p->bytes_total, "bytes_done", (json_int_t)p->bytes_done, "bytes_read",
-			 (json_int_t)p->bytes_read, "bytes_sent", (json_int_t)p->bytes_sent, "bytes_changed",
-			 (json_int_t)p->bytes_changed, "speed", task_number(p->speed), "seconds_left",
-			 task_number(p->seconds_left), "expected_freeze_seconds", task_number(p->expected_freeze),
-			 "freeze_ms", task_number(p->freeze_seconds < 0 ? -1 : p->freeze_seconds * 1000));
+	o = json_pack("{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "phase", task_phase(p->phase),
+		      "round", (json_int_t)p->round, "percent", task_number(MIN(percent, 100.0)), "bytes_total",
+		      (json_int_t)p->bytes_total, "bytes_done", (json_int_t)p->bytes_done, "bytes_read",
+		      (json_int_t)p->bytes_read, "bytes_sent", (json_int_t)p->bytes_sent, "bytes_changed",
+		      (json_int_t)p->bytes_changed, "speed", task_number(p->speed), "seconds_left",
+		      task_number(p->seconds_left), "expected_freeze_seconds", task_number(p->expected_freeze),
+		      "freeze_ms", task_number(p->freeze_seconds < 0 ? -1 : p->freeze_seconds * 1000));
+	if (o)
+		task_gauges(o, p);
+	return o;
 }
 
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n)

@@ -39,6 +39,8 @@ static int uninstall(const struct agent_options *o, struct err *e)
 	/* With another configuration there is no service of it. */
 	r = here ? service_remove(e) : 0;
 	if (r == 0)
+		r = tracking_remove(o->runtime_dir, e);
+	if (r == 0)
 		r = uninstall_file(o->config_dir, "agent.json", e);
 	if (r == 0)
 		r = uninstall_file(o->config_dir, "ca.pem", e);

@@ -55,3 +55,14 @@ bool stream_is_temporary(int code)
 {
 	return wire_is_network(code) || code == -ENOSPC || code == -EAGAIN;
 }
+
+const char *stream_bottleneck_name(enum stream_bottleneck b)
+{
+	static const char *const names[] = {[STREAM_NOTHING] = "nothing",
+					    [STREAM_LINK] = "link",
+					    [STREAM_RATE] = "rate limit",
+					    [STREAM_DISK] = "disk",
+					    [STREAM_CPU] = "cpu"};
+
+	return (size_t)b < ARRAY_SIZE(names) && names[b] ? names[b] : "unknown";
+}

@@ -50,14 +50,3 @@ double gauge_converge(double pending, double target, double done, double churn)
 		return 0;
 	return done > churn ? (pending - target) / (done - churn) : INFINITY;
 }
-
-const char *gauge_name(enum stream_bottleneck b)
-{
-	static const char *const names[] = {[STREAM_NOTHING] = "nothing",
-					    [STREAM_LINK] = "link",
-					    [STREAM_RATE] = "rate limit",
-					    [STREAM_DISK] = "disk",
-					    [STREAM_CPU] = "cpu"};
-
-	return (size_t)b < ARRAY_SIZE(names) && names[b] ? names[b] : "unknown";
-}

@@ -680,6 +680,7 @@ static void pass_begin(struct sender *s, enum pass_kind kind)
 		pass_begin_work(s, kind);
 	s->kind = kind;
 	s->abort = false;
+	s->changed_all += s->changed_now;
 	s->changed_now = 0;
 	s->busy = s->p->connections;
 	s->generation++;
@@ -737,7 +738,6 @@ int pass_run(struct sender *s, enum pass_kind kind, double deadline, struct err 
 		if (r < 0)
 			sender_fail(s, r, &te);
 	}
-	s->changed_all += s->changed_now;
 	if (s->stop) {
 		pthread_mutex_lock(&s->lock);
 		*e = s->error;

@@ -223,7 +223,6 @@ struct gauge {
 void gauge_look(struct gauge *g, struct sender *s, uint64_t pending, uint64_t collected, struct stream_gauges *ret);
 /* Seconds until `pending` bytes shrink to `target` when `done` bytes per second are handled; infinite: never. */
 double gauge_converge(double pending, double target, double done, double churn);
-const char *gauge_name(enum stream_bottleneck b);
 
 /* ---- rounds.c ---- */
 #define ROUNDS_TRIES     3u   /* of the final pass */

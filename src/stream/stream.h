@@ -54,6 +54,8 @@ enum stream_phase {
 enum stream_mode { STREAM_COMPARING, STREAM_TRACKED };
 enum stream_bottleneck { STREAM_NOTHING, STREAM_LINK, STREAM_RATE, STREAM_DISK, STREAM_CPU };
 
+const char *stream_bottleneck_name(enum stream_bottleneck b);
+
 /* Why rounds get smaller, or don't; of the last round. Negative: unknown. */
 struct stream_gauges {
 	double churn; /* bytes per second that the source marks as written */

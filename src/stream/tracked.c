@@ -251,7 +251,7 @@ static int tracked_give_up(struct rounds *r, double expect, struct err *e)
 		       str_bytes((uint64_t)MAX(g->churn, 0), churn, sizeof(churn)),
 		       str_bytes((uint64_t)MAX(g->link, 0), link, sizeof(link)),
 		       str_bytes((uint64_t)MAX(g->disk, 0), disk, sizeof(disk)), 100 * MAX(g->cpu, 0),
-		       gauge_name(g->bottleneck), expect, tracked_max_freeze(r->s));
+		       stream_bottleneck_name(g->bottleneck), expect, tracked_max_freeze(r->s));
 }
 
 /*

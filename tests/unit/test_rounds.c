@@ -696,7 +696,7 @@ static void test_gauge(void **state)
 	assert_true(gauge_converge(100, 200, 10, 50) == 0);
 	assert_true(gauge_converge(300, 100, 50, 10) == 5);
 	assert_true(isinf(gauge_converge(300, 100, 50, 50)));
-	assert_string_equal(gauge_name(STREAM_CPU), "cpu");
+	assert_string_equal(stream_bottleneck_name(STREAM_CPU), "cpu");
 }
 
 int main(void)

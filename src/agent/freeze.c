@@ -1,0 +1,203 @@
+/*
+ * Freezing this server's filesystems, with the administrator's hooks around it: executables in hooks.d that are told
+ * "pre-freeze", "post-freeze" (all is frozen: only reading is possible) and "post-thaw".
+ */
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent/agent_int.h"
+#include "base/err.h"
+#include "base/id.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/util.h"
+#include "track/track.h"
+
+#define HOOK_SECONDS 30.0 /* for each, less while frozen */
+#define HOOKS_MAX    256
+
+/* ---- hooks ---- */
+/* As run-parts(8) has it: what package managers and editors leave behind is no hook. */
+static int hook_select(const struct dirent *d)
+{
+	for (const char *p = d->d_name; *p; p++)
+		if (!isalnum((unsigned char)*p) && *p != '-' && *p != '_')
+			return 0;
+	return d->d_name[0] != '\0';
+}
+
+/* They run as root: nobody else may have written them. */
+static int hook_check(const char *path, bool dir, struct err *e)
+{
+	struct stat st;
+
+	if (lstat(path, &st) < 0)
+		return err_sys(e, "cannot look at '%s'", path);
+	if (dir ? !S_ISDIR(st.st_mode) : !S_ISREG(st.st_mode))
+		return err_set(e, -EPERM, "'%s' is not a %s; links are not followed", path, dir ? "directory" : "file");
+	if (st.st_uid != 0 || st.st_mode & 022)
+		return err_set(
+		    e, -EPERM,
+		    "'%s' may be written by others than root (chown root '%s'; chmod go-w '%s'), so no hook is "
+		    "run and nothing is frozen",
+		    path, path, path);
+	return 0;
+}
+
+static int hook_wait(pid_t pid, const char *path, const char *when, double seconds, struct err *e)
+{
+	double end = id_now_mono() + seconds;
+	int status;
+
+	for (;;) {
+		pid_t r = waitpid(pid, &status, WNOHANG);
+
+		if (r == pid)
+			break;
+		if (r < 0 && errno != EINTR)
+			return err_sys(e, "cannot wait for the hook '%s'", path);
+		if (id_now_mono() > end) {
+			proc_stop(pid, 0.2);
+			return err_set(e, -ETIME, "the hook '%s %s' took longer than %.0f seconds", path, when,
+				       seconds);
+		}
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+		return 0;
+	return err_set(e, -ECHILD, "the hook '%s %s' failed with status %d", path, when,
+		       WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+static int hook_run(const char *path, const char *when, double seconds, struct err *e)
+{
+	const char *const argv[] = {path, when, NULL};
+	struct proc_opts o = PROC_OPTS_INIT;
+	struct stat st;
+	pid_t pid;
+	int r = hook_check(path, false, e);
+
+	if (r < 0)
+		return r;
+	if (stat(path, &st) == 0 && !(st.st_mode & 0100))
+		return 0; /* switched off */
+	o.die_with_us = true;
+	r = proc_spawn(argv, &o, &pid, e);
+	return r < 0 ? r : hook_wait(pid, path, when, seconds, e);
+}
+
+/* All in order of their names. `all`: also after one has failed; the first failure is returned. */
+static int hooks_run(const char *dir, const char *when, double seconds, bool all, struct err *e)
+{
+	struct dirent **list = NULL;
+	struct err first = {0}, why = {0};
+	int n, r = 0;
+
+	if (!dir || access(dir, F_OK) < 0)
+		return 0;
+	r = hook_check(dir, true, e);
+	if (r < 0)
+		return r;
+	n = scandir(dir, &list, hook_select, alphasort);
+	if (n < 0)
+		return err_sys(e, "cannot read '%s'", dir);
+	for (int i = 0; i < n; i++) {
+		_cleanup_free_ char *path = str_printf("%s/%s", dir, list[i]->d_name);
+		int k = r < 0 && !all    ? 0
+			: i >= HOOKS_MAX ? -E2BIG
+			: path           ? hook_run(path, when, seconds, &why)
+					 : -ENOMEM;
+
+		if (k < 0 && r == 0) {
+			r = k;
+			first = why;
+		}
+		free(list[i]);
+	}
+	free(list);
+	return r < 0 ? err_set(e, r, "%s", *first.msg ? first.msg : "a hook could not be run") : 0;
+}
+
+/* ---- freezing ---- */
+/* Written back now, it need not be while writers wait. */
+static void freeze_sync(const struct freeze *f)
+{
+	for (size_t i = 0; i < f->nmounts; i++) {
+		_cleanup_close_ int fd = open(f->mounts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+		if (fd >= 0)
+			syncfs(fd);
+	}
+}
+
+int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
+{
+	int r;
+
+	freeze_let_go(f);
+	f->hooked = hooks;
+	r = hooks ? hooks_run(f->hooks, "pre-freeze", HOOK_SECONDS, false, e) : 0;
+	/* The mounts are looked up at every freeze: they may have changed since the last one. */
+	if (r == 0)
+		r = track_mounts(f->disks, f->n, &f->mounts, &f->nmounts, e);
+	if (r == 0)
+		freeze_sync(f);
+	return r;
+}
+
+int freeze_hold(struct freeze *f, double limit, char **ret_unfrozen, struct err *e)
+{
+	_cleanup_free_ char *unfrozen = NULL;
+	int r = track_guard_start((const char *const *)f->mounts, f->nmounts, &f->guard, e);
+
+	if (r == 0)
+		r = track_guard_freeze(f->guard, limit, &unfrozen, e);
+	if (r == 0 && f->hooked)
+		r = hooks_run(f->hooks, "post-freeze", MIN(HOOK_SECONDS, limit / 2), false, e);
+	if (r < 0)
+		return r;
+	*ret_unfrozen = take_ptr(&unfrozen);
+	return 0;
+}
+
+int freeze_thaw(struct freeze *f, double *ret_seconds, bool *ret_intact, struct err *e)
+{
+	int r = track_guard_thaw(f->guard, ret_seconds, ret_intact, e);
+
+	/* What was mounted meanwhile was never frozen: the pass read it while it changed. Looked up after the thaw, for
+	 * no file is opened before; one mounted just then costs another try. */
+	return r < 0 ? r : track_mounts_same(f->disks, f->n, f->mounts, f->nmounts, e);
+}
+
+void freeze_stop(struct freeze *f)
+{
+	if (f->guard && track_guard_holds(f->guard))
+		track_guard_thaw(f->guard, NULL, NULL, NULL);
+}
+
+int freeze_after(struct freeze *f, struct err *e)
+{
+	bool hooked = f->hooked;
+
+	freeze_let_go(f);
+	f->hooked = false;
+	return hooked ? hooks_run(f->hooks, "post-thaw", HOOK_SECONDS, true, e) : 0;
+}
+
+void freeze_let_go(struct freeze *f)
+{
+	track_guard_free(f->guard);
+	f->guard = NULL;
+	track_mounts_free(f->mounts, f->nmounts);
+	f->mounts = NULL;
+	f->nmounts = 0;
+}
