@@ -261,6 +261,32 @@ def test_cancel(provider):
     assert not [path for path in (provider.folder / "runs").iterdir() if job in path.name]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a filesystem of its own")
+def test_full_disk_while_converting():
+    """Conversion stops with a sentence, leaves the replica alone, and goes through once there is room."""
+    (disk,) = build.disks(servers.find("debian11-plain"))
+    with tempfile.TemporaryDirectory(prefix="replant-test-", dir="/var/tmp") as folder:
+        room = os.stat(disk).st_blocks * 512 + (8 << 20)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "replant-test", folder], check=True)
+        try:
+            small = Provider(pathlib.Path(folder))
+            job, replica = small.job([disk])
+            left = os.statvfs(folder)
+            (replica.parent / "ballast").write_bytes(b"x" * max(0, left.f_bavail * left.f_frsize - (1 << 20)))
+            with pytest.raises(Failed, match="the center's disk is full .free some space, then start the job again."):
+                small.call("convert", job)
+            assert not (replica / "report.json").exists()
+            assert not list((small.folder / "runs").iterdir())
+            (replica.parent / "ballast").unlink()
+            subprocess.run(["mount", "-o", f"remount,size={room + (1 << 30)}", folder], check=True)
+            _, report = small.call("convert", job)
+            assert [step for step in report["steps"] if step["state"] == "failed"] == []
+            subprocess.run(["cmp", disk, replica / "disk0.raw"], check=True)
+            subprocess.run(["qemu-img", "check", "-q", replica / "disk0.qcow2"], check=True)
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
 def test_cancel_while_the_appliance_is_built(provider, tmp_path):
     """The first job of a host waits minutes for it: what is stopped then ends at once, with all it started."""
     (tmp_path / "disk").write_bytes(b"x" * (1 << 20))
