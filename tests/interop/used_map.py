@@ -50,6 +50,26 @@ def mounted(img, where, options=""):
         sh("umount", where)
 
 
+def copy_frozen(dev, img, root, target):
+    """Freezes, reads the exact map past the page cache and copies what it calls used."""
+    sh("fsfreeze", "-f", root)
+    try:
+        m = used_map(dev, direct=True)
+        v, = m["volumes"]
+        assert v["clean"] and v["parts_whole"] == 0, v
+        copy_used(img, target, m["disks"][0])
+    finally:
+        sh("fsfreeze", "-u", root)
+
+
+def check_busy(dev):
+    """Mounted: refused as an exact answer, good enough as an estimate."""
+    v, = used_map(dev, direct=True)["volumes"]
+    assert "replayed" in v["refused"] and not v["clean"], v
+    v, = used_map(dev, direct=True, live=True)["volumes"]
+    assert "free" in v
+
+
 @contextlib.contextmanager
 def loop(img, *options):
     dev = sh("losetup", "--show", "-f", *options, img).strip()
