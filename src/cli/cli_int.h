@@ -6,6 +6,7 @@
 
 #include <curl/curl.h>
 #include <jansson.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -120,6 +121,7 @@ const char *out_off(void);
 
 /* Adds `s` with control characters, line breaks, bidirectional overrides and broken UTF-8 replaced. */
 void out_clean(struct str *b, const char *s);
+void out_vclean(struct str *b, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 /* Columns that clean text takes. */
 size_t out_columns(const char *s);
 /* The first bytes of clean text that fit into `columns`, with an ellipsis if something is cut. */
@@ -202,6 +204,10 @@ int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct
 bool cli_is_id(const char *s);
 /* "/v1/jobs/ID" + suffix; the caller frees. */
 char *cli_path(const struct cli_noun *n, const char *id, const char *suffix);
+/* Asks something of one item: "POST" "/boot". *ret_id is set (the caller frees) once it's found, whatever the answer.
+ */
+int cli_item(struct cli *c, const struct cli_noun *n, const char *word, const char *method, const char *suffix,
+	     json_t *body, char **ret_id, struct cli_reply *r, struct err *e);
 int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e);
 int cli_show(struct cli *c, const struct cli_noun *n, const char *word, struct err *e);
 int cli_rename(struct cli *c, const struct cli_noun *n, const char *word, const char *name, struct err *e);

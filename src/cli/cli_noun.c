@@ -217,18 +217,29 @@ int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e)
 	return out_table_print(&t, e);
 }
 
-int cli_show(struct cli *c, const struct cli_noun *n, const char *word, struct err *e)
+int cli_item(struct cli *c, const struct cli_noun *n, const char *word, const char *method, const char *suffix,
+	     json_t *body, char **ret_id, struct cli_reply *r, struct err *e)
 {
-	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_free_ char *id = NULL, *path = NULL;
 	int x = cli_find(c, n, word, &id, e);
 
 	if (x < 0)
 		return x;
-	path = cli_path(n, id, "");
+	path = cli_path(n, id, suffix);
 	if (!path)
 		return err_nomem(e);
-	x = cli_http(c, "GET", path, NULL, &r, e);
+	*ret_id = take_ptr(&id);
+	return cli_http(c, method, path, body, r, e);
+}
+
+int cli_show(struct cli *c, const struct cli_noun *n, const char *word, struct err *e)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL;
+	int x = cli_item(c, n, word, "GET", "", NULL, &id, &r, e);
+
+	if (!id)
+		return x;
 	if (c->json)
 		out_json(&r.body);
 	else if (x == 0)
@@ -239,40 +250,30 @@ int cli_show(struct cli *c, const struct cli_noun *n, const char *word, struct e
 void cli_done(struct cli *c, const struct cli_reply *r, const char *fmt, ...)
 {
 	_cleanup_(str_release) struct str b = {0};
-	_cleanup_free_ char *s = NULL;
 	va_list ap;
-	int n;
 
 	if (c->json) {
 		out_json(&r->body);
 		return;
 	}
 	va_start(ap, fmt);
-	n = vasprintf(&s, fmt, ap);
+	out_vclean(&b, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		return;
-	out_clean(&b, s);
-	printf("%s\n", b.s ? b.s : "");
+	if (b.s)
+		printf("%s\n", b.s);
 }
 
 int cli_rename(struct cli *c, const struct cli_noun *n, const char *word, const char *name, struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_json_ json_t *body = json_pack("{s:s}", "name", name);
-	_cleanup_free_ char *id = NULL, *path = NULL;
+	_cleanup_free_ char *id = NULL;
 	int x;
 
 	if (!body)
 		return err_set(e, -EINVAL, "the name '%s' is not valid UTF-8", name);
-	x = cli_find(c, n, word, &id, e);
-	if (x < 0)
-		return x;
-	path = cli_path(n, id, "");
-	if (!path)
-		return err_nomem(e);
-	x = cli_http(c, "PATCH", path, body, &r, e);
-	if (x == 0 || c->json)
+	x = cli_item(c, n, word, "PATCH", "", body, &id, &r, e);
+	if (id && (x == 0 || c->json))
 		cli_done(c, &r, "%s %s is now called '%s'", n->noun, id, name);
 	return x;
 }
@@ -303,18 +304,12 @@ static int noun_confirm(struct cli *c, const struct cli_noun *n, const char *wor
 static int noun_rm_one(struct cli *c, const struct cli_noun *n, const char *word, struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
-	_cleanup_free_ char *id = NULL, *path = NULL;
+	_cleanup_free_ char *id = NULL;
 	int x = c->yes ? 0 : noun_confirm(c, n, word, e);
 
 	if (x == 0)
-		x = cli_find(c, n, word, &id, e);
-	if (x < 0)
-		return x;
-	path = cli_path(n, id, "");
-	if (!path)
-		return err_nomem(e);
-	x = cli_http(c, "DELETE", path, NULL, &r, e);
-	if (x == 0 || c->json)
+		x = cli_item(c, n, word, "DELETE", "", NULL, &id, &r, e);
+	if (id && (x == 0 || c->json))
 		cli_done(c, &r, "%s %s %s", n->noun, id,
 			 strcmp(get_str(r.json, "state"), "deleting") == 0 ? "is being removed" : "removed");
 	return x;
@@ -378,3 +373,36 @@ enum out_colour cell_created(struct str *b, const json_t *item)
 	out_when(b, get_num(item, "created", 0));
 	return OUT_PLAIN;
 }
+
+/* ---- the commands that many nouns have ---- */
+
+#define NOUN_LS(noun)                                                                                                  \
+	CLI_COMMAND(noun##s_ls)                                                                                        \
+	{                                                                                                              \
+		return cli_ls(c, &cli_##noun, e);                                                                      \
+	}
+#define NOUN_SHOW(noun)                                                                                                \
+	CLI_COMMAND(noun##s_show)                                                                                      \
+	{                                                                                                              \
+		return cli_show(c, &cli_##noun, argv[0], e);                                                           \
+	}
+#define NOUN_RENAME(noun)                                                                                              \
+	CLI_COMMAND(noun##s_rename)                                                                                    \
+	{                                                                                                              \
+		return cli_rename(c, &cli_##noun, argv[0], argv[1], e);                                                \
+	}
+#define NOUN_RM(noun)                                                                                                  \
+	CLI_COMMAND(noun##s_rm)                                                                                        \
+	{                                                                                                              \
+		return cli_rm(c, &cli_##noun, argc, argv, e);                                                          \
+	}
+
+/* clang-format off */
+NOUN_LS(source) NOUN_SHOW(source) NOUN_RENAME(source) NOUN_RM(source)
+NOUN_LS(job) NOUN_SHOW(job) NOUN_RENAME(job) NOUN_RM(job)
+NOUN_LS(image) NOUN_SHOW(image) NOUN_RENAME(image) NOUN_RM(image)
+NOUN_LS(export) NOUN_RM(export)
+NOUN_LS(code) NOUN_RM(code)
+NOUN_LS(token) NOUN_RM(token)
+NOUN_LS(region) NOUN_SHOW(region)
+    /* clang-format on */

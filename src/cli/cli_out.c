@@ -287,19 +287,25 @@ void out_field(const char *label, const char *text, enum out_colour c)
 	}
 }
 
-void out_fieldf(const char *label, const char *fmt, ...)
+void out_vclean(struct str *b, const char *fmt, va_list ap)
 {
 	_cleanup_free_ char *s = NULL;
+
+	if (vasprintf(&s, fmt, ap) < 0) {
+		s = NULL;
+		return;
+	}
+	out_clean(b, s);
+}
+
+void out_fieldf(const char *label, const char *fmt, ...)
+{
 	_cleanup_(str_release) struct str b = {0};
 	va_list ap;
-	int n;
 
 	va_start(ap, fmt);
-	n = vasprintf(&s, fmt, ap);
+	out_vclean(&b, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		return;
-	out_clean(&b, s);
 	if (str_ok(&b) && b.s)
 		out_field(label, b.s, OUT_PLAIN);
 }
@@ -348,17 +354,12 @@ void out_json(const struct str *body)
 
 void out_error(const char *fmt, ...)
 {
-	_cleanup_free_ char *s = NULL;
 	_cleanup_(str_release) struct str b = {0};
 	va_list ap;
-	int n;
 
 	va_start(ap, fmt);
-	n = vasprintf(&s, fmt, ap);
+	out_vclean(&b, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		return;
-	out_clean(&b, s);
 	fflush(stdout);
 	fprintf(stderr, "replant: %s\n", b.s ? b.s : "");
 }

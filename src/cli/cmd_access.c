@@ -33,16 +33,6 @@ static const struct out_col code_cols[] = {
 const struct cli_noun cli_code = {"code", "codes", "/v1/codes", code_cols, NULL, "'replant codes create' makes one.",
 				  NULL};
 
-CLI_COMMAND(codes_ls)
-{
-	return cli_ls(c, &cli_code, e);
-}
-
-CLI_COMMAND(codes_rm)
-{
-	return cli_rm(c, &cli_code, argc, argv, e);
-}
-
 CLI_COMMAND(codes_create)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
@@ -80,16 +70,10 @@ CLI_COMMAND(codes_revoke)
 {
 	for (int i = 0; i < argc; i++) {
 		_cleanup_reply_ struct cli_reply r = {0};
-		_cleanup_free_ char *id = NULL, *path = NULL;
-		int x = cli_find(c, &cli_code, argv[i], &id, e);
+		_cleanup_free_ char *id = NULL;
+		int x = cli_item(c, &cli_code, argv[i], "POST", "/revoke", NULL, &id, &r, e);
 
-		if (x < 0)
-			return x;
-		path = cli_path(&cli_code, id, "/revoke");
-		if (!path)
-			return err_nomem(e);
-		x = cli_http(c, "POST", path, NULL, &r, e);
-		if (x == 0 || c->json)
+		if (id && (x == 0 || c->json))
 			cli_done(c, &r, "code %s is revoked: no further server can enrol with it", id);
 		if (x < 0)
 			return x;
@@ -113,16 +97,6 @@ static const struct out_col token_cols[] = {
 
 const struct cli_noun cli_token = {
     "token", "tokens", "/v1/tokens", token_cols, NULL, "'replant tokens create NAME --role operator' makes one.", NULL};
-
-CLI_COMMAND(tokens_ls)
-{
-	return cli_ls(c, &cli_token, e);
-}
-
-CLI_COMMAND(tokens_rm)
-{
-	return cli_rm(c, &cli_token, argc, argv, e);
-}
 
 CLI_COMMAND(tokens_create)
 {

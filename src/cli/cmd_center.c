@@ -74,16 +74,6 @@ static void region_prepare(struct cli *c, json_t *items)
 const struct cli_noun cli_region = {
     "region", "regions", "/v1/regions", region_cols, region_show, "The center's operator adds them.", region_prepare};
 
-CLI_COMMAND(regions_ls)
-{
-	return cli_ls(c, &cli_region, e);
-}
-
-CLI_COMMAND(regions_show)
-{
-	return cli_show(c, &cli_region, argv[0], e);
-}
-
 CLI_COMMAND(version)
 {
 	_cleanup_reply_ struct cli_reply r = {0};

@@ -46,16 +46,6 @@ static const struct out_col export_cols[] = {
 const struct cli_noun cli_export = {
     "export", "exports", "/v1/exports", export_cols, NULL, "'replant images export' makes and fetches one.", NULL};
 
-CLI_COMMAND(exports_ls)
-{
-	return cli_ls(c, &cli_export, e);
-}
-
-CLI_COMMAND(exports_rm)
-{
-	return cli_rm(c, &cli_export, argc, argv, e);
-}
-
 static void export_draw(const struct cli *c, double percent, bool last)
 {
 	if (isatty(STDERR_FILENO))

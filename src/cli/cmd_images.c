@@ -270,26 +270,6 @@ static void image_show(struct cli *c, json_t *image)
 const struct cli_noun cli_image = {
     "image", "images", "/v1/images", image_cols, image_show, "A job that finishes makes one.", cli_name_sources};
 
-CLI_COMMAND(images_ls)
-{
-	return cli_ls(c, &cli_image, e);
-}
-
-CLI_COMMAND(images_show)
-{
-	return cli_show(c, &cli_image, argv[0], e);
-}
-
-CLI_COMMAND(images_rename)
-{
-	return cli_rename(c, &cli_image, argv[0], argv[1], e);
-}
-
-CLI_COMMAND(images_rm)
-{
-	return cli_rm(c, &cli_image, argc, argv, e);
-}
-
 CLI_COMMAND(images_report)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
@@ -359,17 +339,11 @@ static int image_watch_boot(struct cli *c, const char *id, struct err *e)
 CLI_COMMAND(images_boot)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
-	_cleanup_free_ char *id = NULL, *path = NULL;
-	int x = cli_find(c, &cli_image, argv[0], &id, e);
+	_cleanup_free_ char *id = NULL;
+	int x = cli_item(c, &cli_image, argv[0], "POST", "/boot", NULL, &id, &r, e);
 
-	if (x < 0)
-		return x;
-	path = cli_path(&cli_image, id, "/boot");
-	if (!path)
-		return err_nomem(e);
-	x = cli_http(c, "POST", path, NULL, &r, e);
 	if (x < 0 || !c->watch) {
-		if (x == 0 || c->json)
+		if (id && (x == 0 || c->json))
 			cli_done(c, &r,
 				 "image %s is being booted in a throw-away copy ('replant images show' tells how it "
 				 "went)",

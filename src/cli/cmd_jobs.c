@@ -177,26 +177,6 @@ const struct cli_noun cli_job = {"job",           "jobs",
 				 job_show_named,  "'replant jobs create SOURCE --start --watch' makes one.",
 				 cli_name_sources};
 
-CLI_COMMAND(jobs_ls)
-{
-	return cli_ls(c, &cli_job, e);
-}
-
-CLI_COMMAND(jobs_show)
-{
-	return cli_show(c, &cli_job, argv[0], e);
-}
-
-CLI_COMMAND(jobs_rename)
-{
-	return cli_rename(c, &cli_job, argv[0], argv[1], e);
-}
-
-CLI_COMMAND(jobs_rm)
-{
-	return cli_rm(c, &cli_job, argc, argv, e);
-}
-
 static int job_post(struct cli *c, const char *id, const char *suffix, const char *done, struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};

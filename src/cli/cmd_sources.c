@@ -148,23 +148,3 @@ const struct cli_noun cli_source = {"source",      "sources",
 				    "/v1/sources", source_cols,
 				    source_show,   "'replant codes create' prints the command that enrols a server.",
 				    NULL};
-
-CLI_COMMAND(sources_ls)
-{
-	return cli_ls(c, &cli_source, e);
-}
-
-CLI_COMMAND(sources_show)
-{
-	return cli_show(c, &cli_source, argv[0], e);
-}
-
-CLI_COMMAND(sources_rename)
-{
-	return cli_rename(c, &cli_source, argv[0], argv[1], e);
-}
-
-CLI_COMMAND(sources_rm)
-{
-	return cli_rm(c, &cli_source, argc, argv, e);
-}
