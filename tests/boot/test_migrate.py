@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests import schema
 from tests.lab import qemu
 
 pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
@@ -60,6 +61,12 @@ sh "/usr/local/bin/lab-check tree / /boot /srv/data"
         elif name and line.strip():
             parts[name].append(line)
     return parts
+
+
+def test_the_answers_are_as_documented(migrated, center):
+    schema.check_as("Image", migrated["image"])
+    schema.check_as("Job", center.cli("jobs", "show", migrated["job"]["id"]))
+    schema.check_as("Source", center.cli("sources", "show", migrated["job"]["source"]))
 
 
 def test_qemu_img_finds_the_image_sound(migrated):
