@@ -178,7 +178,7 @@ static void file_step(int fd, uint64_t *seed, uint8_t *buf)
 		p = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (p == MAP_FAILED)
 			return;
-		memcpy((uint8_t *)p + (at < (off_t)(FILE_SIZE - 200000) ? at : 0), buf, MIN(len, 200000));
+		memcpy((uint8_t *)p + (at < (off_t)(FILE_SIZE - 200000) ? at : 0), buf, MIN(len, (size_t)200000));
 		if (next_random(seed) % 2)
 			msync(p, FILE_SIZE, MS_SYNC);
 		munmap(p, FILE_SIZE);
@@ -227,7 +227,8 @@ static void *write_files(void *arg)
 /* The process of the writers. */
 static void run_writers(uint64_t seed)
 {
-	const uint64_t n = opt.mount ? MIN(opt.threads, 6) : opt.threads, units = (opt.blocks + UNIT - 1) / UNIT;
+	const uint64_t n = opt.mount ? MIN(opt.threads, UINT64_C(6)) : opt.threads,
+		       units = (opt.blocks + UNIT - 1) / UNIT;
 	_cleanup_free_ uint64_t *order = calloc(units, sizeof(*order));
 	struct writer w[THREADS_MAX];
 	pthread_t thread[THREADS_MAX];
