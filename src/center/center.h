@@ -32,7 +32,8 @@ struct center_settings {
 	center_provider_fn provider_open;
 	double heartbeat;       /* between syncs of an idle agent [10] */
 	double heartbeat_busy;  /* of one that sends [2] */
-	double source_patience; /* until a job gives up a silent source [900] */
+	double source_patience; /* until a job gives up a source that is there and sends nothing [900] */
+	double source_absence;  /* until it gives up one that isn't heard of: reboots, networks [14400] */
 	double retry_pause;     /* before a failed transfer is tried again [2] */
 	double tick;            /* of the clockwork [1] */
 	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */

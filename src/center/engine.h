@@ -54,6 +54,7 @@ struct live {
 	uint16_t port;
 	json_t *parameters;
 	double active; /* monotonic, when anybody reported progress of the run */
+	double absent; /* monotonic, when the source was seen to be away last; 0: never */
 	uint64_t received;
 	uint64_t written_before; /* by earlier attempts: what a replica holds already */
 	bool agent_failed, receiver_failed, gave_up;

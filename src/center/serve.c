@@ -166,6 +166,7 @@ static void apply_defaults(struct center_settings *s)
 	s->heartbeat = s->heartbeat > 0 ? s->heartbeat : 10;
 	s->heartbeat_busy = s->heartbeat_busy > 0 ? s->heartbeat_busy : 2;
 	s->source_patience = s->source_patience > 0 ? s->source_patience : 900;
+	s->source_absence = s->source_absence > 0 ? s->source_absence : 14400;
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
 	s->tick = s->tick > 0 ? s->tick : 1;
 	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;

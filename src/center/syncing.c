@@ -167,32 +167,49 @@ static void describe(struct live *l, bool online, bool reported)
 	engine_step(l, "receiving", "receiving");
 }
 
+/*
+ * A source that is there and sends nothing is given up soon: somebody has to look. One that is away may be back in an
+ * hour, and then needs a while to begin. Under the lock.
+ */
+static void watch_time(struct live *l, bool online, double ago)
+{
+	double now = id_now_mono(), silence = l->engine->s.source_patience, absence = l->engine->s.source_absence;
+
+	if (!online)
+		l->absent = now;
+	if (l->gave_up)
+		return;
+	if (MIN(ago, now - l->active) > absence) {
+		l->gave_up = true;
+		runner_fail(&l->give_up, "source_offline", true,
+			    "nothing was heard of the source for %.0f minutes; start its agent, then start the job "
+			    "again: it goes on where it was",
+			    absence / 60);
+	} else if (now - MAX(l->active, l->absent) > silence) {
+		l->gave_up = true;
+		runner_fail(&l->give_up, "source_silent", true,
+			    "the source is there but has sent nothing for %.0f minutes; look at its agent's log and "
+			    "whether it can reach this center's data port, then start the job again",
+			    silence / 60);
+	}
+}
+
 /* Asked a few times a second, so it's also where time is watched. */
 static bool sync_cancelled(void *arg)
 {
 	struct live *l = arg;
-	double patience = l->engine->s.source_patience, ago = seen_ago(l->engine, l->source), idle;
-	bool online = seen_online(l->engine, l->source), give_up, reported;
+	double ago = seen_ago(l->engine, l->source);
+	bool online = seen_online(l->engine, l->source), give_up, reported, busy;
 
 	if (runner_cancelled(l))
 		return true;
 	pthread_mutex_lock(&l->engine->lock);
-	idle = id_now_mono() - l->active;
+	watch_time(l, online, ago);
+	busy = id_now_mono() - l->active < 10;
 	reported = l->received || json_object_get(l->progress, "phase");
-	if (idle > patience && !l->gave_up) {
-		l->gave_up = true;
-		runner_fail(&l->give_up, ago > patience ? "source_offline" : "source_silent", true,
-			    ago > patience ? "nothing was heard of the source for %.0f minutes; start its agent, then "
-					     "start the job "
-					     "again: it goes on where it was"
-					   : "the source is there but has sent nothing for %.0f minutes; look at its "
-					     "agent's log and "
-					     "whether it can reach this center's data port, then start the job again",
-			    patience / 60);
-	}
 	give_up = l->gave_up || l->agent_failed;
 	pthread_mutex_unlock(&l->engine->lock);
-	describe(l, online || idle < 10, reported);
+	describe(l, online || busy, reported);
 	return give_up;
 }
 

@@ -250,6 +250,7 @@ int main(int argc, char **argv)
 		s.heartbeat = number("HEARTBEAT", 0.5);
 		s.heartbeat_busy = number("HEARTBEAT", 0.5);
 		s.source_patience = number("PATIENCE", 60);
+		s.source_absence = number("ABSENCE", 60);
 		s.retry_pause = 0.05;
 		s.tick = 0.1;
 		s.renew_check = number("RENEW_CHECK", 0);

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 
 import pytest
 
@@ -211,7 +212,7 @@ def test_a_transfer_that_never_works_gives_up(center):
 
 
 def test_a_silent_source(fresh):
-    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5)
+    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5, ABSENCE=1.5)
     agent = center.agent()
     job = center.started_job(agent.source)
     wait_for("waiting", lambda: (center.job(job)["step"] or {}).get("text") == "waiting for the source")
@@ -221,6 +222,29 @@ def test_a_silent_source(fresh):
     center.ok("POST", f"/v1/jobs/{job}/start", {})
     agent.send_all()
     center.wait_job(job)
+
+
+def test_a_source_that_is_away_for_long(fresh):
+    """Longer than one that is there may be silent: the job waits, and goes on when it is back."""
+    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5)
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    wait_for("unavailable", lambda: center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "unavailable")
+    time.sleep(3)
+    assert center.job(job)["state"] == "running"
+    agent.send_all()
+    center.wait_job(job)
+
+
+def test_a_source_that_is_there_and_silent(fresh):
+    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5)
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    end = time.time() + 20
+    while center.job(job)["state"] == "running" and time.time() < end:
+        agent.sync()
+        time.sleep(0.05)
+    assert center.job(job)["error"]["code"] == "source_silent"
 
 
 def test_a_job_expires_after_its_last_change(fresh):
