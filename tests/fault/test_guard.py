@@ -216,8 +216,8 @@ def test_one_is_left(scene, victims, sig):
     scene.free(LIMIT + 2 + SILENT)
 
 
-@pytest.mark.parametrize("victims", [v for n in (1, 2) for v in itertools.combinations(PARTS, n)], ids="+".join)
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("victims,nth", [(v, 1) for n in (1, 2) for v in itertools.combinations(PARTS, n)] + [(("freezer",), 2)],
+                         ids=lambda x: "+".join(x) if isinstance(x, tuple) else str(x))
 def test_killed_between_freezing_and_noting_it(scene, victims, nth):
     """The freezer is held where FIFREEZE has been done and its result not seen yet, the narrowest spot there is."""
     log = scene.tmp / "trace"
@@ -286,7 +286,8 @@ def spots(part, lines):
         call = m.group(1)
         counts[call] = counts.get(call, 0) + 1
         begun |= call == "socketpair"
-        if begun and call not in ("execve", "exit_group", "exit"):
+        often = call in ("poll", "clock_nanosleep") and counts[call] > 3  # how often it waits differs
+        if begun and not often and call not in ("execve", "exit_group", "exit"):
             found.append((call, counts[call]))
     return found
 
@@ -309,7 +310,7 @@ def test_killed_at_every_system_call(scene, part):
             raise AssertionError(f"killed at {call} {n}: {e}\n" + "\n".join(lines[-40:])) from None
         killed += "killed by SIGKILL" in lines[-1]
     print(f"{part}: killed at {killed} of {len(everywhere)} places, longest stall {worst:.2f} s")
-    assert killed > 0.7 * len(everywhere)  # how often it polls differs
+    assert killed > 0.7 * len(everywhere)
 
 
 @pytest.mark.parametrize("code", ["EOPNOTSUPP", "ENOTTY"])

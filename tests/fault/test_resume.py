@@ -18,6 +18,7 @@ PLAIN = ("--compress", "0", "--connections", "2")
 # What a fault may cost, on each of two connections: what the receiver's kernel had taken and the receiver had not
 # (about 2 MiB is seen), and a frame cut in two.
 COST = 2 * 4 * MIB
+LONG = pytest.mark.skipif(int(os.environ.get("REPLANT_LOOPS", "30")) <= 30, reason="runs with REPLANT_LOOPS=200")
 SEED = int(os.environ.get("REPLANT_SEED", random.SystemRandom().randrange(1 << 30)))
 
 
@@ -114,13 +115,13 @@ def test_killed_at_many_points(link, disk, victims):
 
 
 def test_pulled_and_plugged(link, disk):
-    """The cable is pulled five times for up to 1.5 s: the connections outlive some of it and are made again after the rest."""
+    """The cable is pulled five times for up to 0.8 s: the connections outlive some of it and are made again after the rest."""
     link.receive()
     s = link.send([disk], "--rate", "1200")
     for i in range(1, 6):
         link.until_sent(link.start + i * 40 * MIB, s)
         link.net.cut()
-        time.sleep(link.rng.random() * 1.5)
+        time.sleep(link.rng.random() * 0.8)
         link.net.mend()
     finish(link, s)
     link.check(disk, link.net.source.sent() - link.start, 5)
@@ -129,12 +130,12 @@ def test_pulled_and_plugged(link, disk):
 def test_gone_for_longer_than_anyone_waits(link, disk):
     """The source gives up (exit 75), the receiver stays; when the network is back the next attempt sends the rest only."""
     link.receive()
-    s = link.send([disk], "--rate", "1200", reconnect=3, stall=2)
+    s = link.send([disk], "--rate", "1200", reconnect=2, stall=2)
     link.until_sent(link.start + 100 * MIB, s)
     link.net.cut()
     began = time.time()
     assert s.finish() == 75
-    assert 3 < time.time() - began < 12
+    assert 2 < time.time() - began < 12
     assert "lost the receiver" in s.stderr
     known = link.known()
     link.net.mend()
@@ -149,13 +150,12 @@ def test_peer_vanishes(link, disk):
     """Half-open connections: packets go nowhere and nothing says so, for longer than an answer may take."""
     link.receive()
     s = link.send([disk], "--rate", "1200", stall=2)
-    for i in (1, 2):
-        link.until_sent(link.start + i * 80 * MIB, s)
-        link.net.vanish()
-        time.sleep(4)
-        link.net.appear()
+    link.until_sent(link.start + 80 * MIB, s)
+    link.net.vanish()
+    time.sleep(4)
+    link.net.appear()
     finish(link, s)
-    link.check(disk, link.net.source.sent() - link.start, 2)
+    link.check(disk, link.net.source.sent() - link.start, 1)
 
 
 def test_new_sender_does_not_wait_for_the_dead(link, disk):
@@ -177,7 +177,7 @@ def test_new_sender_does_not_wait_for_the_dead(link, disk):
 def test_address_of_the_source_changes(link, disk):
     """Under a sender that runs: it connects from the new address."""
     link.receive()
-    s = link.send([disk], "--rate", "1200", stall=3)
+    s = link.send([disk], "--rate", "1200", stall=2)
     link.until_sent(link.start + 80 * MIB, s)
     link.net.source.move(OTHER.format(12))
     finish(link, s)
@@ -201,7 +201,7 @@ def test_address_of_the_receiver_changes(link, disk):
     link.net.center.move(CENTER)
 
 
-@pytest.mark.parametrize("kind", ["blackhole", "prohibit", "unreachable"])
+@pytest.mark.parametrize("kind", ["blackhole", pytest.param("prohibit", marks=LONG), pytest.param("unreachable", marks=LONG)])
 def test_route_is_taken_away(link, small, kind):
     """What a VPN's kill switch or an administrator does: connecting fails in unusual words, and it is only the network."""
     link.receive()
@@ -209,7 +209,7 @@ def test_route_is_taken_away(link, small, kind):
     link.until_sent(link.start + 12 * MIB, s)
     link.net.source.ip("route", "add", kind, link.net.center.address)
     try:
-        time.sleep(2.5)
+        time.sleep(1.5)
     finally:
         link.net.source.ip("route", "del", kind, link.net.center.address)
     finish(link, s)
@@ -219,7 +219,7 @@ def test_route_is_taken_away(link, small, kind):
 def test_slow_link_is_not_a_dead_one(link, small):
     """What lies in the sender's own buffers takes longer to go out than an answer may take."""
     link.receive()
-    link.net.shape("64mbit", "1m")
+    link.net.shape("100mbit", "1m")
     try:
         s = link.send([small], stall=1)
         finish(link, s)
@@ -232,22 +232,22 @@ def test_receiver_stops_for_a_while(link, disk):
     """SIGSTOP for longer than an answer may take: no connection survives, nothing is lost."""
     link.receive()
     s = link.send([disk], "--rate", "1200", stall=2)
-    for i in (1, 2):
-        link.until_sent(link.start + i * 80 * MIB, s)
-        link.receiver.proc.send_signal(signal.SIGSTOP)
-        time.sleep(5)
-        link.receiver.proc.send_signal(signal.SIGCONT)
+    link.until_sent(link.start + 80 * MIB, s)
+    link.receiver.proc.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    link.receiver.proc.send_signal(signal.SIGCONT)
     finish(link, s)
-    link.check(disk, link.net.source.sent() - link.start, 2)
+    link.check(disk, link.net.source.sent() - link.start, 1)
 
 
+@LONG
 def test_sender_stops_for_a_while(link, disk):
     """A suspended virtual machine, say: the receiver waits."""
     link.receive()
     s = link.send([disk], "--rate", "1200", stall=2)
     link.until_sent(link.start + 80 * MIB, s)
     s.proc.send_signal(signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(3)
     s.proc.send_signal(signal.SIGCONT)
     finish(link, s)
     link.check(disk, link.net.source.sent() - link.start, 1)
