@@ -42,6 +42,12 @@ static void tracking_settle(void *arg)
 	track_settle(arg);
 }
 
+/* For drills: REPLANT_PIN is another place than that of the service. */
+static const char *tracking_pin(void)
+{
+	return getenv("REPLANT_PIN") ?: AGENT_PIN;
+}
+
 /* Where the next run finds what it may rely on: for root's eyes, and gone with the boot. */
 static char *tracking_folder(const char *runtime)
 {
@@ -65,7 +71,7 @@ void tracking_start(struct tracking *t, const char *const *disks, size_t n, cons
 	int r = runtime ? tracking_keep(t, runtime, &e) : 0;
 
 	if (r == 0)
-		r = track_start(disks, n, runtime ? AGENT_PIN : NULL, &t->track, &e);
+		r = track_start(disks, n, runtime ? tracking_pin() : NULL, &t->track, &e);
 	if (r < 0) {
 		snprintf(t->why, sizeof(t->why), "%.255s", e.msg);
 		return;
@@ -98,5 +104,5 @@ int tracking_remove(const char *runtime, struct err *e)
 	_cleanup_free_ char *folder = tracking_folder(runtime);
 	int r = folder ? io_remove_tree(folder, e) : err_nomem(e);
 
-	return r < 0 ? r : track_remove(AGENT_PIN, e);
+	return r < 0 ? r : track_remove(tracking_pin(), e);
 }
