@@ -201,7 +201,8 @@ static int list_row(void *arg, void *row)
 	return json_array_append_new(l->items, model_json(l->noun, row, false, l->now)) < 0 ? -ENOMEM : 0;
 }
 
-int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row))
+int api_list_of(struct api_request *q, const struct model_noun *n, const struct store_filter *only,
+		void (*hook)(struct api_request *q, void *row))
 {
 	struct store *s = q->api->s.store;
 	struct list l = {.q = q, .noun = n, .hook = hook, .now = id_now()};
@@ -212,6 +213,8 @@ int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(str
 	uint64_t total = 0;
 
 	l.items = items;
+	if (only)
+		filters[sq.nfilters++] = *only;
 	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
 	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0 || query_filters(q, n, filters, &sq.nfilters) < 0)
 		return -1;
@@ -220,6 +223,11 @@ int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(str
 	if (s->ops->list(s, n, &sq, list_row, &l, &total, &e) < 0)
 		return api_fail(q, &e);
 	return api_answer(q, 200, json_pack("{s:O, s:I}", "items", items, "total", (json_int_t)total));
+}
+
+int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row))
+{
+	return api_list_of(q, n, NULL, hook);
 }
 
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row)

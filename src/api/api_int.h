@@ -114,6 +114,10 @@ int api_row(struct api_request *q, const struct model_noun *n, void *row);
 /* A page of a noun by the request's limit, offset and the filters of its route; hook may change a row before.
  */
 int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row));
+struct store_filter;
+/* Of those that pass the filter, too. */
+int api_list_of(struct api_request *q, const struct model_noun *n, const struct store_filter *only,
+		void (*hook)(struct api_request *q, void *row));
 /* begin .. put + announce .. commit in one: for changes of one row. */
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row);
 const char *api_query(struct api_request *q, const char *name);
@@ -153,6 +157,8 @@ int api_patch_job(struct api_request *q);
 int api_delete_job(struct api_request *q);
 int api_start_job(struct api_request *q);
 int api_stop_job(struct api_request *q);
+int api_cut_over_job(struct api_request *q);
+int api_list_runs(struct api_request *q);
 int api_list_images(struct api_request *q);
 int api_get_image(struct api_request *q);
 int api_patch_image(struct api_request *q);

@@ -148,26 +148,39 @@ int api_post_job(struct api_request *q)
 	return answer_job(q, 201, &job);
 }
 
-/* Name and description: always. Image name and parameters: until the first start; those that are live also
- * while sending. */
+/* Name and description: always. When it runs and what stays of it: until it is over. Whether it is incremental: until
+ * the first start. Image name and other parameters: while nothing is under way; those that are live also while sending.
+ */
+static bool may_change(const struct model_job *job, const char *key)
+{
+	bool resting = job->state == JOB_READY || job->state == JOB_STOPPED || job->state == JOB_IN_ERROR ||
+		       job->state == JOB_WAITING;
+	bool sending = job->state == JOB_RUNNING && (job->stage == JOB_SYNCING || job->stage == JOB_PREPARING);
+
+	if (strcmp(key, "image_name") == 0)
+		return resting || sending;
+	if (strcmp(key, "incremental") == 0)
+		return job->state == JOB_READY;
+	return resting || (job->state == JOB_RUNNING && model_parameter_is_plan(key)) ||
+	       (sending && model_parameter_is_live(key));
+}
+
 static int check_patch(struct api_request *q, const struct model_job_request *in, const struct model_job *job)
 {
-	bool fresh = job->state == JOB_READY || job->state == JOB_STOPPED || job->state == JOB_IN_ERROR;
-	bool sending = job->state == JOB_RUNNING && (job->stage == JOB_SYNCING || job->stage == JOB_PREPARING);
 	const char *key;
 	json_t *value;
 
-	if (in->image_name && !(fresh || sending))
+	if (in->image_name && !may_change(job, "image_name"))
 		return api_refuse(q, 409, "invalid_state", "image_name",
 				  "the image's name can't change any more: the job is %s",
 				  model_job_states[job->state]);
-	json_object_foreach(
-	    in->parameters, key,
-	    value) if (!fresh &&
-		       !(sending &&
-			 model_parameter_is_live(key))) return api_refuse(q, 409, "invalid_state", "parameters",
-									  "'%.64s' can't change while the job is %s",
-									  key, model_job_states[job->state]);
+	json_object_foreach(in->parameters, key, value)
+	{
+		if (!may_change(job, key))
+			return api_refuse(q, 409, "invalid_state", "parameters",
+					  "'%.64s' can't change while the job is %s", key,
+					  model_job_states[job->state]);
+	}
 	return 0;
 }
 
@@ -217,34 +230,60 @@ int api_patch_job(struct api_request *q)
 	}
 	if (s->ops->commit(s, &e) < 0)
 		return api_fail(q, &e);
-	if (in.parameters)
-		en->job_parameters(en->arg, job.id, job.parameters);
-	return answer_job(q, 200, &job);
+	if (!in.parameters)
+		return answer_job(q, 200, &job);
+	en->job_parameters(en->arg, job.id, job.parameters);
+	/* The next run may be at another time now. */
+	model_job_release(&job);
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
 }
 
 static const struct model_input no_members[] = {{0}};
 
-static int job_event(struct api_request *q, enum job_event event, int status)
+static int send_event(struct api_request *q, enum job_event event)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 	const struct api_engine *en = &q->api->s.engine;
+
+	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
+		return -1;
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 202, &job);
+}
+
+static int job_event(struct api_request *q, enum job_event event)
+{
 	char unused;
 
 	if (api_read(q, no_members, q->body ? q->body : json_null(), false, &unused, NULL) < 0)
 		return -1;
-	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
+	return send_event(q, event);
+}
+
+int api_cut_over_job(struct api_request *q)
+{
+	struct model_cut_over_request in;
+
+	if (api_read(q, model_cut_over_request, q->body, false, &in, NULL) < 0)
 		return -1;
-	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, status, &job);
+	return send_event(q, in.sync ? JOB_CUT_OVER_SYNC : JOB_CUT_OVER);
+}
+
+int api_list_runs(struct api_request *q)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store_filter mine = {"job", q->id};
+
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : api_list_of(q, &model_runs, &mine, NULL);
 }
 
 int api_start_job(struct api_request *q)
 {
-	return job_event(q, JOB_START, 202);
+	return job_event(q, JOB_START);
 }
 
 int api_stop_job(struct api_request *q)
 {
-	return job_event(q, JOB_STOP, 202);
+	return job_event(q, JOB_STOP);
 }
 
 int api_delete_job(struct api_request *q)

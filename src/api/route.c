@@ -35,6 +35,9 @@ const struct api_route api_routes[] = {
     {"DELETE", "/v1/jobs/{id}", API_OPERATOR, API_NO_BODY, "job", NULL, "deleteJob", api_delete_job},
     {"POST", "/v1/jobs/{id}/start", API_OPERATOR, API_JSON, "job", NULL, "startJob", api_start_job},
     {"POST", "/v1/jobs/{id}/stop", API_OPERATOR, API_JSON, "job", NULL, "stopJob", api_stop_job},
+    {"POST", "/v1/jobs/{id}/run", API_OPERATOR, API_JSON, "job", NULL, "runJob", api_start_job},
+    {"POST", "/v1/jobs/{id}/cutover", API_OPERATOR, API_JSON, "job", NULL, "cutOverJob", api_cut_over_job},
+    {"GET", "/v1/jobs/{id}/runs", API_VIEWER, API_NO_BODY, "job", PAGE, "listRuns", api_list_runs},
 
     {"GET", "/v1/images", API_VIEWER, API_NO_BODY, NULL, PAGE " source job", "listImages", api_list_images},
     {"GET", "/v1/images/{id}", API_VIEWER, API_NO_BODY, "image", NULL, "getImage", api_get_image},

@@ -36,6 +36,7 @@ struct center_settings {
 	double source_absence;  /* until it gives up one that isn't heard of: reboots, networks [14400] */
 	double retry_pause;     /* before a failed transfer is tried again [2] */
 	double tick;            /* of the clockwork [1] */
+	double hour;            /* of an incremental job's interval [3600]; tests have shorter ones */
 	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */
 	unsigned failures_per_minute;
 	/* Called when the center answers, with the port it got; may be NULL. */

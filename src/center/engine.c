@@ -103,6 +103,9 @@ static int end_run(struct engine *en, struct model_job *job, double now, struct 
 		return r;
 	run.state = job->state == JOB_IN_ERROR ? RUN_FAILED : job->state == JOB_STOPPED ? RUN_CANCELLED : RUN_DONE;
 	run.ended = now;
+	run.bytes = (uint64_t)MAX(0, json_integer_value(json_object_get(job->progress, "bytes_written")));
+	if (run.state == RUN_DONE && job->image && model_set(&run.image, job->image) < 0)
+		return err_nomem(e);
 	if (job->error)
 		model_take_json(&run.error, json_incref(job->error));
 	return s->ops->put(s, &model_runs, &run, e);
@@ -119,13 +122,14 @@ static void keep_live(struct engine *en, struct model_job *job)
 		model_take_json(&job->progress, json_deep_copy(l->progress));
 }
 
-static int apply(struct engine *en, struct model_job *job, const struct job_answer *a,
+static int apply(struct engine *en, struct model_job *job, const struct job_answer *a, enum job_event event, bool clock,
 		 const struct engine_failure *failure, struct err *e)
 {
 	double now = id_now();
 	int r = 0;
 
 	keep_live(en, job);
+	schedule_apply(en, job, a, event, clock, failure, now);
 	note_stages(job, a, now);
 	if (job->state != JOB_RUNNING && a->state == JOB_RUNNING)
 		job->started = job->started > 0 ? job->started : now;
@@ -177,13 +181,15 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 		return api_fault_err(f, &e);
 	r = s->ops->get(s, &model_jobs, id, &job, &e);
 	if (r == 0) {
-		a = job_step(job.state, job.stage, false, event);
+		a = job_step(job.state, job.stage, model_is_incremental(&job) && !job.last, event);
+		if (!a.refused && event == JOB_CUT_OVER && !job.image)
+			a.refused = "the job's last image was deleted; cut it over with a last synchronization";
 		if (a.refused || (expected >= 0 && (job.state != JOB_RUNNING || job.stage != expected))) {
 			s->ops->rollback(s);
 			return api_fault_set(f, 409, "invalid_state", NULL, "%s",
 					     a.refused ? a.refused : "the job has moved on");
 		}
-		r = apply(en, &job, &a, failure, &e);
+		r = apply(en, &job, &a, event, expected == ENGINE_CLOCK, failure, &e);
 	}
 	if (r < 0) {
 		s->ops->rollback(s);
@@ -229,7 +235,7 @@ int engine_job_change(struct engine *en, const char *id, int stage, bool announc
 
 static int api_job_event(void *arg, const char *job, enum job_event event, struct api_fault *f)
 {
-	return engine_job_event(arg, job, -1, event, NULL, f);
+	return engine_job_event(arg, job, ENGINE_ANYBODY, event, NULL, f);
 }
 
 static void api_job_live(void *arg, struct model_job *job)
@@ -254,11 +260,13 @@ static void api_job_parameters(void *arg, const char *job, const json_t *paramet
 {
 	struct engine *en = arg;
 	struct live *l;
-	ENGINE_LOCK(en);
 
+	schedule_replan(en, job);
+	pthread_mutex_lock(&en->lock);
 	l = engine_live(en, job);
 	if (l)
 		model_take_json(&l->parameters, json_deep_copy(parameters));
+	pthread_mutex_unlock(&en->lock);
 }
 
 static json_t *tick_json(const struct live *l)
@@ -474,8 +482,8 @@ static void expire_jobs(struct engine *en)
 
 		if (en->store->ops->list(en->store, &model_jobs, &q, collect_over, &l, NULL, NULL) == 0)
 			for (size_t k = 0; k < l.n; k++)
-				engine_job_event(en, l.v[k], -1, states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE,
-						 NULL, &fault);
+				engine_job_event(en, l.v[k], ENGINE_ANYBODY,
+						 states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE, NULL, &fault);
 		free(l.v);
 	}
 }
@@ -567,7 +575,7 @@ static void resume_left(struct engine *en)
 static void *clockwork_main(void *arg)
 {
 	struct engine *en = arg;
-	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged;
+	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged, scheduled = 0;
 
 	while (clockwork_sleep(en)) {
 		double now = id_now_mono();
@@ -587,8 +595,13 @@ static void *clockwork_main(void *arg)
 			resumed = now;
 			resume_left(en);
 		}
+		if (now - scheduled > en->s.hour / 60) {
+			scheduled = now;
+			schedule_tick(en);
+		}
 		if (now - minute > 60) {
 			minute = now;
+			schedule_tend(en);
 			expire_jobs(en);
 		}
 		if (news || now - pinged > 15) {
@@ -605,6 +618,7 @@ int engine_start(struct engine *en, struct err *e)
 {
 	int r = seen_load(en, e);
 
+	en->trim_wanted = true; /* what an earlier center couldn't do any more */
 	pace_load(en);
 	if (r == 0)
 		r = task_resume_all(en, e);

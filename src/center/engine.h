@@ -78,7 +78,7 @@ struct image_mark {
 	unsigned uses[IMAGE_USES];
 };
 
-enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE };
+enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE, TASK_TRIM };
 
 /* How a task went, for who waits for its end. */
 struct task_outcome {
@@ -86,6 +86,9 @@ struct task_outcome {
 	int r;
 	struct api_fault fault;
 };
+
+#define ENGINE_ANYBODY (-1) /* engine_job_event(): the job may be anywhere */
+#define ENGINE_CLOCK   (-2) /* the same; it is the schedule that asks */
 
 struct task {
 	struct engine *engine;
@@ -114,6 +117,7 @@ struct engine {
 	struct task *tasks;
 	struct image_mark *marks;
 	struct seen *seen[ENGINE_SEEN_BUCKETS];
+	bool trim_wanted; /* layers may be free */
 	uint64_t tick, tick_announced;
 	double pace[PACE_PARTS]; /* what parts take on this host; 0: not known */
 	pthread_t clockwork;
@@ -133,8 +137,8 @@ static inline void engine_unlockp(struct engine **e)
 int engine_start(struct engine *en, struct err *e);
 void engine_stop(struct engine *en);
 struct api_engine engine_api(struct engine *en);
-/* One event of a job, from anybody; `expected` (>= 0) refuses it when the job is in another stage. 0, or -1
- * with the fault. */
+/* One event of a job, from anybody; `expected` (a stage, or one of the above) refuses it when the job is in another
+ * stage. 0, or -1 with the fault. */
 int engine_job_event(struct engine *en, const char *job, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f);
 /* Reads, changes and writes a job in one transaction while it's in the stage; announces when `announce`. */
@@ -144,6 +148,21 @@ void engine_wake(struct engine *en);
 struct live *engine_live(struct engine *en, const char *job); /* under the lock */
 struct live *engine_live_of_source(struct engine *en, const char *source);
 void engine_step(struct live *l, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* schedule.c: the runs of a job */
+/* Before the job takes the answer's state: numbers, what began the run, when the next is due. */
+void schedule_apply(struct engine *en, struct model_job *job, const struct job_answer *a, enum job_event event,
+		    bool clock, const struct engine_failure *failure, double now);
+/* Starts what is due. */
+void schedule_tick(struct engine *en);
+/* The interval has changed. */
+void schedule_replan(struct engine *en, const char *job);
+/* More images than the job keeps: the oldest that nobody uses go. */
+void schedule_keep_images(struct engine *en, const struct model_job *job);
+/* What couldn't be removed behind its run, or a killed center had no time for. */
+void schedule_tend(struct engine *en);
+/* The image of the run that is on has been made. */
+bool schedule_has_image(const struct model_job *job);
 
 /* runner.c */
 int runner_ensure(struct engine *en, const char *job, const char *source);
@@ -191,6 +210,10 @@ int task_boot(void *arg, const char *image, struct api_fault *f);
 int task_image_remove(void *arg, const char *image, struct api_fault *f);
 int task_export(void *arg, const char *export, struct api_fault *f);
 int task_export_remove(void *arg, const char *export, struct api_fault *f);
+/* Layers that nobody needs are to go, now or when they can. */
+void task_trim(struct engine *en);
+/* The provider's event that an image's manifest is another. */
+void task_image_changed(struct engine *en, const json_t *event);
 /* After a start of the center: what was running, runs again. */
 int task_resume_all(struct engine *en, struct err *e);
 /* The boot's report as the image keeps it, in the same transaction as its event. */

@@ -31,6 +31,9 @@ static int prepare(struct live *l, struct model_job *job, struct engine_failure 
 	struct err e = {0};
 	json_t *space;
 
+	/* What a later run brings is known to nobody yet: its receiver looks. */
+	if (job->number > 1)
+		return 0;
 	engine_step(l, "checking", "looking whether the region has room");
 	pace_begin(l, PACE_CHECK);
 	if (en->store->ops->get(en->store, &model_sources, job->source, &src, &e) < 0)
@@ -160,11 +163,23 @@ static json_t *request_disks(struct live *l, const struct model_job *job, const 
 	return out;
 }
 
+/* Each run's image has a name of its own. */
+static void name_of(const struct model_job *job, char name[MODEL_NAME_MAX + 1])
+{
+	const char *base = job->image_name ? job->image_name : job->name;
+
+	if (model_is_incremental(job))
+		snprintf(name, MODEL_NAME_MAX + 1, "%.100s-run%llu", base, (unsigned long long)job->number);
+	else
+		snprintf(name, MODEL_NAME_MAX + 1, "%s", base);
+}
+
 /* What the image's manifest keeps of it. */
 static json_t *meta_of(const struct model_job *job, const struct model_source *src, const char *image)
 {
-	const char *name = job->image_name ? job->image_name : job->name;
+	char name[MODEL_NAME_MAX + 1];
 
+	name_of(job, name);
 	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*}", "job", job->id, "image", image, "name", name, "region",
 			 job->region, "source", job->source, "hostname", src->hostname);
 }
@@ -190,11 +205,12 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 	_cleanup_(model_image_release) struct model_image im = {.created = id_now()};
 	_cleanup_(model_job_release) struct model_job now = {0};
 	struct store *s = l->engine->store;
+	char name[MODEL_NAME_MAX + 1];
 	int r;
 
-	if (model_set(&im.id, id) < 0 || model_set(&im.name, job->image_name ? job->image_name : job->name) < 0 ||
-	    model_set(&im.job, job->id) < 0 || model_set(&im.source, job->source) < 0 ||
-	    model_set(&im.region, job->region) < 0)
+	name_of(job, name);
+	if (model_set(&im.id, id) < 0 || model_set(&im.name, name) < 0 || model_set(&im.job, job->id) < 0 ||
+	    model_set(&im.source, job->source) < 0 || model_set(&im.region, job->region) < 0)
 		return err_nomem(e);
 	model_take_json(&im.manifest, json_incref(manifest));
 	model_take_json(&im.report, json_incref(report));
@@ -204,7 +220,8 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 	r = s->ops->put(s, &model_images, &im, e);
 	if (r == 0)
 		r = s->ops->get(s, &model_jobs, l->job, &now, e);
-	if (r == 0 && (model_set(&now.image, id) < 0 || model_set(&job->image, id) < 0))
+	if (r == 0 && (model_set(&now.image, id) < 0 || model_set(&now.image_pending, id) < 0 ||
+		       model_set(&job->image, id) < 0 || model_set(&job->image_pending, id) < 0))
 		r = err_nomem(e);
 	if (r == 0)
 		r = s->ops->put(s, &model_jobs, &now, e);
@@ -320,9 +337,13 @@ static bool boot_wanted(const struct model_job *job)
 
 static int process(struct live *l, struct model_job *job, struct engine_failure *f)
 {
-	if (!job->image && make_image(l, job, f) < 0)
+	if (!schedule_has_image(job) && make_image(l, job, f) < 0)
 		return -1;
-	return boot_wanted(job) ? boot_image(l, job, f) : 0;
+	if (boot_wanted(job) && boot_image(l, job, f) < 0)
+		return -1;
+	if (model_is_incremental(job))
+		schedule_keep_images(l->engine, job);
+	return 0;
 }
 
 /* ---- cleaning ---- */
@@ -336,6 +357,7 @@ static int clean(struct live *l, struct model_job *job, struct engine_failure *f
 	pace_begin(l, PACE_CLEANING);
 	if (p->ops->job_remove(p, l->job, &e) < 0)
 		return fail_err(f, "clean_failed", &e);
+	task_trim(l->engine);
 	pace_end(l, true);
 	return 0;
 }
@@ -349,7 +371,7 @@ static unsigned stage_parts(const struct model_job *job)
 	case JOB_PREPARING:
 		return 1u << PACE_CHECK;
 	case JOB_PROCESSING:
-		return (job->image ? 0 : 1u << PACE_CONVERT | 1u << PACE_IMAGE) |
+		return (schedule_has_image(job) ? 0 : 1u << PACE_CONVERT | 1u << PACE_IMAGE) |
 		       (boot_wanted(job) ? 1u << PACE_TEST_BOOT : 0);
 	case JOB_CLEANING:
 		return 1u << PACE_CLEANING;

@@ -165,6 +165,7 @@ static void apply_defaults(struct center_settings *s)
 {
 	s->heartbeat = s->heartbeat > 0 ? s->heartbeat : 10;
 	s->heartbeat_busy = s->heartbeat_busy > 0 ? s->heartbeat_busy : 2;
+	s->hour = s->hour > 0 ? s->hour : 3600;
 	s->source_patience = s->source_patience > 0 ? s->source_patience : 900;
 	s->source_absence = s->source_absence > 0 ? s->source_absence : 14400;
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;

@@ -64,6 +64,8 @@ static int open_run(struct live *l, struct model_job *job, const char *id, struc
 	r = s->ops->get(s, &model_jobs, l->job, &now, e);
 	if (r == 0 && (now.state != JOB_RUNNING || now.stage != JOB_SYNCING))
 		r = err_set(e, -ECANCELED, "the job has moved on");
+	run.number = now.number;
+	run.trigger = now.trigger;
 	if (r == 0)
 		r = close_old_run(s, now.run, e);
 	if (r == 0)
@@ -125,6 +127,9 @@ static void on_event(void *arg, const json_t *event)
 {
 	const char *name = json_string_value(json_object_get(event, "event"));
 	struct live *l = arg;
+
+	if (name && strcmp(name, "image_changed") == 0)
+		task_image_changed(l->engine, event);
 	ENGINE_LOCK(l->engine);
 
 	if (!name)
@@ -282,6 +287,7 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	engine_step(l, "waiting", "waiting for the source");
 	receive.run = run;
 	receive.psk_hex = psk;
+	receive.number = model_is_incremental(job) ? job->number : 0;
 	r = p->ops->receive(p, l->job, &receive, &watch, &e);
 	OPENSSL_cleanse(psk, sizeof(psk));
 	offer_close(l);

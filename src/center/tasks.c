@@ -134,7 +134,7 @@ static bool image_in_job(struct engine *en, const struct model_image *im)
 	_cleanup_(model_job_release) struct model_job job = {0};
 
 	return en->store->ops->get(en->store, &model_jobs, im->job, &job, NULL) == 0 && job.state == JOB_RUNNING &&
-	       job.image && strcmp(job.image, im->id) == 0;
+	       schedule_has_image(&job) && strcmp(job.image, im->id) == 0;
 }
 
 int task_boot(void *arg, const char *image, struct api_fault *f)
@@ -168,13 +168,18 @@ static int detach_job(struct store *s, const struct model_image *im, struct err 
 
 	if (r == -ENOENT || (r == 0 && (!job.image || strcmp(job.image, im->id) != 0)))
 		return 0;
-	/* A job that failed behind its image would else never make another. The replica became the image and went
-	 * with it, so the job begins with the copy. */
 	if (r == 0 && job_is_unfinished(job.state)) {
-		if (model_set(&job.image, NULL) < 0 || model_set(&job.image_pending, NULL) < 0)
+		/* A job that failed behind its image would else never make another. The replica became the image and
+		 * went with it, so the job begins with the copy; that of an incremental one is still there, and is
+		 * brought up to date. */
+		if (schedule_has_image(&job)) {
+			if (model_set(&job.image_pending, NULL) < 0)
+				return err_nomem(e);
+			job.stage = JOB_NO_STAGE;
+			model_take_json(&job.progress, NULL);
+		}
+		if (model_set(&job.image, NULL) < 0)
 			return err_nomem(e);
-		job.stage = JOB_NO_STAGE;
-		model_take_json(&job.progress, NULL);
 		r = s->ops->put(s, &model_jobs, &job, e);
 		if (r == 0)
 			r = store_announce(s, &model_jobs, "updated", &job, id_now(), e);
@@ -233,6 +238,8 @@ static void run_remove_image(struct task *t)
 	t->outcome.r = remove_marked(t->engine, t->id, &t->outcome.fault);
 	if (t->outcome.r < 0)
 		log_warn("image %s: %s", t->id, t->outcome.fault.message);
+	else
+		task_trim(t->engine);
 	engine_wake(t->engine);
 }
 
@@ -471,9 +478,89 @@ static void run_remove_job(struct task *t)
 	}
 	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
 		log_error("job %s can't be deleted: %s", t->id, e.msg);
+	task_trim(en);
 	if (job.source)
 		seen_refresh(en, job.source);
 	engine_wake(en);
+}
+
+/* ---- layers ---- */
+
+void task_image_changed(struct engine *en, const json_t *event)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	const char *image = json_string_value(json_object_get(event, "image"));
+	json_t *manifest = json_object_get(event, "manifest");
+	struct store *s = en->store;
+	struct err e = {0};
+	int r;
+
+	if (!image || !json_is_object(manifest))
+		return;
+	r = s->ops->begin(s, &e);
+	if (r == 0) {
+		r = s->ops->get(s, &model_images, image, &im, &e);
+		if (r == 0) {
+			model_take_json(&im.manifest, json_deep_copy(manifest));
+			r = s->ops->put(s, &model_images, &im, &e);
+		}
+		if (r == 0)
+			r = s->ops->commit(s, &e);
+		else
+			s->ops->rollback(s);
+	}
+	if (r < 0 && r != -ENOENT)
+		log_warn("image %s: %s", image, e.msg);
+}
+
+static void trim_event(void *arg, const json_t *event)
+{
+	const char *name = json_string_value(json_object_get(event, "event"));
+	struct task *t = arg;
+
+	if (name && strcmp(name, "image_changed") == 0)
+		task_image_changed(t->engine, event);
+}
+
+static bool trim_take_wish(struct engine *en)
+{
+	ENGINE_LOCK(en);
+	bool wanted = en->trim_wanted;
+
+	en->trim_wanted = false;
+	return wanted;
+}
+
+static void trim_wish(struct engine *en)
+{
+	ENGINE_LOCK(en);
+
+	en->trim_wanted = true;
+}
+
+/* What is in use now, or fails, is left to the clockwork. */
+static void run_trim(struct task *t)
+{
+	const struct provider_watch watch = {t, trim_event, task_cancelled};
+	struct engine *en = t->engine;
+
+	while (trim_take_wish(en)) {
+		struct err e = {0};
+		bool left = false;
+
+		if (en->provider->ops->trim(en->provider, &watch, &left, &e) < 0)
+			log_warn("%s; trying again later", e.msg);
+		else if (!left)
+			continue;
+		trim_wish(en);
+		return;
+	}
+}
+
+void task_trim(struct engine *en)
+{
+	trim_wish(en);
+	task_start(en, TASK_TRIM, "", NULL);
 }
 
 /* ---- threads ---- */
@@ -497,6 +584,9 @@ static void *task_main(void *arg)
 		break;
 	case TASK_REMOVE_IMAGE:
 		run_remove_image(t);
+		break;
+	case TASK_TRIM:
+		run_trim(t);
 		break;
 	}
 	if (*t->image)
@@ -594,6 +684,13 @@ int task_resume_all(struct engine *en, struct err *e)
 			   all = {0};
 	struct store *s = en->store;
 	int r = s->ops->list(s, &model_jobs, &jobs, resume_deleting, en, NULL, e);
+	bool trim;
+
+	pthread_mutex_lock(&en->lock);
+	trim = en->trim_wanted;
+	pthread_mutex_unlock(&en->lock);
+	if (r == 0 && trim)
+		r = MIN(0, task_start(en, TASK_TRIM, "", NULL));
 
 	if (r == 0)
 		r = s->ops->list(s, &model_exports, &exports, resume_export, en, NULL, e);

@@ -4,7 +4,8 @@
 
 #include "base/util.h"
 
-const char *const job_events[] = {"start", "stop", "stage_done", "fail", "expire", "cut_over", "delete", NULL};
+const char *const job_events[] = {"start",    "stop",          "stage_done", "fail", "expire",
+				  "cut_over", "cut_over_sync", "delete",     NULL};
 
 static struct job_answer go(enum model_job_state state, enum model_job_stage stage, unsigned actions)
 {
@@ -58,6 +59,7 @@ static struct job_answer running_step(enum model_job_stage stage, bool increment
 		same.refused = "a running job doesn't expire";
 		return same;
 	case JOB_CUT_OVER:
+	case JOB_CUT_OVER_SYNC:
 		same.refused = "a job can be cut over only while it is waiting";
 		return same;
 	case JOB_DELETE:
@@ -97,8 +99,9 @@ static struct job_answer resting_step(enum model_job_state state, enum model_job
 		same.refused = "a job in this state doesn't expire";
 		return same;
 	case JOB_CUT_OVER:
+	case JOB_CUT_OVER_SYNC:
 		if (state == JOB_WAITING)
-			return go(JOB_RUNNING, JOB_CLEANING, JOB_DO_RUN);
+			return go(JOB_RUNNING, event == JOB_CUT_OVER ? JOB_CLEANING : JOB_PREPARING, JOB_DO_RUN);
 		same.refused = "a job can be cut over only while it is waiting";
 		return same;
 	case JOB_DELETE:

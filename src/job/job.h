@@ -10,14 +10,15 @@
 #include "model/model.h"
 
 enum job_event {
-	JOB_START,      /* a person, or a schedule */
-	JOB_STOP,       /* a person: pause */
-	JOB_STAGE_DONE, /* the runner: the stage is complete */
-	JOB_FAIL,       /* the runner: the stage can't go on */
-	JOB_EXPIRE,     /* the clock: the job's time is over */
-	JOB_CUT_OVER,   /* a person: an incremental job ends with what it has */
-	JOB_DELETE,     /* a person, or the clock some days after expiry */
-	JOB_EVENTS,     /* how many */
+	JOB_START,         /* a person, or a schedule */
+	JOB_STOP,          /* a person: pause */
+	JOB_STAGE_DONE,    /* the runner: the stage is complete */
+	JOB_FAIL,          /* the runner: the stage can't go on */
+	JOB_EXPIRE,        /* the clock: the job's time is over */
+	JOB_CUT_OVER,      /* a person: an incremental job ends with what it has */
+	JOB_CUT_OVER_SYNC, /* a person: it ends after one more run */
+	JOB_DELETE,        /* a person, or the clock some days after expiry */
+	JOB_EVENTS,        /* how many */
 };
 extern const char *const job_events[]; /* "start", ... NULL */
 
@@ -35,7 +36,7 @@ struct job_answer {
 	const char *refused; /* NULL, or why nothing changes: a sentence that says what to do */
 };
 
-/* `incremental` jobs wait for the next run where others clean up. */
+/* `incremental` jobs wait for the next run where others clean up; in its last run one is like others. */
 struct job_answer job_step(enum model_job_state state, enum model_job_stage stage, bool incremental,
 			   enum job_event event);
 /* Does a job in that state keep its source busy? */

@@ -10,6 +10,7 @@ const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_er
 					"waiting", "expired", "deleting", NULL};
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
 const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
+const char *const model_triggers[] = {"manual", "schedule", "cut_over", NULL};
 const char *const model_roles[] = {"viewer", "operator", "admin", NULL};
 const char *const model_export_states[] = {"running", "finished", "in_error", NULL};
 const char *const model_export_formats[] = {"qcow2", "raw", "vmdk", "vhdx", NULL};
@@ -74,6 +75,12 @@ static const struct model_field job_fields[] = {
     ROW(REAL, finished),
     ROW(REAL, updated),
     ROW(REAL, expires),
+    ROW(UINT, number),
+    ROW(UINT, runs_done),
+    WORDS(trigger, model_triggers),
+    ROW(BOOL, last),
+    HIDDEN(REAL, run_ended),
+    ROW(REAL, next_run),
     END,
 };
 #undef model_this
@@ -81,9 +88,13 @@ static const struct model_field job_fields[] = {
 static const struct model_field run_fields[] = {
     ROW(TEXT, id),
     ROW(TEXT, job),
+    ROW(UINT, number),
     WORDS(state, model_run_states),
+    WORDS(trigger, model_triggers),
     ROW(REAL, started),
     ROW(REAL, ended),
+    ROW(TEXT, image),
+    ROW(UINT, bytes),
     ROW(JSON, result),
     ROW(JSON, error),
     END,

@@ -35,6 +35,7 @@ enum model_job_state {
 	JOB_STATES, /* how many */
 };
 enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING, JOB_STAGES };
+enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
 enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
 enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN };
 enum model_export_state { EXPORT_RUNNING, EXPORT_FINISHED, EXPORT_IN_ERROR };
@@ -43,6 +44,7 @@ extern const char *const model_source_states[];
 extern const char *const model_job_states[];
 extern const char *const model_job_stages[]; /* JOB_NO_STAGE is "" and null in JSON */
 extern const char *const model_run_states[];
+extern const char *const model_triggers[]; /* what began a run */
 extern const char *const model_roles[];
 extern const char *const model_export_states[];
 extern const char *const model_export_formats[];
@@ -68,11 +70,17 @@ struct model_job {
 					makes no second */
 	char *run;
 	double created, started, finished, updated, expires;
+	/* Its runs: the number of the one that is on or was last, how many are complete, what began this one. */
+	uint64_t number, runs_done;
+	int trigger;
+	bool last; /* run: it is cut over behind it */
+	double run_ended, next_run;
 };
 
 struct model_run {
-	char *id, *job;
-	int state;
+	char *id, *job, *image;
+	int state, trigger;
+	uint64_t number, bytes; /* bytes: of blocks written */
 	double started, ended;
 	json_t *result, *error;
 };
@@ -197,18 +205,25 @@ int model_check_json(const json_t *j, struct err *e);
 
 /* The parameters of a job: the one table of their names, ranges and defaults. */
 struct model_parameters {
-	uint64_t connections, compression, rate_mbit;
-	bool checksum, test_boot;
+	uint64_t connections, compression, rate_mbit, max_freeze, interval_hours, max_images;
+	bool checksum, test_boot, incremental;
 	int on_read_error;
 };
 extern const struct model_input model_parameters[];
+/* Does the job run again and again? */
+bool model_is_incremental(const struct model_job *job);
 /* Those that may change while the job is sending. */
 bool model_parameter_is_live(const char *name);
+/* Those that say when the job runs and what stays: they may change until it is over. */
+bool model_parameter_is_plan(const char *name);
 json_t *model_parameters_json(const struct model_parameters *p);
 
 struct model_job_request {
 	const char *source, *region, *name, *description, *image_name;
 	json_t *parameters;
+};
+struct model_cut_over_request {
+	bool sync;
 };
 struct model_code_request {
 	const char *name;
@@ -243,9 +258,9 @@ struct model_error_request {
 	const char *code, *message;
 	bool temporary;
 };
-extern const struct model_input model_job_request[], model_job_patch[], model_code_request[], model_token_request[],
-    model_rename_request[], model_export_request[], model_enroll_request[], model_sync_request[], model_task_request[],
-    model_error_request[];
+extern const struct model_input model_job_request[], model_job_patch[], model_cut_over_request[], model_code_request[],
+    model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[], model_sync_request[],
+    model_task_request[], model_error_request[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);

@@ -39,6 +39,10 @@ const struct model_input model_parameters[] = {
     BOOL(model_parameters, checksum, 1, "digest every block with SHA-256 instead of XXH3-128"),
     WORD(model_parameters, on_read_error, false, 0, model_read_errors,
 	 "unreadable source sectors fail the job, or become zeros and are listed"),
+    UINT(model_parameters, max_freeze, 1, 60, 1, "seconds the source may be frozen for, as far as that can be had"),
+    BOOL(model_parameters, incremental, 0, "runs again and again until it is cut over, each run giving an image"),
+    UINT(model_parameters, interval_hours, 1, 168, 24, "hours from the end of an incremental job's run to the next"),
+    UINT(model_parameters, max_images, 1, 10, 3, "images of an incremental job that stay; the oldest unused ones go"),
     BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
     {0},
 };
@@ -46,6 +50,16 @@ const struct model_input model_parameters[] = {
 bool model_parameter_is_live(const char *name)
 {
 	return strcmp(name, "rate_mbit") == 0 || strcmp(name, "compression") == 0;
+}
+
+bool model_parameter_is_plan(const char *name)
+{
+	return strcmp(name, "interval_hours") == 0 || strcmp(name, "max_images") == 0;
+}
+
+bool model_is_incremental(const struct model_job *job)
+{
+	return json_is_true(json_object_get(job->parameters, "incremental"));
 }
 
 const struct model_input model_job_request[] = {
@@ -63,6 +77,11 @@ const struct model_input model_job_patch[] = {
     TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
     LINE(model_job_request, image_name, false, 1, MODEL_NAME_MAX, "name of the image to make"),
     JSON(model_job_request, parameters, false, "how the data is sent"),
+    {0},
+};
+
+const struct model_input model_cut_over_request[] = {
+    BOOL(model_cut_over_request, sync, 1, "run once more before the job ends"),
     {0},
 };
 

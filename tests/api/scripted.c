@@ -2,7 +2,7 @@
  * replantd with a provider that only pretends, for the API tests; never installed. What it does is read from
  * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
  * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
- * image_create, test_boot, image_export, image_remove, job_remove. Each call appends a line to $SCRIPT/calls.
+ * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
  * `receive` commits when $SCRIPT/commit.RUN exists.
  */
 #include <errno.h>
@@ -106,7 +106,14 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 {
 	_cleanup_free_ char *commit = str_printf("%s/commit.%s", script_dir, r->run);
 	json_int_t bytes = 0;
-	int x = play("receive", r->run, w, e);
+	_cleanup_free_ char *number = str_printf("%s/number.%s", script_dir, r->run);
+	char text[32];
+	int x;
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)r->number);
+	if (number)
+		io_write_file_atomic(number, text, strlen(text), 0600, NULL);
+	x = play("receive", r->run, w, e);
 
 	if (x < 0)
 		return x;
@@ -188,6 +195,12 @@ static int s_image_remove(struct provider *p, const char *image, struct err *e)
 	return play("image_remove", image, NULL, e);
 }
 
+static int s_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e)
+{
+	*ret_left = script_has("trim", "left");
+	return play("trim", "-", w, e);
+}
+
 static int s_job_remove(struct provider *p, const char *job, struct err *e)
 {
 	return play("job_remove", job, NULL, e);
@@ -206,6 +219,7 @@ static const struct provider_ops scripted_ops = {
     .test_boot = s_test_boot,
     .image_export = s_image_export,
     .image_remove = s_image_remove,
+    .trim = s_trim,
     .job_remove = s_job_remove,
     .close = s_close,
 };
@@ -251,6 +265,7 @@ int main(int argc, char **argv)
 		s.heartbeat_busy = number("HEARTBEAT", 0.5);
 		s.source_patience = number("PATIENCE", 60);
 		s.source_absence = number("ABSENCE", 60);
+		s.hour = number("HOUR", 3600);
 		s.retry_pause = 0.05;
 		s.tick = 0.1;
 		s.renew_check = number("RENEW_CHECK", 0);

@@ -16,7 +16,8 @@ def test_a_job_from_start_to_image(center):
     row = center.job(job)
     assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
     assert row["parameters"] == {"connections": 8, "compression": 1, "rate_mbit": 0, "checksum": True,
-                                 "on_read_error": "fail", "test_boot": True}
+                                 "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
+                                 "incremental": False, "interval_hours": 24, "max_images": 3}
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
     assert center.ok("GET", f"/v1/sources/{agent.source}")["job"] == job
     assert center.call("POST", f"/v1/jobs/{job}/start", {}).status == 202

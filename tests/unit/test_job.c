@@ -113,9 +113,9 @@ static void test_allowed(void **state)
 		enum job_event event;
 		const char *states; /* a letter each: r R s e f w x d */
 	} rows[] = {
-	    {JOB_START, "r-se-w--"},  {JOB_STOP, "-----w--"},     {JOB_EXPIRE, "r-se----"},
-	    {JOB_DELETE, "r-sefwx-"}, {JOB_CUT_OVER, "-----w--"}, {JOB_STAGE_DONE, "--------"},
-	    {JOB_FAIL, "--------"},
+	    {JOB_START, "r-se-w--"},  {JOB_STOP, "-----w--"},          {JOB_EXPIRE, "r-se----"},
+	    {JOB_DELETE, "r-sefwx-"}, {JOB_CUT_OVER, "-----w--"},      {JOB_STAGE_DONE, "--------"},
+	    {JOB_FAIL, "--------"},   {JOB_CUT_OVER_SYNC, "-----w--"},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
@@ -153,8 +153,8 @@ static void test_ways(void **state)
 	assert_int_equal(a.state, JOB_FINISHED);
 	a = job_step(JOB_RUNNING, JOB_PROCESSING, true, JOB_STAGE_DONE);
 	assert_int_equal(a.state, JOB_WAITING);
-	a = job_step(a.state, a.stage, true, JOB_CUT_OVER);
-	assert_int_equal(a.stage, JOB_CLEANING);
+	assert_int_equal(job_step(a.state, a.stage, true, JOB_CUT_OVER).stage, JOB_CLEANING);
+	assert_int_equal(job_step(a.state, a.stage, true, JOB_CUT_OVER_SYNC).stage, JOB_PREPARING);
 }
 
 int main(void)

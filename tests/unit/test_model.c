@@ -31,7 +31,8 @@ static void test_defaults_come_from_the_table(void **state)
 	j = model_parameters_json(&p);
 	want = parse("{\"connections\":4,\"compression\":1,\"rate_mbit\":0,\"checksum\":true,\"on_read_"
 		     "error\":\"fail\","
-		     "\"test_boot\":true}");
+		     "\"test_boot\":true,\"max_freeze\":1,\"incremental\":false,\"interval_hours\":24,"
+		     "\"max_images\":3}");
 	assert_true(json_equal(j, want));
 }
 

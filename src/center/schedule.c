@@ -1,0 +1,188 @@
+/* The runs of a job: their numbers, when the next one is due, how many images stay. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "center/engine.h"
+
+static double interval(struct engine *en, const struct model_job *job)
+{
+	json_int_t hours = json_integer_value(json_object_get(job->parameters, "interval_hours"));
+
+	return (double)MAX(hours, (json_int_t)1) * en->s.hour;
+}
+
+bool schedule_has_image(const struct model_job *job)
+{
+	return job->image && job->image_pending && strcmp(job->image, job->image_pending) == 0;
+}
+
+/* What the last run left in memory says nothing of the new one. */
+static void forget_live(struct engine *en, const char *job)
+{
+	struct live *l;
+	ENGINE_LOCK(en);
+
+	l = engine_live(en, job);
+	if (l)
+		model_take_json(&l->progress, NULL);
+}
+
+static void begin_run(struct engine *en, struct model_job *job, int trigger)
+{
+	job->number++;
+	job->trigger = trigger;
+	model_set(&job->image_pending, NULL);
+	model_take_json(&job->progress, NULL);
+	model_take_json(&job->stages, json_array());
+	forget_live(en, job->id);
+}
+
+void schedule_apply(struct engine *en, struct model_job *job, const struct job_answer *a, enum job_event event,
+		    bool clock, const struct engine_failure *failure, double now)
+{
+	bool cut_over = event == JOB_CUT_OVER || event == JOB_CUT_OVER_SYNC;
+	bool starts = job->state != JOB_RUNNING && a->state == JOB_RUNNING && a->stage == JOB_PREPARING;
+
+	job->next_run = 0;
+	job->last |= cut_over;
+	if (starts && job->number == job->runs_done)
+		begin_run(en, job, cut_over ? TRIGGER_CUT_OVER : clock ? TRIGGER_SCHEDULE : TRIGGER_MANUAL);
+	if (event == JOB_STAGE_DONE && job->stage == JOB_PROCESSING)
+		job->runs_done = job->number;
+	if (a->state == JOB_WAITING || a->state == JOB_IN_ERROR)
+		job->run_ended = now;
+	/* A source that was away at the wrong moment doesn't end an incremental job: it is tried again next time. */
+	if (a->state == JOB_WAITING ||
+	    (a->state == JOB_IN_ERROR && failure && failure->temporary && model_is_incremental(job) && job->runs_done))
+		job->next_run = now + interval(en, job);
+}
+
+/* ---- what is due ---- */
+
+struct ids {
+	char (*v)[ID_MAX];
+	size_t n;
+	double now;
+};
+
+static int collect(struct ids *l, const char *id)
+{
+	char(*v)[ID_MAX] = realloc(l->v, (l->n + 1) * sizeof(*v));
+
+	if (!v)
+		return -ENOMEM;
+	l->v = v;
+	snprintf(l->v[l->n++], ID_MAX, "%s", id);
+	return 0;
+}
+
+static int collect_due(void *arg, void *row)
+{
+	const struct model_job *job = row;
+	struct ids *l = arg;
+
+	return job->next_run > 0 && job->next_run <= l->now ? collect(l, job->id) : 0;
+}
+
+void schedule_tick(struct engine *en)
+{
+	static const char *const states[] = {"waiting", "in_error"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
+		struct store_filter f = {"state", states[i]};
+		struct store_query q = {.filters = &f, .nfilters = 1};
+		struct ids d = {.now = id_now()};
+		struct api_fault fault;
+
+		if (en->store->ops->list(en->store, &model_jobs, &q, collect_due, &d, NULL, NULL) == 0)
+			for (size_t k = 0; k < d.n; k++)
+				engine_job_event(en, d.v[k], ENGINE_CLOCK, JOB_START, NULL, &fault);
+		free(d.v);
+	}
+}
+
+void schedule_replan(struct engine *en, const char *id)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = en->store;
+	struct err e = {0};
+	int r = s->ops->begin(s, &e);
+
+	if (r < 0)
+		return;
+	r = s->ops->get(s, &model_jobs, id, &job, &e);
+	if (r == 0 && job.next_run > 0) {
+		job.next_run = job.run_ended + interval(en, &job);
+		r = s->ops->put(s, &model_jobs, &job, &e);
+		if (r == 0)
+			r = s->ops->commit(s, &e);
+		else
+			s->ops->rollback(s);
+	} else {
+		s->ops->rollback(s);
+	}
+	if (r < 0)
+		log_warn("job %s: %s", id, e.msg);
+}
+
+/* ---- images ---- */
+
+static int collect_image(void *arg, void *row)
+{
+	return collect(arg, ((const struct model_image *)row)->id);
+}
+
+void schedule_keep_images(struct engine *en, const struct model_job *job)
+{
+	json_int_t max = json_integer_value(json_object_get(job->parameters, "max_images"));
+	struct store_filter f = {"job", job->id};
+	struct store_query q = {.filters = &f, .nfilters = 1};
+	struct ids d = {0};
+	struct err e = {0};
+	size_t left;
+
+	if (en->store->ops->list(en->store, &model_images, &q, collect_image, &d, NULL, &e) < 0)
+		log_warn("job %s: %s", job->id, e.msg);
+	left = d.n;
+	/* Newest first; the newest itself always stays. */
+	for (size_t i = d.n; i-- > 1 && left > (size_t)MAX(max, (json_int_t)1);) {
+		struct api_fault fault = {0};
+
+		if (task_image_remove(en, d.v[i], &fault) >= 0) {
+			log_info("job %s: image %s is removed for a newer one", job->id, d.v[i]);
+			left--;
+		} else {
+			log_info("job %s: image %s stays for now: %s", job->id, d.v[i], fault.message);
+		}
+	}
+	free(d.v);
+}
+
+static int collect_incremental(void *arg, void *row)
+{
+	const struct model_job *job = row;
+
+	return model_is_incremental(job) ? collect(arg, job->id) : 0;
+}
+
+void schedule_tend(struct engine *en)
+{
+	struct store_filter f = {"state", "waiting"};
+	struct store_query q = {.filters = &f, .nfilters = 1};
+	struct ids d = {0};
+	struct err e = {0};
+
+	if (en->store->ops->list(en->store, &model_jobs, &q, collect_incremental, &d, NULL, &e) < 0)
+		log_warn("%s", e.msg);
+	for (size_t i = 0; i < d.n; i++) {
+		_cleanup_(model_job_release) struct model_job job = {0};
+
+		if (en->store->ops->get(en->store, &model_jobs, d.v[i], &job, NULL) == 0)
+			schedule_keep_images(en, &job);
+	}
+	free(d.v);
+}
