@@ -237,7 +237,7 @@ def finished(p, what):
         raise RuntimeError(f"{what} failed with {p.returncode}")
 
 
-def listening(place, port, seconds=10):
+def listening(place, port, seconds=60):
     """Waits until somebody listens there, without connecting: some servers serve one connection only."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -5,6 +5,7 @@
 
 #include "agent/agent_int.h"
 #include "base/util.h"
+#include "stream/stream.h"
 
 #define AT(field) offsetof(struct agent_options, field)
 
@@ -40,7 +41,8 @@ static const struct opt send_opts[] = {
      true},
     {"disk", 'd', OPT_LIST, AT(disks), "DEVICE", "block device or file; may be given again", 0, 0, true},
     {"connections", 'n', OPT_U64, AT(connections), "N", "connections, 1 to 16 (4)", 1, STREAM_CONNECTIONS_MAX},
-    {"compress", 'z', OPT_U64, AT(compress), "LEVEL", "zstd level, 0 (none) to 10 (1)", 0, 10},
+    {"compress", 'z', OPT_U64, AT(compress), "LEVEL", "zstd level, 0 (none) to 10, or auto (auto)", 0, 10,
+     .word = "auto"},
     {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit on the wire in Mbit/s, 0 is none (0)", 0, 1000000},
     {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digests instead of XXH3"},
     {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero", "what to do with unreadable sectors (fail)"},
@@ -86,7 +88,7 @@ int main(int argc, char **argv)
 					.runtime_dir = AGENT_RUNTIME_DIR,
 					.on_read_error = "fail",
 					.connections = 4,
-					.compress = 1};
+					.compress = STREAM_COMPRESSION_AUTO};
 	int code;
 
 	/* The configuration of this server's own OpenSSL may ask for modules that a static program can't load. */

@@ -66,14 +66,15 @@ static int task_disks(const json_t *o, struct task *t, struct err *e)
 
 static int task_parameters(const json_t *p, struct task *t, struct err *e)
 {
-	uint64_t connections = 4, compression = 1, rate = 0;
-	const char *on_error = "fail";
+	uint64_t connections = 4, compression = STREAM_COMPRESSION_AUTO, rate = 0;
+	const char *on_error = "fail", *word = json_string_value(json_object_get(p, "compression"));
 	bool checksum = false;
 
 	if (p && !json_is_null(p) && !json_is_object(p))
 		return err_set(e, -EINVAL, "'parameters' must be an object");
 	if (jsn_get_u64(p, "connections", false, 1, STREAM_CONNECTIONS_MAX, &connections, e) < 0 ||
-	    jsn_get_u64(p, "compression", false, 0, 10, &compression, e) < 0 ||
+	    (!(word && strcmp(word, "auto") == 0) &&
+	     jsn_get_u64(p, "compression", false, 0, STREAM_COMPRESSION_MAX, &compression, e) < 0) ||
 	    jsn_get_u64(p, "rate_mbit", false, 0, 1000000, &rate, e) < 0 ||
 	    jsn_get_bool(p, "checksum", false, &checksum, e) < 0 ||
 	    jsn_get_str(p, "on_read_error", false, 16, &on_error, e) < 0)

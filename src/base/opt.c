@@ -202,9 +202,11 @@ static int opt_store(const struct opt *o, void *options, const char *value)
 		*(const char **)field = value;
 		return 0;
 	case OPT_U64:
-		if (str_u64(value, o->min, o->max, &n) < 0) {
-			fprintf(stderr, "--%s '%s' is not a number from %" PRIu64 " to %" PRIu64 "\n", o->name, value,
-				o->min, o->max);
+		if (o->word && strcmp(value, o->word) == 0) {
+			n = o->max + 1;
+		} else if (str_u64(value, o->min, o->max, &n) < 0) {
+			fprintf(stderr, "--%s '%s' is not a number from %" PRIu64 " to %" PRIu64 "%s%s\n", o->name,
+				value, o->min, o->max, o->word ? " or " : "", o->word ? o->word : "");
 			return -EINVAL;
 		}
 		*(uint64_t *)field = n;

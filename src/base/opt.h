@@ -30,6 +30,7 @@ struct opt {
 	const char *help;  /* one line; the range and default belong here */
 	uint64_t min, max; /* OPT_U64 */
 	bool required;
+	const char *word; /* OPT_U64: may stand for a number, and is max + 1 */
 };
 
 struct opt_command {

@@ -22,7 +22,8 @@ enum {
 };
 
 /* A number that was not given on the command line. */
-#define CLI_UNSET UINT64_MAX
+#define CLI_UNSET      UINT64_MAX
+#define CLI_LEVEL_AUTO 11u /* --compression auto */
 
 /* What the options of all commands are parsed into, and what a command works with. */
 struct cli {

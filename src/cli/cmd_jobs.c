@@ -63,8 +63,11 @@ static void job_parameters(const json_t *j)
 
 	if (!get(j, "parameters"))
 		return;
-	str_addf(&b, "%.0f connections, compression %.0f, ", get_num(j, "parameters.connections", 0),
-		 get_num(j, "parameters.compression", 0));
+	str_addf(&b, "%.0f connections, compression ", get_num(j, "parameters.connections", 0));
+	if (*get_str(j, "parameters.compression"))
+		str_addf(&b, "%s, ", get_str(j, "parameters.compression"));
+	else
+		str_addf(&b, "%.0f, ", get_num(j, "parameters.compression", 0));
 	if (rate > 0)
 		str_addf(&b, "at most %.0f Mbit/s, ", rate);
 	str_addf(&b, "%s digests, %s, %s", get_true(j, "parameters.checksum") ? "SHA-256" : "XXH3-128",
@@ -220,7 +223,10 @@ static json_t *job_request(const struct cli *c, const char *source)
 	job_put_str(o, "description", c->description);
 	job_put_str(o, "image_name", c->image_name);
 	job_put_str(o, "region", c->region);
-	job_put_num(p, "compression", c->compression);
+	if (c->compression == CLI_LEVEL_AUTO)
+		job_put_str(p, "compression", "auto");
+	else
+		job_put_num(p, "compression", c->compression);
 	job_put_num(p, "rate_mbit", c->rate);
 	job_put_num(p, "connections", c->connections);
 	job_put_str(p, "on_read_error", c->on_read_error);

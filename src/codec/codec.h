@@ -12,6 +12,7 @@ struct err;
 
 #define CODEC_DIGEST_MAX 32u /* bytes of the longest digest */
 #define CODEC_LEVEL_MAX  10u
+#define CODEC_LEVEL_AUTO 11u /* what suits the line: codec_packer_line() */
 
 /* The ids are part of the protocol and of the manifest's header. */
 enum codec_digest_id { CODEC_XXH3_128 = 1, CODEC_SHA256 = 2 };
@@ -47,13 +48,16 @@ static inline void codec_sum_freep(struct codec_sum **s)
 
 /*
  * A packer belongs to one thread. It remembers whether what it was given lately could be packed at all; while it
- * couldn't, only some inputs are tried.
+ * couldn't, only some inputs are tried. With CODEC_LEVEL_AUTO it packs while that takes less time than it saves on the
+ * line, and better while the line is very slow.
  */
 struct codec_packer;
-/* level 0 (never packs) .. CODEC_LEVEL_MAX; inputs of at most max bytes. */
+/* level 0 (never packs) .. CODEC_LEVEL_MAX, or CODEC_LEVEL_AUTO; inputs of at most max bytes. */
 int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, struct err *e);
 /* Bytes of *ret_p (the packer's own memory, valid until the next call), or 0: better taken as it is. */
 size_t codec_pack(struct codec_packer *c, const void *p, size_t n, const void **ret_p);
+/* What the line did since the last call: the bytes it took, and the seconds one had to wait for it. */
+void codec_packer_line(struct codec_packer *c, uint64_t bytes, double seconds);
 void codec_packer_free(struct codec_packer *c);
 
 struct codec_unpacker;

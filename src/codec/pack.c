@@ -2,6 +2,7 @@
 #include <zstd.h>
 
 #include "base/err.h"
+#include "base/id.h"
 #include "base/util.h"
 #include "codec/codec.h"
 
@@ -11,19 +12,98 @@ static const int pack_levels[CODEC_LEVEL_MAX + 1] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 
 /* After inputs that couldn't be packed the next 1, 2, 4 .. are taken as they are, untried. */
 #define PACK_SKIP_MAX 32u
 
+/*
+ * CODEC_LEVEL_AUTO: one of PACK_PROBE inputs is packed with level 1 whatever the line does, so that its worth stays
+ * known. When the line costs PACK_SLOW times as much as packing does, a better level hardly shows and pays.
+ */
+#define PACK_FAST   1u
+#define PACK_BETTER 3u
+#define PACK_PROBE  32u
+#define PACK_SLOW   24.0
+#define PACK_TRY    4.0                   /* and then nothing is left untried */
+#define PACK_RECENT ((double)(16u << 20)) /* bytes that what was measured is mostly about */
+
+/* Seconds that bytes took, lately. */
+struct pace {
+	double bytes, seconds;
+};
+
 struct codec_packer {
 	ZSTD_CCtx *ctx;
-	unsigned level;
+	unsigned level, now; /* as asked for; as the context is set */
+	/* CODEC_LEVEL_AUTO */
+	struct pace line, fast; /* fast: inputs of PACK_FAST */
+	double saved;           /* bytes that `fast` saved */
+	unsigned count;
 	size_t max, cap;
 	uint8_t *out;
 	unsigned backoff, skip;
 };
 
+static void pack_set(struct codec_packer *c, unsigned level)
+{
+	if (c->now != level)
+		must(!ZSTD_isError(ZSTD_CCtx_setParameter(c->ctx, ZSTD_c_compressionLevel, pack_levels[level])));
+	c->now = level;
+}
+
+static void pace_add(struct pace *p, double bytes, double seconds)
+{
+	if (p->bytes > PACK_RECENT) {
+		p->bytes /= 2;
+		p->seconds /= 2;
+	}
+	p->bytes += bytes;
+	p->seconds += seconds;
+}
+
+/* Seconds per byte. */
+static double pace_cost(const struct pace *p)
+{
+	return p->bytes > 0 ? p->seconds / p->bytes : 0;
+}
+
+/* The level for the next input; 0: as it is. */
+static unsigned pack_choose(struct codec_packer *c)
+{
+	double line = pace_cost(&c->line), fast = pace_cost(&c->fast);
+
+	bool probe = c->count++ % PACK_PROBE == 0;
+
+	if (probe || line > PACK_TRY * fast)
+		c->skip = 0;
+	if (probe)
+		return PACK_FAST;
+	if (line * c->saved <= c->fast.seconds)
+		return 0;
+	return line > PACK_SLOW * fast ? PACK_BETTER : PACK_FAST;
+}
+
+/* Like ZSTD_compress2(), remembering what it cost and saved. */
+static size_t pack_measured(struct codec_packer *c, const void *p, size_t n, size_t room)
+{
+	double begun = id_now_mono();
+	size_t r = ZSTD_compress2(c->ctx, c->out, room, p, n);
+
+	if (c->now == PACK_FAST) {
+		if (c->fast.bytes > PACK_RECENT)
+			c->saved /= 2;
+		pace_add(&c->fast, (double)n, id_now_mono() - begun);
+		c->saved += ZSTD_isError(r) ? 0 : (double)(n - r);
+	}
+	return r;
+}
+
+void codec_packer_line(struct codec_packer *c, uint64_t bytes, double seconds)
+{
+	pace_add(&c->line, (double)bytes, seconds);
+}
+
 int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, struct err *e)
 {
 	struct codec_packer *c;
 
-	if (level > CODEC_LEVEL_MAX)
+	if (level > CODEC_LEVEL_MAX && level != CODEC_LEVEL_AUTO)
 		return err_set(e, -EINVAL, "compression '%u' is not within 0 to %u", level, CODEC_LEVEL_MAX);
 	c = calloc(1, sizeof(*c));
 	if (!c)
@@ -34,11 +114,11 @@ int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, stru
 	if (level) {
 		c->ctx = ZSTD_createCCtx();
 		c->out = malloc(c->cap);
-		if (!c->ctx || !c->out ||
-		    ZSTD_isError(ZSTD_CCtx_setParameter(c->ctx, ZSTD_c_compressionLevel, pack_levels[level]))) {
+		if (!c->ctx || !c->out) {
 			codec_packer_free(c);
 			return err_nomem(e);
 		}
+		pack_set(c, level == CODEC_LEVEL_AUTO ? PACK_FAST : level);
 	}
 	*ret = c;
 	return 0;
@@ -51,13 +131,20 @@ size_t codec_pack(struct codec_packer *c, const void *p, size_t n, const void **
 	must(n <= c->max);
 	if (!c->level || n == 0)
 		return 0;
+	if (c->level == CODEC_LEVEL_AUTO) {
+		unsigned level = pack_choose(c);
+
+		if (!level)
+			return 0;
+		pack_set(c, level);
+	}
 	if (c->skip) {
 		c->skip--;
 		return 0;
 	}
 	/* Less than a sixteenth saved isn't worth unpacking at the other end; the small output also makes zstd give up
 	 * early. */
-	r = ZSTD_compress2(c->ctx, c->out, n - n / 16, p, n);
+	r = pack_measured(c, p, n, n - n / 16);
 	if (ZSTD_isError(r)) {
 		c->backoff = c->backoff ? MIN(c->backoff * 2, PACK_SKIP_MAX) : 1;
 		c->skip = c->backoff;

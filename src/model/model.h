@@ -188,8 +188,8 @@ struct model_input {
 	bool required;
 	uint64_t min, max; /* value, or length in bytes; a MODEL_JSON text's size limit is checked by the body's */
 	uint64_t def;      /* default of numbers, bools and words */
-	const char *const *words;
-	const char *help; /* one line, for the documents */
+	const char *const *words; /* MODEL_UINT: these are max + 1 and so on, in JSON as words */
+	const char *help;         /* one line, for the documents */
 };
 
 /*
@@ -205,7 +205,8 @@ int model_check_json(const json_t *j, struct err *e);
 
 /* The parameters of a job: the one table of their names, ranges and defaults. */
 struct model_parameters {
-	uint64_t connections, compression, rate_mbit, max_freeze, interval_hours, max_images;
+	uint64_t connections, compression, rate_mbit; /* compression: 11 is auto */
+	uint64_t max_freeze, interval_hours, max_images;
 	bool checksum, test_boot, incremental;
 	int on_read_error;
 };

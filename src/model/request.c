@@ -19,6 +19,11 @@
 	{                                                                                                              \
 #field, MODEL_UINT, offsetof(struct type, field), false, lo, hi, d, NULL, text                         \
 	}
+/* A number up to hi, or one of the words, which stand for hi + 1 and so on. */
+#define LEVEL(type, field, hi, d, list, text)                                                                          \
+	{                                                                                                              \
+#field, MODEL_UINT, offsetof(struct type, field), false, 0, hi, d, list, text                          \
+	}
 #define BOOL(type, field, d, text)                                                                                     \
 	{                                                                                                              \
 #field, MODEL_BOOL, offsetof(struct type, field), false, 0, 1, d, NULL, text                           \
@@ -32,9 +37,12 @@
 #field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                             \
 	}
 
+static const char *const model_levels[] = {"auto", NULL};
+
 const struct model_input model_parameters[] = {
     UINT(model_parameters, connections, 1, 16, 4, "parallel connections of the data plane"),
-    UINT(model_parameters, compression, 0, 10, 1, "0 none, 1 fastest .. 10 smallest"),
+    LEVEL(model_parameters, compression, 10, 11, model_levels,
+	  "0 none, 1 fastest .. 10 smallest, or auto: as much as the line makes worth while"),
     UINT(model_parameters, rate_mbit, 0, 100000, 0, "limit on the wire in Mbit/s, 0 none"),
     BOOL(model_parameters, checksum, 1, "digest every block with SHA-256 instead of XXH3-128"),
     WORD(model_parameters, on_read_error, false, 0, model_read_errors,
@@ -206,6 +214,18 @@ static int input_word(const struct model_input *in, const json_t *body, void *p,
 	return err_set(e, -EINVAL, "'%s' must be one of %s, not '%s'", in->name, list, s);
 }
 
+static int input_level(const struct model_input *in, const json_t *v, uint64_t *p, struct err *e)
+{
+	int i = model_word(in->words, json_string_value(v));
+
+	if (i < 0)
+		return err_set(e, -EINVAL, "'%s' must be %llu to %llu or '%s', not '%.64s'", in->name,
+			       (unsigned long long)in->min, (unsigned long long)in->max, in->words[0],
+			       json_string_value(v));
+	*p = in->max + 1 + (unsigned)i;
+	return 0;
+}
+
 static int input_value(const struct model_input *in, const json_t *body, void *p, struct err *e)
 {
 	json_t *v = json_object_get(body, in->name);
@@ -215,6 +235,8 @@ static int input_value(const struct model_input *in, const json_t *body, void *p
 	case MODEL_LINE:
 		return input_text(in, body, p, e);
 	case MODEL_UINT:
+		if (in->words && json_is_string(v))
+			return input_level(in, v, p, e);
 		return jsn_get_u64(body, in->name, true, in->min, in->max, p, e);
 	case MODEL_BOOL:
 		return jsn_get_bool(body, in->name, true, p, e);
@@ -306,13 +328,18 @@ int model_check_json(const json_t *j, struct err *e)
 	return 0;
 }
 
+static json_t *parameter_number(const struct model_input *in, uint64_t n)
+{
+	return in->words && n > in->max ? json_string(in->words[n - in->max - 1]) : json_integer((json_int_t)n);
+}
+
 json_t *model_parameters_json(const struct model_parameters *p)
 {
 	json_t *o = json_object();
 
 	for (const struct model_input *in = model_parameters; o && in->name; in++) {
 		const void *v = (const char *)p + in->offset;
-		json_t *j = in->kind == MODEL_UINT   ? json_integer((json_int_t) * (const uint64_t *)v)
+		json_t *j = in->kind == MODEL_UINT   ? parameter_number(in, *(const uint64_t *)v)
 			    : in->kind == MODEL_BOOL ? json_boolean(*(const bool *)v)
 						     : json_string(in->words[*(const int *)v]);
 

@@ -207,6 +207,18 @@ static int worker_flush(struct worker *w, struct err *e)
 	return r < 0 ? r : worker_recv(w, WIRE_FLUSHED, &f, e);
 }
 
+/* The packer learns how fast the line is. */
+static int worker_send_frame(struct worker *w, const struct iovec iov[3], struct err *e)
+{
+	int r = wire_send(w->link, WIRE_BLOCKS, iov, 3, e);
+	uint64_t bytes;
+	double seconds;
+
+	wire_waited(w->link, &bytes, &seconds);
+	codec_packer_line(w->packer, bytes, seconds);
+	return r;
+}
+
 /* head's digests are given, its encoding is decided here. */
 static int worker_send(struct worker *w, struct wire_blocks head, const uint8_t *digests, const uint8_t *data,
 		       size_t bytes, struct err *e)
@@ -221,7 +233,7 @@ static int worker_send(struct worker *w, struct wire_blocks head, const uint8_t 
 	iov[0] = (struct iovec){buf, wire_put_blocks_head(&head, buf)};
 	iov[1] = (struct iovec){(void *)(uintptr_t)digests, ndigests};
 	iov[2] = (struct iovec){(void *)(uintptr_t)(packed ? out : data), packed ? packed : bytes};
-	return wire_send(w->link, WIRE_BLOCKS, iov, 3, e);
+	return worker_send_frame(w, iov, e);
 }
 
 /* ---- a chunk ---- */

@@ -18,6 +18,9 @@ struct err;
 #define STREAM_PSK_SIZE        32u
 #define STREAM_CONNECTIONS_MAX 16u
 
+#define STREAM_COMPRESSION_MAX  10u
+#define STREAM_COMPRESSION_AUTO 11u /* what the line makes worth while */
+
 struct stream_link {
 	char run[48]; /* run id; the TLS PSK identity */
 	uint8_t psk[STREAM_PSK_SIZE];
@@ -87,7 +90,7 @@ struct stream_send_params {
 	const char *host; /* numeric address, or a name that `resolve` of the caller turned into one */
 	uint16_t port;
 	unsigned connections;     /* 1..STREAM_CONNECTIONS_MAX */
-	unsigned compression;     /* 0: none .. 10 */
+	unsigned compression;     /* 0: none .. 10, or STREAM_COMPRESSION_AUTO */
 	uint64_t rate_mbit;       /* on the wire; 0: no limit */
 	bool checksum;            /* SHA-256 instead of XXH3-128 */
 	bool zero_unreadable;     /* else an unreadable source block fails the job */

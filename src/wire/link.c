@@ -1,9 +1,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tcp.h> /* glibc's tcp_info ends before what link_peer_limited() wants */
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -106,8 +106,43 @@ int link_wait(struct wire_link *l, short events, double deadline, struct err *e)
 
 static bool link_may_send(struct wire_link *l, size_t n)
 {
+	double begun = id_now_mono();
 	/* Each record of up to 16 KiB costs 5 bytes of header, 1 of type, 16 of seal. */
-	return !l->env.rate || wire_rate_take(l->env.rate, n + (l->ssl ? (n + 16383) / 16384 * 22 : 0), l->env.stop);
+	bool r = !l->env.rate || wire_rate_take(l->env.rate, n + (l->ssl ? (n + 16383) / 16384 * 22 : 0), l->env.stop);
+
+	l->waited += id_now_mono() - begun;
+	return r;
+}
+
+static int link_wait_to_write(struct wire_link *l, struct err *e)
+{
+	double begun = id_now_mono();
+	int r = link_wait(l, l->want, begun + l->env.stall, e);
+
+	l->waited += id_now_mono() - begun;
+	return r;
+}
+
+/* Seconds that the peer's closed window has cost; kernels before 4.9 don't know. */
+static double link_peer_limited(const struct wire_link *l)
+{
+	struct tcp_info info = {0};
+	socklen_t len = sizeof(info);
+
+	if (getsockopt(l->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0)
+		return 0;
+	return (double)info.tcpi_rwnd_limited / 1e6;
+}
+
+void wire_waited(struct wire_link *l, uint64_t *ret_bytes, double *ret_seconds)
+{
+	double limited = link_peer_limited(l);
+
+	*ret_bytes = l->written;
+	*ret_seconds = MAX(l->waited - (limited - l->peer_limited), 0.0);
+	l->written = 0;
+	l->waited = 0;
+	l->peer_limited = limited;
 }
 
 int link_flush(struct wire_link *l, struct err *e)
@@ -117,7 +152,7 @@ int link_flush(struct wire_link *l, struct err *e)
 
 		if (r != -EAGAIN)
 			return r;
-		r = link_wait(l, l->want, id_now_mono() + l->env.stall, e);
+		r = link_wait_to_write(l, e);
 		if (r < 0)
 			return r;
 	}
@@ -129,7 +164,7 @@ static int link_write_slice(struct wire_link *l, const uint8_t *p, size_t n, str
 		ssize_t r = l->transport->write(l, p, n, e);
 
 		if (r == -EAGAIN)
-			r = link_wait(l, l->want, id_now_mono() + l->env.stall, e);
+			r = link_wait_to_write(l, e);
 		if (r < 0)
 			return (int)r;
 		p += r;
@@ -143,6 +178,7 @@ int link_write_all(struct wire_link *l, const void *p, size_t n, struct err *e)
 	bool limited = l->env.rate && wire_rate_is_limited(l->env.rate);
 	const uint8_t *b = p;
 
+	l->written += n;
 	while (n) {
 		size_t k = limited ? MIN(n, WIRE_SLICE) : n;
 		int r;

@@ -28,6 +28,10 @@ struct wire_link {
 	int fd;
 	bool server;
 	short want; /* poll events after -EAGAIN */
+	/* for wire_waited() */
+	uint64_t written;    /* bytes */
+	double waited;       /* seconds for the rate and for room in the socket */
+	double peer_limited; /* of those, told earlier as the peer's */
 	atomic_bool shut;
 	int sys_errno; /* of the socket, kept for messages */
 	uint64_t tx_seq, rx_seq;

@@ -15,7 +15,7 @@ def test_a_job_from_start_to_image(center):
     job = center.new_job(agent.source, name="move", image_name="moved", parameters={"connections": 8})
     row = center.job(job)
     assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
-    assert row["parameters"] == {"connections": 8, "compression": 1, "rate_mbit": 0, "checksum": True,
+    assert row["parameters"] == {"connections": 8, "compression": "auto", "rate_mbit": 0, "checksum": True,
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
                                  "incremental": False, "interval_hours": 24, "max_images": 3}
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
@@ -286,8 +286,12 @@ def test_changes_of_a_job(center):
     assert center.call("PATCH", path, {"parameters": {"connections": 3}}).code == "invalid_state"
     center.ok("PATCH", path, {"parameters": {"rate_mbit": 77}})
     assert agent.wait_task()["parameters"]["rate_mbit"] == 77
-    got = center.call("PATCH", path, {"parameters": {"compression": 11}})
-    assert (got.status, got.field) == (400, "parameters.compression")
+    for bad in (11, -1, "fast", "", True, 1.5):
+        got = center.call("PATCH", path, {"parameters": {"compression": bad}})
+        assert (got.status, got.field) == (400, "parameters.compression")
+    for good in (3, "auto"):
+        center.ok("PATCH", path, {"parameters": {"compression": good}})
+        assert agent.wait_task()["parameters"]["compression"] == good
     agent.send_all()
     center.wait_job(job)
     assert center.call("PATCH", path, {"image_name": "x"}).status == 409

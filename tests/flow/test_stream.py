@@ -177,6 +177,17 @@ def test_rate_limit(rig, tmp_path):
     assert 48 * 0.95 < rate < 48 * 1.05, rate
 
 
+@pytest.mark.parametrize("rate,packed", [("40", True), ("0", False)])
+def test_compression_auto(rig, tmp_path, rate, packed):
+    """A slow line is worth the work, a fast one next to none of it; noise between the text changes neither."""
+    src = image(tmp_path / "a.img", 96 * MIB, data=0.3, text=0.5)
+    _, s = rig.copy([src], "--compress", "auto", "--rate", rate)
+    rig.check([src])
+    sent = s.event("done")["totals"]["bytes_sent"]
+    nonzero = sum(1 for b in blocks(src) if b.strip(b"\0")) * BLOCK
+    assert sent < 0.7 * nonzero if packed else sent > 0.8 * nonzero, sent / nonzero
+
+
 def test_memory_is_bounded(rig, tmp_path):
     src = image(tmp_path / "a.img", 400 * MIB, data=0.7)
     r = rig.receiver()

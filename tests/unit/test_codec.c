@@ -105,7 +105,7 @@ static void test_pack(void **state)
 		codec_packer_free(c);
 		codec_unpacker_free(u);
 	}
-	assert_int_equal(codec_packer_new(11, 1, NULL, NULL), -EINVAL);
+	assert_int_equal(codec_packer_new(CODEC_LEVEL_AUTO + 1, 1, NULL, NULL), -EINVAL);
 }
 
 /* Noise isn't packed, and soon isn't tried; text after noise is packed again before long. */
@@ -126,6 +126,41 @@ static void test_adapts(void **state)
 	assert_in_range(tried, 1, 32);
 	for (int i = 0; i < 10; i++)
 		assert_int_not_equal(codec_pack(c, text, sizeof(text), &p), 0);
+	codec_packer_free(c);
+}
+
+/* How many of 300 chunks of text are packed when the line takes so many seconds for each MiB. */
+static unsigned packed_on_line(struct codec_packer *c, const uint8_t *in, size_t n, double seconds)
+{
+	unsigned packed = 0;
+
+	for (unsigned i = 0; i < 300; i++) {
+		const void *p = NULL;
+		size_t out = codec_pack(c, in, n, &p);
+
+		packed += out != 0;
+		out = out ? out : n;
+		codec_packer_line(c, out, seconds * (double)out / (1 << 20));
+	}
+	return packed;
+}
+
+/* Packs what a slow line carries, all of it; next to nothing on a fast one; and follows the line when it changes. */
+static void test_auto(void **state)
+{
+	static uint8_t text[1 << 18], noise[1 << 18];
+	struct codec_packer *c;
+	const void *p;
+
+	fill(text, sizeof(text), true);
+	fill(noise, sizeof(noise), false);
+	assert_int_equal(codec_packer_new(CODEC_LEVEL_AUTO, sizeof(text), &c, NULL), 0);
+	assert_in_range(packed_on_line(c, text, sizeof(text), 0), 1, 20);
+	assert_in_range(packed_on_line(c, text, sizeof(text), 1), 290, 300);
+	assert_int_equal(packed_on_line(c, noise, sizeof(noise), 1), 0);
+	assert_int_not_equal(codec_pack(c, text, sizeof(text), &p), 0); /* at once: nothing is left untried */
+	packed_on_line(c, noise, sizeof(noise), 0);
+	assert_in_range(packed_on_line(c, text, sizeof(text), 0), 1, 20);
 	codec_packer_free(c);
 }
 
@@ -165,8 +200,9 @@ static void test_unpack_refuses(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_digests), cmocka_unit_test(test_sum),    cmocka_unit_test(test_zero),
-	    cmocka_unit_test(test_pack),    cmocka_unit_test(test_adapts), cmocka_unit_test(test_unpack_refuses),
+	    cmocka_unit_test(test_digests),        cmocka_unit_test(test_sum),    cmocka_unit_test(test_zero),
+	    cmocka_unit_test(test_pack),           cmocka_unit_test(test_adapts), cmocka_unit_test(test_auto),
+	    cmocka_unit_test(test_unpack_refuses),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,7 +29,7 @@ static void test_defaults_come_from_the_table(void **state)
 
 	assert_int_equal(model_read(model_parameters, empty, false, &p, NULL, &field, NULL), 0);
 	j = model_parameters_json(&p);
-	want = parse("{\"connections\":4,\"compression\":1,\"rate_mbit\":0,\"checksum\":true,\"on_read_"
+	want = parse("{\"connections\":4,\"compression\":\"auto\",\"rate_mbit\":0,\"checksum\":true,\"on_read_"
 		     "error\":\"fail\","
 		     "\"test_boot\":true,\"max_freeze\":1,\"incremental\":false,\"interval_hours\":24,"
 		     "\"max_images\":3}");
@@ -45,6 +45,7 @@ static void test_ranges(void **state)
 	    {"{\"connections\":0}", "connections", -ERANGE},
 	    {"{\"connections\":17}", "connections", -ERANGE},
 	    {"{\"compression\":11}", "compression", -ERANGE},
+	    {"{\"compression\":\"fast\"}", "compression", -EINVAL},
 	    {"{\"compression\":-1}", "compression", -ERANGE},
 	    {"{\"rate_mbit\":100001}", "rate_mbit", -ERANGE},
 	    {"{\"rate_mbit\":1.0}", "rate_mbit", -EINVAL},

@@ -170,7 +170,16 @@ static void check_input(json_t *schema, const struct model_input *in)
 
 	if (!p)
 		fail_msg("'%s' is not in the document", in->name);
-	if (in->kind == MODEL_UINT) {
+	if (in->kind == MODEL_UINT && in->words) {
+		json_t *either = json_object_get(p, "oneOf"), *n = json_array_get(either, 0);
+		json_t *words = json_object_get(json_array_get(either, 1), "enum");
+
+		assert_int_equal(number(n, "minimum"), in->min);
+		assert_int_equal(number(n, "maximum"), in->max);
+		for (size_t i = 0; in->words[i]; i++)
+			assert_string_equal(json_string_value(json_array_get(words, i)), in->words[i]);
+		assert_string_equal(json_string_value(d), in->words[in->def - in->max - 1]);
+	} else if (in->kind == MODEL_UINT) {
 		assert_int_equal(number(p, "minimum"), in->min);
 		assert_int_equal(number(p, "maximum"), in->max);
 		assert_int_equal(number(p, "default"), in->def);
