@@ -60,6 +60,7 @@ struct run {
 	struct task task;
 	enum run_state state;
 	bool ended;
+	_Atomic uint64_t rate_mbit, compression; /* what may change of the task while it is sent */
 	atomic_bool cancel;
 	struct stream_progress progress;
 	struct err error;
@@ -320,6 +321,16 @@ static void run_add_unfrozen(struct run *r, json_t *result)
 		json_array_append_new(json_object_get(result, "notes"), task_text(note));
 }
 
+static uint64_t run_rate(void *arg)
+{
+	return ((struct run *)arg)->rate_mbit;
+}
+
+static unsigned run_compression(void *arg)
+{
+	return (unsigned)((struct run *)arg)->compression;
+}
+
 static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 {
 	const struct task *t = &r->task;
@@ -329,6 +340,8 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 					    .checkpoint = run_checkpoint,
 					    .progress = run_progress,
 					    .cancelled = run_cancelled,
+					    .rate_mbit = run_rate,
+					    .compression = run_compression,
 					    .tracker = r->tracking.track ? &r->tracking.ops : NULL};
 	struct stream_send_params p = {.port = t->port,
 				       .connections = t->connections,
@@ -426,9 +439,16 @@ static void *run_thread(void *arg)
 	return NULL;
 }
 
+static void run_settings(struct run *r, const struct task *t)
+{
+	r->rate_mbit = t->rate_mbit;
+	r->compression = t->compression;
+}
+
 static void run_start(struct run *r, const struct task *t)
 {
 	r->task = *t;
+	run_settings(r, t);
 	r->state = RUN_SENDING;
 	r->ended = false;
 	r->error = (struct err){0};
@@ -552,8 +572,10 @@ static void run_apply(struct run *r, const struct task_reply *reply)
 			run_start(r, &reply->task);
 		return;
 	}
-	if (reply->has_task && strcmp(reply->task.run, r->task.run) == 0)
+	if (reply->has_task && strcmp(reply->task.run, r->task.run) == 0) {
+		run_settings(r, &reply->task);
 		return;
+	}
 	pthread_mutex_lock(&r->lock);
 	ended = r->ended;
 	pthread_mutex_unlock(&r->lock);

@@ -54,6 +54,8 @@ static inline void codec_sum_freep(struct codec_sum **s)
 struct codec_packer;
 /* level 0 (never packs) .. CODEC_LEVEL_MAX, or CODEC_LEVEL_AUTO; inputs of at most max bytes. */
 int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, struct err *e);
+/* Another level from now on; one that there isn't is not taken. */
+void codec_packer_set(struct codec_packer *c, unsigned level);
 /* Bytes of *ret_p (the packer's own memory, valid until the next call), or 0: better taken as it is. */
 size_t codec_pack(struct codec_packer *c, const void *p, size_t n, const void **ret_p);
 /* What the line did since the last call: the bytes it took, and the seconds one had to wait for it. */

@@ -94,6 +94,12 @@ static size_t pack_measured(struct codec_packer *c, const void *p, size_t n, siz
 	return r;
 }
 
+void codec_packer_set(struct codec_packer *c, unsigned level)
+{
+	if (level <= CODEC_LEVEL_MAX || level == CODEC_LEVEL_AUTO)
+		c->level = level;
+}
+
 void codec_packer_line(struct codec_packer *c, uint64_t bytes, double seconds)
 {
 	pace_add(&c->line, (double)bytes, seconds);
@@ -111,14 +117,11 @@ int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, stru
 	c->level = level;
 	c->max = max;
 	c->cap = max - max / 16;
-	if (level) {
-		c->ctx = ZSTD_createCCtx();
-		c->out = malloc(c->cap);
-		if (!c->ctx || !c->out) {
-			codec_packer_free(c);
-			return err_nomem(e);
-		}
-		pack_set(c, level == CODEC_LEVEL_AUTO ? PACK_FAST : level);
+	c->ctx = ZSTD_createCCtx();
+	c->out = malloc(c->cap);
+	if (!c->ctx || !c->out) {
+		codec_packer_free(c);
+		return err_nomem(e);
 	}
 	*ret = c;
 	return 0;
@@ -126,18 +129,16 @@ int codec_packer_new(unsigned level, size_t max, struct codec_packer **ret, stru
 
 size_t codec_pack(struct codec_packer *c, const void *p, size_t n, const void **ret_p)
 {
+	unsigned level;
 	size_t r;
 
 	must(n <= c->max);
-	if (!c->level || n == 0)
+	if (n == 0)
 		return 0;
-	if (c->level == CODEC_LEVEL_AUTO) {
-		unsigned level = pack_choose(c);
-
-		if (!level)
-			return 0;
-		pack_set(c, level);
-	}
+	level = c->level == CODEC_LEVEL_AUTO ? pack_choose(c) : c->level;
+	if (!level)
+		return 0;
+	pack_set(c, level);
 	if (c->skip) {
 		c->skip--;
 		return 0;

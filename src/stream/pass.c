@@ -228,6 +228,7 @@ static int worker_send(struct worker *w, struct wire_blocks head, const uint8_t 
 	const void *out = data;
 	struct iovec iov[3];
 
+	codec_packer_set(w->packer, w->s->compression);
 	packed = codec_pack(w->packer, data, bytes, &out);
 	head.encoding = packed ? WIRE_ZSTD : WIRE_RAW;
 	iov[0] = (struct iovec){buf, wire_put_blocks_head(&head, buf)};

@@ -159,6 +159,8 @@ static void *ticker_main(void *arg)
 				s->rate_mbit = s->ops->rate_mbit(s->ops->arg);
 				wire_rate_set(s->rate, s->rate_mbit);
 			}
+			if (s->ops->compression)
+				s->compression = s->ops->compression(s->ops->arg);
 			ticker_tell(s, &last_done, &last_time);
 			next = id_now_mono() + SENDER_TELL;
 		}
@@ -214,6 +216,7 @@ static int sender_init(struct sender *s, const struct stream_send_params *p, str
 	id_random(s->session, sizeof(s->session));
 	s->reconnect = p->reconnect_seconds > 0 ? p->reconnect_seconds : 60;
 	s->stall = p->stall_seconds > 0 ? p->stall_seconds : 20;
+	s->compression = p->compression;
 	s->rate_mbit = p->rate_mbit;
 	s->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk};
 	s->progress.phase = STREAM_CONNECTING;
@@ -229,7 +232,7 @@ static int worker_init(struct sender *s, unsigned i, struct err *e)
 
 	w->s = s;
 	w->index = (uint8_t)i;
-	r = codec_packer_new(s->p->compression, SENDER_CHUNK, &w->packer, e);
+	r = codec_packer_new(s->compression, SENDER_CHUNK, &w->packer, e);
 	if (r == 0)
 		r = codec_sum_new(&w->sum, e);
 	if (r < 0)

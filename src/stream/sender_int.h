@@ -70,7 +70,8 @@ struct sender {
 	struct wire_env env;
 	struct wire_rate *rate;
 	_Atomic uint64_t rate_mbit; /* as last set */
-	atomic_bool stop;           /* cancelled or failed: all links end */
+	_Atomic unsigned compression;
+	atomic_bool stop; /* cancelled or failed: all links end */
 	_Atomic uint64_t sent, received;
 
 	pthread_mutex_t lock;

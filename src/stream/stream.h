@@ -147,6 +147,7 @@ struct stream_send_ops {
 	    const struct stream_progress *p); /* about every 0.5 s and at changes of phase; not while frozen */
 	bool (*cancelled)(void *arg);         /* asked every 0.1 s, also while frozen: it must touch no file */
 	uint64_t (*rate_mbit)(void *arg); /* the limit as it is now, asked every 0.5 s; NULL: that of the parameters */
+	unsigned (*compression)(void *arg); /* likewise */
 };
 
 struct stream_result {

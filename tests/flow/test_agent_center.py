@@ -244,6 +244,34 @@ def test_no_such_disk(bench):
     assert "/dev/nothing" in failed["error"]["message"] and failed["error"]["temporary"] is False
 
 
+def test_limit_changes_while_sending(bench):
+    """What the center says counts within seconds, up and down, on the connections there are; bytes as a proxy sees them."""
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    proxy = streamrig.Proxy(r.port)
+
+    def measured(seconds):
+        begun, before = time.monotonic(), proxy.up
+        time.sleep(seconds)
+        return (proxy.up - before) * 8 / 1e6 / (time.monotonic() - begun)
+
+    def say(mbit):
+        bench.center.task = task(proxy.port, rate_mbit=mbit, compression=0)
+        n = len(bench.center.syncs())
+        until(lambda: len(bench.center.syncs()) > n + 1)
+        time.sleep(1.5)
+
+    for mbit in (8, 40, 16):
+        say(mbit)
+        if mbit == 8:
+            until(lambda: proxy.up > MIB)
+        got = measured(4)
+        assert mbit * 0.95 < got < mbit * 1.05, (mbit, got)
+    connections = len(proxy.pairs)
+    say(0)
+    assert until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 60)["result"]
+    assert connections == 2 * 3 and r.finish() == 0  # one for control, two for data: none was opened anew
+
+
 def test_task_taken_away(bench):
     r = streamrig.Receiver(bench.tmp / "replica", bench.key)
     bench.center.task = task(r.port, rate_mbit=8)

@@ -161,6 +161,12 @@ static void test_auto(void **state)
 	assert_int_not_equal(codec_pack(c, text, sizeof(text), &p), 0); /* at once: nothing is left untried */
 	packed_on_line(c, noise, sizeof(noise), 0);
 	assert_in_range(packed_on_line(c, text, sizeof(text), 0), 1, 20);
+	codec_packer_set(c, 3);
+	assert_int_equal(packed_on_line(c, text, sizeof(text), 0), 300);
+	codec_packer_set(c, 0);
+	assert_int_equal(packed_on_line(c, text, sizeof(text), 1), 0);
+	codec_packer_set(c, CODEC_LEVEL_AUTO + 1);
+	assert_int_equal(codec_pack(c, text, sizeof(text), &p), 0);
 	codec_packer_free(c);
 }
 
