@@ -174,6 +174,8 @@ class Link:
             sh("ip", "-n", space, "addr", "add", address, "dev", "rb0")
             sh("ip", "-n", space, "link", "set", "rb0", "up")
             sh("ip", "-n", space, "link", "set", "lo", "up")
+            # One frame per segment, as on a real cable: else a counter sees one header for up to 64 KiB.
+            sh("ip", "-n", space, "link", "set", "rb0", "gso_max_segs", "1")
             if self.mbit:
                 sh("tc", "-n", space, "qdisc", "add", "dev", "rb0", "root", "tbf", "rate", f"{self.mbit}mbit", "burst",
                    f"{max(self.mbit // 4, 64)}kb", "latency", "30ms")
