@@ -62,6 +62,7 @@ void receiver_finish(struct receiver *rv, int result, const struct err *e)
 		if (result < 0 && e)
 			rv->error = *e;
 		rv->finished = true;
+		shutdown(rv->listenfd, SHUT_RD); /* receiver_loop() looks up at once */
 	}
 	pthread_cond_broadcast(&rv->changed);
 	pthread_mutex_unlock(&rv->lock);
@@ -496,7 +497,7 @@ static void receiver_loop(struct receiver *rv)
 	while (!rv->finished) {
 		struct pollfd p = {.fd = rv->listenfd, .events = POLLIN};
 
-		if (poll(&p, 1, 100) > 0)
+		if (poll(&p, 1, 100) > 0 && !rv->finished)
 			receiver_accept(rv);
 		if (id_now_mono() < next)
 			continue;

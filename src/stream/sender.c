@@ -141,6 +141,19 @@ static bool ticker_due(struct sender *s, bool *ret_quit)
 	return now;
 }
 
+/* A tick, or until the end. */
+static void ticker_sleep(struct sender *s)
+{
+	double at = id_now_mono() + SENDER_TICK;
+	struct timespec until = {.tv_sec = (time_t)at};
+
+	until.tv_nsec = (long)((at - (double)until.tv_sec) * 1e9);
+	pthread_mutex_lock(&s->lock);
+	if (!s->quit)
+		pthread_cond_timedwait(&s->changed, &s->lock, &until);
+	pthread_mutex_unlock(&s->lock);
+}
+
 static void *ticker_main(void *arg)
 {
 	struct sender *s = arg;
@@ -166,7 +179,7 @@ static void *ticker_main(void *arg)
 		}
 		pthread_mutex_unlock(&s->tell_lock);
 		if (!quit)
-			nanosleep(&(struct timespec){.tv_nsec = (long)(SENDER_TICK * 1e9)}, NULL);
+			ticker_sleep(s);
 	}
 	return NULL;
 }

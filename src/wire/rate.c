@@ -11,7 +11,7 @@
 #include "base/util.h"
 #include "wire/wire.h"
 
-#define RATE_BURST 0.03 /* seconds at the rate, and at least one slice */
+#define RATE_BURST 0.1 /* seconds at the rate that may be made up for, and at least one slice */
 #define RATE_SLICE 16384.0
 #define RATE_NAP   0.05 /* longest sleep: a new rate and a stop are seen within it */
 
