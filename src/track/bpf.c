@@ -27,7 +27,7 @@
 #include "track/track_int.h"
 
 #define BPFFS_USUAL  "/sys/fs/bpf"
-#define BPF_LOG_SIZE (1u << 16)
+#define BPF_LOG_SIZE (1u << 20)
 #define BPF_CPUS_MAX 8192
 
 static const struct {

@@ -59,15 +59,14 @@ static always_inline void mark_region(__u32 region, __u32 from, __u32 to)
 
 	if (!v)
 		return;
-	for (__u32 i = from; i < TRACKER_REGION; i++) {
-		/*
-		 * Else the compiler, which knows more than the verifiers of kernels before 6.3, leaves out the mask,
-		 * or counts in a way that they take for endless.
-		 */
-		asm volatile("" : "+r"(i), "+r"(to));
-		if (i > to)
+	/* In this form, counting from a constant, older verifiers follow it. */
+	for (__u32 i = 0; i < TRACKER_REGION; i++) {
+		__u32 at = from + i;
+
+		if (at > to)
 			break;
-		v[i & (TRACKER_REGION - 1)] = 1;
+		__asm__ volatile("" : "+r"(at)); /* the compiler knows it small enough, the verifier wants to see it */
+		v[at & (TRACKER_REGION - 1)] = 1;
 	}
 }
 
