@@ -42,15 +42,17 @@ static const struct {
     [MAP_COUNTS] = {"counts", BPF_MAP_TYPE_PERCPU_ARRAY, 4, sizeof(struct tracker_counts), false},
     [MAP_TAKEN] = {"taken", BPF_MAP_TYPE_ARRAY, 4, 4096, true}, /* the programs don't know it */
     [MAP_STATE] = {"state", BPF_MAP_TYPE_ARRAY, 4, 4096, true},
+    [MAP_PASSING] = {"passing", BPF_MAP_TYPE_PERCPU_ARRAY, 4, 4, false},
 };
 
 static const struct {
 	const char *name, *event;
 	const struct bpf_code *code;
 } prog_kinds[BPF_PROGS] = {
-    {"submit", "block_bio_queue", &bpf_submit},
-    {"complete", "block_rq_complete", &bpf_complete},
-    {"issue", "block_rq_issue", &bpf_issue},
+    {"submit", "block/block_bio_queue", &bpf_submit},
+    {"complete", "block/block_rq_complete", &bpf_complete},
+    {"issue", "block/block_rq_issue", &bpf_issue},
+    {"scsi", "scsi/scsi_dispatch_cmd_start", &bpf_scsi},
 };
 
 static int call(int cmd, union bpf_attr *a)
@@ -122,6 +124,7 @@ int bpf_make(struct bpf *b, uint64_t regions, size_t state, struct err *e)
 	    [MAP_COUNTS] = TRACKER_DISKS,
 	    [MAP_TAKEN] = (regions * (TRACKER_REGION / 8) + 4095) / 4096,
 	    [MAP_STATE] = (state + 4095) / 4096,
+	    [MAP_PASSING] = 1,
 	};
 	struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
 	int r = 0;
@@ -251,14 +254,14 @@ static int prog_attach(struct bpf *b, int p, const struct event *ev, struct err 
 			break;
 	}
 	if (b->perfs[p] < 0)
-		return err_set(e, -EOPNOTSUPP, "the kernel doesn't let us use its tracepoint 'block:%s' (%s)",
+		return err_set(e, -EOPNOTSUPP, "the kernel doesn't let us use its tracepoint '%s' (%s)",
 			       prog_kinds[p].event, strerror(errno));
 	a.link_create.target_fd = (uint32_t)b->perfs[p];
 	b->links[p] = call(BPF_LINK_CREATE, &a);
 	if (b->links[p] < 0 && ioctl(b->perfs[p], PERF_EVENT_IOC_SET_BPF, b->progs[p]))
-		return err_sys(e, "cannot attach a program to 'block:%s'", prog_kinds[p].event);
+		return err_sys(e, "cannot attach a program to '%s'", prog_kinds[p].event);
 	if (ioctl(b->perfs[p], PERF_EVENT_IOC_ENABLE, 0))
-		return err_sys(e, "cannot switch 'block:%s' on", prog_kinds[p].event);
+		return err_sys(e, "cannot switch '%s' on", prog_kinds[p].event);
 	return 0;
 }
 
@@ -267,12 +270,20 @@ int bpf_attach(struct bpf *b, struct err *e)
 	struct event ev[BPF_PROGS] = {0};
 	int r = 0;
 
-	for (int p = 0; p < BPF_PROGS && !r; p++)
+	for (int p = 0; p < BPF_NEEDED && !r; p++)
 		r = event_find(prog_kinds[p].event, &ev[p], e);
-	for (int p = 0; p < BPF_PROGS && !r; p++)
+	for (int p = 0; p < BPF_NEEDED && !r; p++)
 		r = prog_make(b, p, &ev[p], e);
-	for (int p = 0; p < BPF_PROGS && !r; p++)
+	for (int p = 0; p < BPF_NEEDED && !r; p++)
 		r = prog_attach(b, p, &ev[p], e);
+	/* Without this one every SCSI command from outside the block layer is suspicious. */
+	for (int p = BPF_NEEDED; p < BPF_PROGS && !r; p++)
+		if (event_find(prog_kinds[p].event, &ev[p], NULL) || prog_make(b, p, &ev[p], NULL) ||
+		    prog_attach(b, p, &ev[p], NULL)) {
+			util_closep(&b->links[p]);
+			util_closep(&b->perfs[p]);
+			b->links[p] = b->perfs[p] = -1;
+		}
 	return r;
 }
 
@@ -280,7 +291,7 @@ int bpf_attach(struct bpf *b, struct err *e)
 
 bool bpf_can_pin(const struct bpf *b)
 {
-	for (int p = 0; p < BPF_PROGS; p++)
+	for (int p = 0; p < BPF_NEEDED; p++)
 		if (b->links[p] < 0)
 			return false;
 	return true;
@@ -303,7 +314,8 @@ int bpf_pin(const struct bpf *b, const char *dir, struct err *e)
 	for (int i = 0; i < BPF_MAPS && !r; i++)
 		r = pin(b->maps[i], dir, map_kinds[i].name, e);
 	for (int p = 0; p < BPF_PROGS && !r; p++)
-		r = pin(b->links[p], dir, prog_kinds[p].name, e);
+		if (b->links[p] >= 0)
+			r = pin(b->links[p], dir, prog_kinds[p].name, e);
 	return r;
 }
 
@@ -325,8 +337,8 @@ int bpf_adopt(struct bpf *b, const char *dir, struct err *e)
 		r = b->maps[i] < 0 ? -ENOENT : map_memory(b, i, e);
 	}
 	for (int p = 0; p < BPF_PROGS && !r; p++) {
-		b->links[p] = pinned(dir, prog_kinds[p].name);
-		r = b->links[p] < 0 ? -ENOENT : 0;
+		b->links[p] = pinned(dir, prog_kinds[p].name); /* or a negative errno */
+		r = b->links[p] < 0 && p < BPF_NEEDED ? -ENOENT : 0;
 	}
 	return r;
 }
@@ -341,7 +353,7 @@ static int link_info(int fd, struct bpf_link_info *ret)
 
 int bpf_alive(const struct bpf *b, const char *dir, struct err *e)
 {
-	for (int p = 0; p < BPF_PROGS; p++) {
+	for (int p = 0; p < BPF_NEEDED; p++) {
 		_cleanup_close_ int fd = dir ? pinned(dir, prog_kinds[p].name) : -1;
 		struct bpf_link_info ours, theirs;
 

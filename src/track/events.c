@@ -14,20 +14,29 @@
 
 #define FORMAT_MAX 65536
 
-/* As in struct event of tracker.bpf.c, from EVENT_BASE on; rwbs may be longer. */
+/* As in struct event of tracker.bpf.c, from EVENT_BASE on; an array may be longer. */
 static const struct {
 	const char *name;
 	uint32_t at, size;
+	bool array;
 } fields[EVENT_FIELDS] = {
-    [EVENT_SECTOR] = {"sector", 0, 8}, [EVENT_DEV] = {"dev", 8, 4},    [EVENT_NR_SECTOR] = {"nr_sector", 12, 4},
-    [EVENT_BYTES] = {"bytes", 16, 4},  [EVENT_RWBS] = {"rwbs", 20, 4},
+    [EVENT_SECTOR] = {"sector", 0, 8, false},
+    [EVENT_DEV] = {"dev", 8, 4, false},
+    [EVENT_NR_SECTOR] = {"nr_sector", 12, 4, false},
+    [EVENT_BYTES] = {"bytes", 16, 4, false},
+    [EVENT_RWBS] = {"rwbs", 20, 4, true},
+    [EVENT_OPCODE] = {"opcode", 24, 4, false},
+    [EVENT_CDB] = {"cmnd", 28, 4, false},
 };
 
-/* "field:char rwbs[8];": the name is what stands before "[" or ";". */
+/* "char rwbs[8];", "__data_loc unsigned char[] cmnd;": the name is what stands last, but for a length. */
 static bool names(const char *decl, const char *name)
 {
-	size_t len = strcspn(decl, ";["), n = strlen(name);
+	size_t len = strcspn(decl, ";"), n = strlen(name);
 
+	if (len && decl[len - 1] == ']')
+		while (len && decl[len] != '[')
+			len--;
 	return len > n && !strncmp(decl + len - n, name, n) && decl[len - n - 1] == ' ';
 }
 
@@ -48,25 +57,23 @@ static int value(const char *line, const char *key, uint32_t *ret)
 
 int event_parse(const char *text, struct event *ret, struct err *e)
 {
-	struct event ev = {0};
+	struct event ev = {.id = ret->id};
 
 	for (const char *p = strstr(text, "\tfield:"); p; p = strstr(p + 1, "\tfield:")) {
-		for (int f = 0; f < EVENT_FIELDS; f++) {
-			uint32_t offset, size;
+		const char *decl = p + strlen("\tfield:");
+		uint32_t offset, size;
 
-			if (!names(p + 7, fields[f].name))
+		if (value(p, "offset:", &offset) || value(p, "size:", &size))
+			return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has a form we don't know");
+		for (int f = 0; f < EVENT_FIELDS; f++) {
+			if (!names(decl, fields[f].name) || offset < 8)
 				continue;
-			if (value(p, "offset:", &offset) || value(p, "size:", &size) ||
-			    (f == EVENT_RWBS ? size < fields[f].size : size != fields[f].size) || offset < 8 ||
-			    (f != EVENT_RWBS && offset % size))
+			if (fields[f].array ? size < fields[f].size : size != fields[f].size || offset % size)
 				return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has an unknown form of '%s'",
 					       fields[f].name);
 			ev.offset[f] = offset;
 		}
 	}
-	if (!ev.offset[EVENT_SECTOR] || !ev.offset[EVENT_DEV] || !ev.offset[EVENT_NR_SECTOR] || !ev.offset[EVENT_RWBS])
-		return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint lacks a field that is needed");
-	ev.id = ret->id;
 	*ret = ev;
 	return 0;
 }
@@ -92,7 +99,7 @@ static int open_tracefs(void)
 
 static int read_of(int fd, const char *event, const char *file, char **ret, struct err *e)
 {
-	_cleanup_free_ char *path = str_printf("events/block/%s/%s", event, file);
+	_cleanup_free_ char *path = str_printf("events/%s/%s", event, file);
 
 	return path ? io_read_file_at(fd, path, FORMAT_MAX, ret, NULL, e) : err_nomem(e);
 }
@@ -110,13 +117,13 @@ int event_find(const char *name, struct event *ret, struct err *e)
 	if (!r)
 		r = read_of(fd, name, "format", &format, e);
 	if (r)
-		return err_set(e, -EOPNOTSUPP, "this kernel has no tracepoint 'block:%s'", name);
+		return err_set(e, -EOPNOTSUPP, "this kernel has no tracepoint '%s'", name);
 	id[strcspn(id, "\n")] = '\0';
 	if (str_u64(id, 1, UINT32_MAX, &ev.id))
-		return err_set(e, -EOPNOTSUPP, "tracepoint 'block:%s' has the strange number '%s'", name, id);
+		return err_set(e, -EOPNOTSUPP, "tracepoint '%s' has the strange number '%s'", name, id);
 	r = event_parse(format, &ev, e);
 	if (r)
-		return err_prefix(e, "block:%s", name);
+		return err_prefix(e, "%s", name);
 	*ret = ev;
 	return 0;
 }

@@ -130,6 +130,17 @@ static int open_sysfs(struct leaf *l, struct err *e)
 	return 0;
 }
 
+static bool is_virtio(const struct leaf *l)
+{
+	char link[256];
+	ssize_t n = readlinkat(l->dir, "device/driver", link, sizeof(link) - 1);
+
+	if (n < 0)
+		return false;
+	link[n] = '\0';
+	return str_ends(link, "/virtio_blk");
+}
+
 int leaf_open(const char *device, struct leaf *ret, struct err *e)
 {
 	struct leaf l = {.dir = -1, .stat = -1, .inflight = -1};
@@ -149,6 +160,7 @@ int leaf_open(const char *device, struct leaf *ret, struct err *e)
 	if (!r) {
 		l.size = attr_u64(l.dir, "size") * 512;
 		l.diskseq = attr_u64(l.dir, "diskseq");
+		l.virtio = is_virtio(&l);
 		r = l.size ? leaf_read(&l, account, &inflight, e) : refuse(&l, "it has no size", e);
 	}
 	if (r)

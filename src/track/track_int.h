@@ -93,6 +93,7 @@ struct leaf {
 	dev_t dev;
 	uint64_t size;    /* bytes */
 	uint64_t diskseq; /* 0: the kernel has none */
+	bool virtio;      /* its driver is virtio_blk */
 	int dir;          /* of sysfs */
 	int stat;
 	int inflight;
@@ -111,8 +112,8 @@ int leaf_boot_id(char ret[TRACK_EPOCH], struct err *e);
 
 #define EVENT_BASE 0x400 /* where tracker.bpf.c has the fields of struct event */
 
-enum event_field { EVENT_SECTOR, EVENT_DEV, EVENT_NR_SECTOR, EVENT_BYTES, EVENT_RWBS };
-#define EVENT_FIELDS 5
+enum event_field { EVENT_SECTOR, EVENT_DEV, EVENT_NR_SECTOR, EVENT_BYTES, EVENT_RWBS, EVENT_OPCODE, EVENT_CDB };
+#define EVENT_FIELDS 7
 
 struct event {
 	uint64_t id;
@@ -121,7 +122,7 @@ struct event {
 
 /* The text of a tracepoint's `format` file. */
 int event_parse(const char *text, struct event *ret, struct err *e);
-/* "block_bio_queue", from tracefs, which needs not be mounted. */
+/* "block/block_bio_queue", from tracefs, which needs not be mounted. */
 int event_find(const char *name, struct event *ret, struct err *e);
 /* Puts the places into a program. */
 int event_patch(const struct event *ev, struct bpf_insn *code, size_t n, struct err *e);
@@ -139,11 +140,12 @@ struct bpf_code {
 	const struct bpf_ref *refs;
 	size_t nrefs;
 };
-extern const struct bpf_code bpf_submit, bpf_complete, bpf_issue; /* made from tracker.bpf.c */
+extern const struct bpf_code bpf_submit, bpf_complete, bpf_issue, bpf_scsi; /* made from tracker.bpf.c */
 
-enum bpf_map_index { MAP_SLOTS, MAP_MARKS, MAP_BIG, MAP_COUNTS, MAP_TAKEN, MAP_STATE };
-#define BPF_MAPS  6
-#define BPF_PROGS 3
+enum bpf_map_index { MAP_SLOTS, MAP_MARKS, MAP_BIG, MAP_COUNTS, MAP_TAKEN, MAP_STATE, MAP_PASSING };
+#define BPF_MAPS   7
+#define BPF_PROGS  4 /* the last isn't there where there's no SCSI */
+#define BPF_NEEDED 3
 
 struct bpf {
 	int maps[BPF_MAPS];

@@ -15,6 +15,7 @@
 #define always_inline inline __attribute__((always_inline))
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*const probe_read)(void *to, __u32 n, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
 static __u32 (*const random_u32)(void) = (void *)BPF_FUNC_get_prandom_u32;
 
 /* tools/bpf2c.py replaces the address of each by the map of that name. */
@@ -22,6 +23,7 @@ SEC("maps") char slots;
 SEC("maps") char marks;
 SEC("maps") char big;
 SEC("maps") char counts;
+SEC("maps") char passing;
 
 struct event {
 	char before[0x400]; /* EVENT_BASE */
@@ -30,6 +32,8 @@ struct event {
 	__u32 nr_sector;
 	__u32 bytes;
 	__u8 rwbs[4];
+	__u32 opcode; /* SCSI's */
+	__u32 cdb;    /* where it lies, in the lower half */
 };
 
 enum op { OP_NONE, OP_WRITE, OP_DISCARD, OP_OTHER };
@@ -79,22 +83,22 @@ static always_inline void mark_big(__u32 region)
 		v[region & (TRACKER_BIG - 1)] = 1;
 }
 
-static always_inline void mark(const struct tracker_slot *s, struct tracker_counts *c, __u64 sector, __u32 nr)
+/* Says whether it lies behind the end the disk had at the start; what is before that is marked. */
+static always_inline int mark(const struct tracker_slot *s, __u64 sector, __u32 nr)
 {
 	__u64 first = sector >> TRACKER_BLOCK_SHIFT, last = (sector + nr - 1) >> TRACKER_BLOCK_SHIFT;
+	int outside = last >= s->blocks || first > last;
 	__u32 r, end;
 
-	if (last >= s->blocks) {
-		__sync_fetch_and_add(&c->outside, 1);
+	if (outside)
 		last = s->blocks - 1;
-		if (first > last)
-			return;
-	}
+	if (first > last)
+		return outside;
 	r = s->region + (__u32)(first >> TRACKER_REGION_SHIFT);
 	end = s->region + (__u32)(last >> TRACKER_REGION_SHIFT);
 	if (r == end) {
 		mark_region(r, first & (TRACKER_REGION - 1), last & (TRACKER_REGION - 1));
-		return;
+		return outside;
 	}
 	mark_region(r, first & (TRACKER_REGION - 1), TRACKER_REGION - 1);
 	mark_region(end, 0, last & (TRACKER_REGION - 1));
@@ -104,6 +108,7 @@ static always_inline void mark(const struct tracker_slot *s, struct tracker_coun
 			break;
 		mark_big(r + i);
 	}
+	return outside;
 }
 
 static always_inline int dropped(__u32 one_in, struct tracker_counts *c)
@@ -127,7 +132,8 @@ SEC("tp/submit") int submit(volatile struct event *e)
 	c = s ? map_lookup(&counts, &s->index) : 0;
 	if (!c || dropped(s->drop_submit, c))
 		return 0;
-	mark(s, c, e->sector, nr);
+	if (mark(s, e->sector, nr))
+		__sync_fetch_and_add(&c->outside, 1);
 	__sync_fetch_and_add(op == OP_DISCARD ? &c->submit_discard : &c->submit_write, nr);
 	__sync_fetch_and_add(&c->events, 1);
 	return 0;
@@ -146,7 +152,7 @@ SEC("tp/complete") int complete(volatile struct event *e)
 	c = s ? map_lookup(&counts, &s->index) : 0;
 	if (!c || dropped(s->drop_complete, c))
 		return 0;
-	mark(s, c, e->sector, nr);
+	mark(s, e->sector, nr); /* anywhere, if it was a passthrough: too many marks do no harm */
 	if (op == OP_DISCARD)
 		__sync_fetch_and_add(&c->complete_discard, nr);
 	else if (op == OP_WRITE)
@@ -156,10 +162,13 @@ SEC("tp/complete") int complete(volatile struct event *e)
 	return 0;
 }
 
-/* A passthrough request has no sectors; whether it wrote can't be seen. */
+/*
+ * A passthrough request has no sectors; whether it wrote can't be seen here. So each counts, and those that come by
+ * scsi() next on this CPU and turn out to be harmless are taken back.
+ */
 SEC("tp/issue") int issue(volatile struct event *e)
 {
-	__u32 dev = e->dev, nr = e->nr_sector, bytes = e->bytes;
+	__u32 dev = e->dev, nr = e->nr_sector, bytes = e->bytes, zero = 0, *p;
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
@@ -167,8 +176,60 @@ SEC("tp/issue") int issue(volatile struct event *e)
 		return 0;
 	s = map_lookup(&slots, &dev);
 	c = s ? map_lookup(&counts, &s->index) : 0;
-	if (!c)
+	p = map_lookup(&passing, &zero);
+	if (!c || !p || (s->virtio && bytes < 512))
 		return 0;
-	__sync_fetch_and_add(bytes ? &c->pass_data : &c->pass_bare, 1);
+	__sync_fetch_and_add(&c->passthrough, 1);
+	*p = s->index + 1;
+	return 0;
+}
+
+/*
+ * Commands that only ask. None of them is what the kernel uses to read and write itself: such a command, dispatched in
+ * between, mustn't excuse another.
+ */
+static always_inline int harmless(volatile struct event *e)
+{
+	switch (e->opcode) {
+	case 0x00: /* TEST UNIT READY */
+	case 0x03: /* REQUEST SENSE */
+	case 0x12: /* INQUIRY */
+	case 0x1a: /* MODE SENSE */
+	case 0x5a:
+	case 0x1c: /* RECEIVE DIAGNOSTIC RESULTS */
+	case 0x25: /* READ CAPACITY */
+	case 0x9e: /* SERVICE ACTION IN */
+	case 0x37: /* READ DEFECT DATA */
+	case 0xb7:
+	case 0x4d: /* LOG SENSE */
+	case 0x5e: /* PERSISTENT RESERVE IN */
+	case 0xa0: /* REPORT LUNS */
+	case 0xa3: /* MAINTENANCE IN */
+		return 1;
+	case 0x85: { /* ATA PASS-THROUGH (16): data in by PIO; no data, and CHECK POWER MODE or SMART */
+		__u8 cdb[16] = {0}, protocol, command;
+
+		probe_read(cdb, sizeof(cdb), (const char *)(__u64)e + (e->cdb & 0xffff));
+		protocol = cdb[1] >> 1 & 15;
+		command = cdb[14];
+		return cdb[0] == 0x85 && (protocol == 4 || (protocol == 3 && (command == 0xe5 || command == 0xb0)));
+	}
+	default:
+		return 0;
+	}
+}
+
+SEC("tp/scsi") int scsi(volatile struct event *e)
+{
+	__u32 zero = 0, index, *p = map_lookup(&passing, &zero);
+	struct tracker_counts *c;
+
+	if (!p || !*p || !harmless(e))
+		return 0;
+	index = *p - 1;
+	*p = 0;
+	c = map_lookup(&counts, &index);
+	if (c)
+		__sync_fetch_and_add(&c->passthrough, -1);
 	return 0;
 }

@@ -205,6 +205,7 @@ static int set_slots(struct track *t, uint32_t drop_submit, uint32_t drop_comple
 		struct tracker_slot s = {.index = (uint32_t)i,
 					 .region = (uint32_t)region,
 					 .blocks = blocks_of(&t->leaves[i]),
+					 .virtio = t->leaves[i].virtio,
 					 .drop_submit = drop_submit,
 					 .drop_complete = drop_complete};
 
@@ -426,7 +427,7 @@ static int check_counts(struct track *t, size_t i, struct err *e)
 
 	if (r)
 		return r;
-	if (c.pass_data)
+	if (c.passthrough)
 		return err_set(e, -ESTALE, "disk '%s' was given commands past the block layer (passthrough)",
 			       t->leaves[i].name);
 	if (c.outside)

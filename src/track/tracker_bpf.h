@@ -16,6 +16,8 @@ struct tracker_slot {
 	__u32 index;  /* of its counts */
 	__u32 region; /* first of its regions */
 	__u64 blocks;
+	__u32 virtio; /* its only passthrough asks for the disk's name, 20 bytes */
+	__u32 unused;
 	__u32 drop_submit;   /* for tests: treat one event in so many as if it had been lost */
 	__u32 drop_complete; /* 0: none */
 };
@@ -27,8 +29,7 @@ struct tracker_counts {
 	__u64 complete_write;
 	__u64 complete_discard;
 	__u64 complete_other; /* nameless: a write zeroes on older kernels, or a passthrough */
-	__u64 pass_data;      /* passthrough commands that carried data */
-	__u64 pass_bare;      /* ... and none */
+	__u64 passthrough;    /* commands past the block layer, but for those known to be harmless */
 	__u64 outside;        /* writes behind the end the disk had at the start */
 	__u64 dropped;        /* on purpose */
 	__u64 events;

@@ -14,6 +14,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <scsi/sg.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -495,6 +496,32 @@ static void answer(int r, const struct err *e)
 		printf("ok\n");
 }
 
+/* A SCSI command past the block layer. */
+static int passthrough(const uint8_t *cdb, uint8_t len, bool writes, size_t size)
+{
+	_cleanup_close_ int fd = open(opt.device, O_RDWR | O_CLOEXEC);
+	uint8_t *buf = aligned_alloc(4096, 4096), sense[32];
+	sg_io_hdr_t h = {.interface_id = 'S',
+			 .dxfer_direction = !size    ? SG_DXFER_NONE
+					    : writes ? SG_DXFER_TO_DEV
+						     : SG_DXFER_FROM_DEV,
+			 .cmd_len = len,
+			 .mx_sb_len = sizeof(sense),
+			 .dxfer_len = (unsigned)size,
+			 .dxferp = buf,
+			 .cmdp = (uint8_t *)(uintptr_t)cdb,
+			 .sbp = sense,
+			 .timeout = 10000};
+	int r;
+
+	if (fd < 0 || !buf)
+		die("passthrough", NULL);
+	memset(buf, 0x5a, 4096);
+	r = ioctl(fd, SG_IO, &h) ? -errno : h.status ? -EIO : 0;
+	free(buf);
+	return r;
+}
+
 static void drive_one(struct track *t, const char *line)
 {
 	_cleanup_(bitmap_release) struct bitmap b = {0};
@@ -516,9 +543,14 @@ static void drive_one(struct track *t, const char *line)
 		printf("\n");
 	} else if (!strcmp(line, "counts")) {
 		track_counts(t, 0, &c, &e);
-		printf("ok write %llu/%llu discard %llu/%llu other %llu passthrough %llu/%llu outside %llu\n",
+		printf("ok write %llu/%llu discard %llu/%llu other %llu passthrough %llu outside %llu\n",
 		       c.submit_write, c.complete_write, c.submit_discard, c.complete_discard, c.complete_other,
-		       c.pass_data, c.pass_bare, c.outside);
+		       c.passthrough, c.outside);
+	} else if (!strcmp(line, "sg ask")) {
+		r = passthrough((const uint8_t[6]){0x12, 0, 0, 0, 96}, 6, false, 96);
+		answer(r ? r : passthrough((const uint8_t[6]){0}, 6, false, 0), &e);
+	} else if (!strcmp(line, "sg write")) {
+		answer(passthrough((const uint8_t[10]){0x2a, 0, 0, 0, 0, 8, 0, 0, 1}, 10, true, 512), &e);
 	} else if (!strcmp(line, "epoch")) {
 		printf("ok %s\n", track_epoch(t));
 	} else if (!strcmp(line, "pending")) {

@@ -56,6 +56,59 @@ static void test_mountinfo_parse(void **state)
 	track_mountinfo_free(m, n);
 }
 
+static void test_event_parse(void **state)
+{
+	/* Linux 5.10, 6.18 and a SCSI one of 6.1, shortened */
+	static const char older[] = "name: block_rq_complete\nID: 1107\nformat:\n"
+				    "\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n"
+				    "\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\n"
+				    "\tfield:dev_t dev;\toffset:8;\tsize:4;\tsigned:0;\n"
+				    "\tfield:sector_t sector;\toffset:16;\tsize:8;\tsigned:0;\n"
+				    "\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;\n"
+				    "\tfield:int error;\toffset:28;\tsize:4;\tsigned:1;\n"
+				    "\tfield:char rwbs[8];\toffset:32;\tsize:8;\tsigned:0;\n"
+				    "\tfield:__data_loc char[] cmd;\toffset:40;\tsize:4;\tsigned:0;\n\n"
+				    "print fmt: \"%d,%d %s\", REC->rwbs\n";
+	static const char newer[] = "\tfield:unsigned int bytes;\toffset:28;\tsize:4;\tsigned:0;\n"
+				    "\tfield:char rwbs[10];\toffset:34;\tsize:10;\tsigned:0;\n";
+	static const char scsi[] = "\tfield:unsigned int opcode;\toffset:24;\tsize:4;\tsigned:0;\n"
+				   "\tfield:__data_loc unsigned char[] cmnd;\toffset:52;\tsize:4;\tsigned:0;\n";
+	struct bpf_insn code[] = {
+	    {.code = BPF_LDX | BPF_MEM | BPF_W, .off = EVENT_BASE + 12},
+	    {.code = BPF_LDX | BPF_MEM | BPF_B, .off = EVENT_BASE + 21},
+	    {.code = BPF_LDX | BPF_MEM | BPF_B, .off = 21},
+	};
+	struct event ev = {.id = 7};
+	struct err e = {0};
+
+	assert_int_equal(event_parse(older, &ev, NULL), 0);
+	assert_int_equal(ev.id, 7);
+	assert_int_equal(ev.offset[EVENT_DEV], 8);
+	assert_int_equal(ev.offset[EVENT_SECTOR], 16);
+	assert_int_equal(ev.offset[EVENT_NR_SECTOR], 24);
+	assert_int_equal(ev.offset[EVENT_RWBS], 32);
+	assert_int_equal(ev.offset[EVENT_BYTES], 0);
+	assert_int_equal(event_patch(&ev, code, 3, NULL), 0);
+	assert_int_equal(code[0].off, 24);
+	assert_int_equal(code[1].off, 33);
+	assert_int_equal(code[2].off, 21);
+
+	assert_int_equal(event_parse(newer, &ev, NULL), 0);
+	assert_int_equal(ev.offset[EVENT_BYTES], 28);
+	assert_int_equal(ev.offset[EVENT_RWBS], 34);
+	code[0].off = EVENT_BASE; /* the sector, which it lacks */
+	assert_int_equal(event_patch(&ev, code, 3, &e), -EOPNOTSUPP);
+	assert_non_null(strstr(e.msg, "'sector'"));
+
+	assert_int_equal(event_parse(scsi, &ev, NULL), 0);
+	assert_int_equal(ev.offset[EVENT_OPCODE], 24);
+	assert_int_equal(ev.offset[EVENT_CDB], 52);
+
+	assert_int_equal(event_parse("\tfield:sector_t sector;\toffset:16;\tsize:4;\tsigned:0;\n", &ev, NULL),
+			 -EOPNOTSUPP);
+	assert_int_equal(event_parse("\tfield:dev_t dev;\toffset:8;\n", &ev, NULL), -EOPNOTSUPP);
+}
+
 static void put(const char *root, const char *path, const char *text)
 {
 	_cleanup_free_ char *full = str_printf("%s/%s", root, path), *dir = strdup(full);
@@ -638,6 +691,7 @@ int main(void)
 {
 	const struct CMUnitTest plain[] = {
 	    cmocka_unit_test(test_mountinfo_parse),
+	    cmocka_unit_test(test_event_parse),
 	    cmocka_unit_test(test_dev_on),
 	};
 	const struct CMUnitTest freezing[] = {
