@@ -29,6 +29,9 @@ static void status_show_task(const json_t *task)
 	       json_integer_value(json_object_get(p, "round")), json_number_value(json_object_get(p, "percent")),
 	       str_bytes((uint64_t)json_integer_value(json_object_get(p, "bytes_done")), done, sizeof(done)),
 	       str_bytes((uint64_t)json_integer_value(json_object_get(p, "bytes_total")), total, sizeof(total)));
+	if (json_object_get(p, "tracking"))
+		printf("tracking:  %s%s%s\n", status_text(p, "tracking"), json_object_get(p, "untracked") ? ", " : "",
+		       json_object_get(p, "untracked") ? status_text(p, "untracked") : "");
 	if (error)
 		printf("error:     %s\n", status_text(error, "message"));
 }

@@ -354,10 +354,14 @@ json_t *model_parameters_json(const struct model_parameters *p)
 json_t *model_progress(const json_t *report)
 {
 	static const char *const numbers[] = {
-	    "percent",       "bytes_total", "bytes_done",   "bytes_read", "bytes_sent",
-	    "bytes_changed", "speed",       "seconds_left", "round",      "expected_freeze_seconds",
-	    "freeze_ms"};
-	const char *phase = json_string_value(json_object_get(report, "phase"));
+	    "percent",         "bytes_total", "bytes_done",   "bytes_read", "bytes_sent",
+	    "bytes_changed",   "speed",       "seconds_left", "round",      "expected_freeze_seconds",
+	    "freeze_ms",       "churn",       "link",         "disk",       "cpu",
+	    "converge_seconds"};
+	static const struct {
+		const char *name;
+		size_t max;
+	} texts[] = {{"phase", 32}, {"mode", 32}, {"tracking", 32}, {"untracked", 256}, {"bottleneck", 32}};
 	double total = json_number_value(json_object_get(report, "bytes_total"));
 	double done = json_number_value(json_object_get(report, "bytes_done"));
 	json_t *o = json_object();
@@ -368,8 +372,14 @@ json_t *model_progress(const json_t *report)
 		if (json_is_number(v) && json_number_value(v) >= 0)
 			json_object_set(o, numbers[i], v);
 	}
-	if (phase && strlen(phase) <= 32)
-		json_object_set_new(o, "phase", json_string(phase));
+	for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+		const char *s = json_string_value(json_object_get(report, texts[i].name));
+
+		if (s && strlen(s) <= texts[i].max)
+			json_object_set_new(o, texts[i].name, json_string(s));
+	}
+	if (json_is_boolean(json_object_get(report, "converges")))
+		json_object_set(o, "converges", json_object_get(report, "converges"));
 	if (!json_object_get(o, "percent") && total > 0 && done >= 0)
 		json_object_set_new(o, "percent", json_real(done >= total ? 100.0 : 100.0 * done / total));
 	return o;
