@@ -31,9 +31,9 @@ struct cli {
 	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
 	bool json;
 	/* of some */
-	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep;
-	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output;
-	uint64_t compression, rate, connections, uses, days, disk, since, retry;
+	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync;
+	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
+	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry;
 
 	/* settings found, owned */
 	char *url, *token, *ca;

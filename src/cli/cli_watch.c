@@ -154,6 +154,8 @@ static void watch_where(struct str *b, const json_t *job)
 		}
 		return;
 	}
+	if (get_true(job, "parameters.incremental") && get_num(job, "number", 0) > 0)
+		str_addf(b, "run %.0f, ", get_num(job, "number", 0));
 	out_word(b, stage);
 	if (strcmp(stage, "syncing") == 0 && round > 0)
 		str_addf(b, ", round %.0f", round);
@@ -384,7 +386,7 @@ static void watch_end(const struct watched *j)
 	if (str_ok(&b) && b.s)
 		out_field("State", b.s, out_state_colour(get_str(j->job, "state")));
 	watch_error(j->job);
-	if (!watch_is(j, "finished"))
+	if (!watch_is(j, "finished") && !watch_is(j, "waiting"))
 		return;
 	watch_stages(j->job);
 	str_release(&b);

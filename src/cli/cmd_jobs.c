@@ -104,6 +104,88 @@ static void job_stages(const json_t *j)
 	(void)out_table_print(&t, NULL);
 }
 
+static enum out_colour run_number(struct str *b, const json_t *run)
+{
+	str_addf(b, "%.0f", get_num(run, "number", 0));
+	return OUT_PLAIN;
+}
+
+static enum out_colour run_trigger(struct str *b, const json_t *run)
+{
+	out_word(b, get_str(run, "trigger"));
+	return OUT_PLAIN;
+}
+
+static enum out_colour run_started(struct str *b, const json_t *run)
+{
+	out_when(b, get_num(run, "started", 0));
+	return OUT_PLAIN;
+}
+
+static enum out_colour run_took(struct str *b, const json_t *run)
+{
+	if (get_num(run, "ended", 0) > 0)
+		out_duration(b, get_num(run, "ended", 0) - get_num(run, "started", 0));
+	return OUT_PLAIN;
+}
+
+static enum out_colour run_bytes(struct str *b, const json_t *run)
+{
+	if (get_num(run, "bytes", 0) > 0)
+		out_size(b, get_num(run, "bytes", 0));
+	return OUT_PLAIN;
+}
+
+static enum out_colour run_image(struct str *b, const json_t *run)
+{
+	out_clean(b, get_str(run, "image"));
+	return OUT_PLAIN;
+}
+
+static const struct out_col run_cols[] = {{"RUN", true, 0, run_number},        {"STATE", false, 0, cell_state},
+					  {"BEGUN BY", false, 0, run_trigger}, {"STARTED", false, 0, run_started},
+					  {"TOOK", true, 0, run_took},         {"WRITTEN", true, 0, run_bytes},
+					  {"IMAGE", false, 0, run_image},      {0}};
+
+static int job_print_runs(const json_t *runs, size_t indent, struct err *e)
+{
+	_cleanup_table_ struct out_table t;
+	const json_t *run;
+	size_t i;
+
+	out_table_init(&t, run_cols, indent);
+	json_array_foreach(runs, i, run) out_table_item(&t, run);
+	return json_array_size(runs) ? out_table_print(&t, e) : 0;
+}
+
+CLI_COMMAND(jobs_runs)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL, *path = NULL;
+	int x = cli_find(c, &cli_job, argv[0], &id, e);
+
+	path = x == 0 ? cli_path(&cli_job, id, "/runs?limit=500") : NULL;
+	if (x == 0)
+		x = path ? cli_http(c, "GET", path, NULL, &r, e) : err_nomem(e);
+	if (c->json && r.json)
+		out_json(&r.body);
+	return x < 0 || c->json ? x : job_print_runs(get(r.json, "items"), 0, e);
+}
+
+/* An incremental job, as such. */
+static void job_plan(const json_t *j)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	if (!get_true(j, "parameters.incremental"))
+		return;
+	str_addf(&b, "every %.0f h, the last %.0f images stay", get_num(j, "parameters.interval_hours", 0),
+		 get_num(j, "parameters.max_images", 0));
+	out_field("Incremental", b.s ? b.s : "", OUT_PLAIN);
+	if (get_num(j, "number", 0) > 0)
+		out_fieldf("Run", "%.0f%s", get_num(j, "number", 0), get_true(j, "last") ? ", the last" : "");
+}
+
 static void job_bytes(const json_t *j, const char *key, const char *label)
 {
 	_cleanup_(str_release) struct str b = {0};
@@ -156,13 +238,19 @@ static void job_show(struct cli *c, json_t *j)
 	out_fieldf("Image name", "%s", get_str(j, "image_name"));
 	out_fieldf("Image", "%s", get_str(j, "image"));
 	job_parameters(j);
+	job_plan(j);
 	job_progress(j);
 	job_when("Created", j, "created");
 	job_when("Started", j, "started");
 	job_when("Finished", j, "finished");
+	job_when("Next run", j, "next_run");
 	if (!get(j, "finished"))
 		job_when("Expires", j, "expires");
 	job_stages(j);
+	if (get_true(j, "parameters.incremental") && json_array_size(get(j, "runs"))) {
+		out_section("Runs");
+		(void)job_print_runs(get(j, "runs"), 2, NULL);
+	}
 }
 
 /* Shown alone, a job's source has its name, too. */
@@ -180,7 +268,8 @@ const struct cli_noun cli_job = {"job",           "jobs",
 				 job_show_named,  "'replant jobs create SOURCE --start --watch' makes one.",
 				 cli_name_sources};
 
-static int job_post(struct cli *c, const char *id, const char *suffix, const char *done, struct err *e)
+static int job_post_body(struct cli *c, const char *id, const char *suffix, json_t *body, const char *done,
+			 struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_free_ char *path = cli_path(&cli_job, id, suffix);
@@ -188,10 +277,15 @@ static int job_post(struct cli *c, const char *id, const char *suffix, const cha
 
 	if (!path)
 		return err_nomem(e);
-	x = cli_http(c, "POST", path, NULL, &r, e);
+	x = cli_http(c, "POST", path, body, &r, e);
 	if ((x == 0 && !c->watch) || c->json)
 		cli_done(c, &r, "job %s %s", id, done);
 	return x;
+}
+
+static int job_post(struct cli *c, const char *id, const char *suffix, const char *done, struct err *e)
+{
+	return job_post_body(c, id, suffix, NULL, done, e);
 }
 
 static void job_put(json_t *o, const char *key, json_t *value)
@@ -212,13 +306,41 @@ static void job_put_num(json_t *o, const char *key, uint64_t n)
 		json_object_set_new(o, key, json_integer((json_int_t)n));
 }
 
+/* "24h", "7d" or hours; CLI_UNSET when it is none of them. */
+static uint64_t job_hours(const char *text)
+{
+	char *end;
+	unsigned long long n = strtoull(text, &end, 10);
+
+	if (end == text || *text == '-' || n > 1000)
+		return CLI_UNSET;
+	if (strcmp(end, "d") == 0)
+		return n * 24;
+	return *end == '\0' || strcmp(end, "h") == 0 ? n : CLI_UNSET;
+}
+
+static bool job_options_fit(const struct cli *c)
+{
+	if (c->checksum && c->no_checksum)
+		out_error("--checksum and --no-checksum exclude each other");
+	else if (c->interval && job_hours(c->interval) == CLI_UNSET)
+		out_error("--interval '%s' is no time such as 24h or 7d", c->interval);
+	else
+		return true;
+	return false;
+}
+
 /* Only what was given: the center knows the defaults. */
 static json_t *job_request(const struct cli *c, const char *source)
 {
-	json_t *o = json_pack("{s:s, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters");
+	json_t *o = json_pack("{s:s*, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters");
 
 	if (!o)
 		return NULL;
+	job_put(p, "incremental", c->incremental ? json_true() : NULL);
+	job_put_num(p, "interval_hours", c->interval ? job_hours(c->interval) : CLI_UNSET);
+	job_put_num(p, "max_images", c->max_images);
+	job_put_num(p, "max_freeze", c->max_freeze);
 	job_put_str(o, "name", c->name);
 	job_put_str(o, "description", c->description);
 	job_put_str(o, "image_name", c->image_name);
@@ -254,10 +376,8 @@ CLI_COMMAND(jobs_create)
 	_cleanup_json_ json_t *body = NULL;
 	int x;
 
-	if (c->checksum && c->no_checksum) {
-		out_error("--checksum and --no-checksum exclude each other");
+	if (!job_options_fit(c))
 		return CLI_USAGE;
-	}
 	x = cli_find(c, &cli_source, argv[0], &source, e);
 	if (x < 0)
 		return x;
@@ -297,17 +417,63 @@ static void job_free_ids(char **ids, size_t n)
 	free(ids);
 }
 
-CLI_COMMAND(jobs_start)
+static int job_start_all(struct cli *c, int argc, char **argv, const char *suffix, struct err *e)
 {
 	char **ids = calloc((size_t)argc, sizeof(*ids));
 	int r = ids ? job_find_all(c, argc, argv, ids, e) : err_nomem(e);
 
 	for (int i = 0; i < argc && r == 0; i++)
-		r = job_post(c, ids[i], "/start", "started", e);
+		r = job_post(c, ids[i], suffix, "started", e);
 	if (r == 0 && c->watch)
 		r = cli_watch(c, ids, (size_t)argc, e);
 	job_free_ids(ids, (size_t)argc);
 	return r;
+}
+
+CLI_COMMAND(jobs_start)
+{
+	return job_start_all(c, argc, argv, "/start", e);
+}
+
+CLI_COMMAND(jobs_run)
+{
+	return job_start_all(c, argc, argv, "/run", e);
+}
+
+CLI_COMMAND(jobs_cutover)
+{
+	_cleanup_free_ char *id = NULL;
+	_cleanup_json_ json_t *body = json_pack("{s:b}", "sync", !c->no_sync);
+	int r = body ? cli_find(c, &cli_job, argv[0], &id, e) : err_nomem(e);
+
+	if (r == 0)
+		r = job_post_body(c, id, "/cutover", body,
+				  c->no_sync ? "ends with its last image" : "runs once more and ends", e);
+	return r == 0 && c->watch ? cli_watch(c, &id, 1, e) : r;
+}
+
+CLI_COMMAND(jobs_set)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL, *path = NULL;
+	_cleanup_json_ json_t *body = job_request(c, NULL);
+	int x;
+
+	if (!job_options_fit(c))
+		return CLI_USAGE;
+	if (body && json_object_size(json_object_get(body, "parameters")) == 0)
+		json_object_del(body, "parameters");
+	if (!body || json_object_size(body) == 0) {
+		out_error("nothing to change was given (see 'replant jobs set --help')");
+		return CLI_USAGE;
+	}
+	x = cli_find(c, &cli_job, argv[0], &id, e);
+	path = x == 0 ? cli_path(&cli_job, id, "") : NULL;
+	if (x == 0)
+		x = path ? cli_http(c, "PATCH", path, body, &r, e) : err_nomem(e);
+	if (x == 0 || c->json)
+		cli_done(c, &r, "job %s changed", id);
+	return x;
 }
 
 CLI_COMMAND(jobs_stop)

@@ -38,6 +38,15 @@ static const struct opt common[] = {
 		"watch", 'w', OPT_FLAG, AT(watch), NULL, what                                                          \
 	}
 
+#define OPT_INTERVAL                                                                                                   \
+	{                                                                                                              \
+		"interval", 0, OPT_STRING, AT(interval), "TIME", "from a run to the next, 1h to 7d (default 24h)"      \
+	}
+#define OPT_MAX_IMAGES                                                                                                 \
+	{                                                                                                              \
+		"max-images", 0, OPT_U64, AT(max_images), "N", "how many images stay, 1 to 10 (default 3)", 1, 10      \
+	}
+
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
@@ -57,9 +66,32 @@ static const struct opt job_opts[] = {
     {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
     {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
      "what to do with unreadable sectors (default fail)"},
+    {"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS", "how long the server may be frozen, 1 to 60 (default 1)", 1,
+     60},
+    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},
+    OPT_INTERVAL,
+    OPT_MAX_IMAGES,
     {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
     {"start", 0, OPT_FLAG, AT(start), NULL, "start the job at once"},
     OPT_WATCH("start the job and watch it until it ends"),
+    OPT_RETRY,
+    {0},
+};
+
+static const struct opt set_opts[] = {
+    {"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
+    {"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
+    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest", 0, 10},
+    {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s, 0 for none", 0, 100000},
+    {"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS", "how long the server may be frozen, 1 to 60", 1, 60},
+    OPT_INTERVAL,
+    OPT_MAX_IMAGES,
+    {0},
+};
+
+static const struct opt cutover_opts[] = {
+    {"no-sync", 0, OPT_FLAG, AT(no_sync), NULL, "end with the last image, without another run"},
+    OPT_WATCH("watch it until it ends"),
     OPT_RETRY,
     {0},
 };
@@ -97,10 +129,11 @@ static const struct opt event_opts[] = {
 };
 
 cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources_rm, cli_jobs_create, cli_jobs_start,
-    cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_rm, cli_images_ls,
-    cli_images_show, cli_images_report, cli_images_rename, cli_images_boot, cli_images_screenshot, cli_images_export,
-    cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
-    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_events_follow, cli_version;
+    cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_rm, cli_jobs_run,
+    cli_jobs_cutover, cli_jobs_runs, cli_jobs_set, cli_images_ls, cli_images_show, cli_images_report, cli_images_rename,
+    cli_images_boot, cli_images_screenshot, cli_images_export, cli_images_rm, cli_exports_ls, cli_exports_rm,
+    cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm, cli_tokens_create, cli_tokens_ls, cli_tokens_rm,
+    cli_regions_ls, cli_regions_show, cli_events_follow, cli_version;
 
 /* What completes operands. */
 #define SOURCES "replant sources ls --quiet"
@@ -126,13 +159,25 @@ static const struct opt_command commands[] = {
 
     {"jobs create", "SOURCE", "make a migration job for a server",
      "Examples:\n  replant jobs create web-1 --watch\n"
-     "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3",
+     "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3\n"
+     "  replant jobs create web-1 --incremental --interval 12h --max-images 5 --start",
      job_opts, 1, 1, cli_jobs_create, SOURCES},
     {"jobs start", "JOB...", "start jobs, or let stopped and failed ones go on",
      "A job goes on from what it has; nothing is sent twice.\n\nExample:\n  replant jobs start web-1 --watch",
      start_opts, 1, -1, cli_jobs_start, JOBS},
     {"jobs stop", "JOB...", "stop jobs; what they have is kept", "Example:\n  replant jobs stop web-1", NULL, 1, -1,
      cli_jobs_stop, JOBS},
+    {"jobs run", "JOB...", "let incremental jobs run now", "Example:\n  replant jobs run web-1 --watch", start_opts, 1,
+     -1, cli_jobs_run, JOBS},
+    {"jobs cutover", "JOB", "end an incremental job, after one more run",
+     "The server itself goes on; stop what changes its data first.\n\nExamples:\n  replant jobs cutover web-1 --watch\n"
+     "  replant jobs cutover web-1 --no-sync",
+     cutover_opts, 1, 1, cli_jobs_cutover, JOBS},
+    {"jobs set", "JOB", "change a job, also while it sends",
+     "Examples:\n  replant jobs set web-1 --rate 50\n  replant jobs set web-1 --interval 2d --max-images 2", set_opts,
+     1, 1, cli_jobs_set, JOBS},
+    {"jobs runs", "JOB", "list the runs of a job, newest first", "Example:\n  replant jobs runs web-1", NULL, 1, 1,
+     cli_jobs_runs, JOBS},
     {"jobs watch", "[JOB...]", "watch jobs until they end (default: all that run)",
      "Exits with 0 when all have finished, 1 when one has not, 75 when the connection stayed lost.\n"
      "Interrupting the watch does nothing to the jobs.\n\nExamples:\n  replant jobs watch web-1\n"
@@ -251,6 +296,8 @@ int main(int argc, char **argv)
 	struct cli c = {.compression = CLI_UNSET,
 			.rate = CLI_UNSET,
 			.connections = CLI_UNSET,
+			.max_images = CLI_UNSET,
+			.max_freeze = CLI_UNSET,
 			.uses = CLI_UNSET,
 			.days = CLI_UNSET,
 			.disk = CLI_UNSET,

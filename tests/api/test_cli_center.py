@@ -282,3 +282,38 @@ def test_events_through_a_restart(fresh):
     plain.terminate()
     plain.communicate(timeout=20)
     assert re.match(r"\d\d:\d\d:\d\d (code|source)\.\w+ ", texts[0]), texts
+
+
+def test_incremental(cli, center):
+    agent = Agent(center)
+    done = cli.run("jobs", "create", agent.source, "--name", "again", "--incremental", "--interval", "7d", "--max-images", 2, "--max-freeze",
+                   2, "--no-test-boot")
+    assert done.returncode == 0, done
+    job = re.search(r"job-[0-9a-f]{16}", done.stdout)[0]
+    want = {"incremental": True, "interval_hours": 168, "max_images": 2, "max_freeze": 2}
+    assert want.items() <= center.job(job)["parameters"].items()
+    assert cli.run("jobs", "cutover", "again").returncode == 1
+    for i, command in enumerate((("start",), ("run",), ("run",)), 1):
+        migrate(cli, center, agent, "jobs", *command, "again", "--watch")
+        row = center.job(job)
+        assert row["state"] == "waiting" and row["number"] == i
+    shown = cli.run("jobs", "show", "again").stdout
+    assert "every 168 h, the last 2 images stay" in shown and "Next run" in shown and "Runs" in shown
+    lines = cli.run("jobs", "runs", "again").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [["3", "done", "manual"], ["2", "done", "manual"], ["1", "done", "manual"]]
+    assert row["image"] in lines[1]
+    assert [r["number"] for r in json.loads(cli.run("jobs", "runs", "again", "--json").stdout)["items"]] == [3, 2, 1]
+    assert cli.run("images", "show", "again-run3").returncode == 0
+    assert cli.run("jobs", "set", "again", "--rate", 50, "--interval", 12).returncode == 0
+    assert {"rate_mbit": 50, "interval_hours": 12}.items() <= center.job(job)["parameters"].items()
+    for words in (("set", "again"), ("set", "again", "--interval", "soon"), ("create", agent.source, "--interval", "-3h")):
+        assert cli.run("jobs", *words).returncode == 2, words
+    assert cli.run("jobs", "set", "again", "--interval", "9d").returncode == 1
+    # A watch says which run it is.
+    sender = threading.Thread(target=agent.send_all)
+    sender.start()
+    done = cli.run("jobs", "cutover", "again", "--watch")
+    sender.join()
+    assert done.returncode == 0 and "run 4, " in done.stdout, done
+    row = center.job(job)
+    assert row["state"] == "finished" and row["number"] == 4
