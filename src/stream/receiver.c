@@ -204,12 +204,27 @@ static int conn_hello(struct receiver_conn *c, double deadline, struct err *e)
 	return r < 0 ? r : wire_say(c->link, WIRE_WELCOME, buf, wire_put_welcome(c->version, buf), e);
 }
 
+/* The server of a layer was killed: another receiver goes on with another one, and nothing is broken. */
+static bool conn_lost_a_layer(const struct receiver *rv)
+{
+	for (size_t i = 0; i < WIRE_DISKS_MAX; i++)
+		if (rv->layers[i] && disk_nbd_is_lost(rv->layers[i]))
+			return true;
+	return false;
+}
+
 /* What went wrong, for the peer; and for the center when it is more than a broken connection. */
 static void conn_tell(struct receiver_conn *c, int code, struct err *e)
 {
 	unsigned wire = wire_code_of(code), kicked;
 	uint8_t buf[WIRE_SMALL_MAX];
 	bool tell = false;
+
+	/* To the sender it is as if this receiver had been killed. */
+	if (wire == WIRE_E_IO && conn_lost_a_layer(c->rv)) {
+		receiver_finish(c->rv, -EAGAIN, e);
+		return;
+	}
 
 	pthread_mutex_lock(&c->rv->lock);
 	kicked = c->kicked;
