@@ -197,7 +197,12 @@ static int s_image_remove(struct provider *p, const char *image, struct err *e)
 
 static int s_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e)
 {
+	_cleanup_free_ char *changed = script_read("trim", "changed");
+
 	*ret_left = script_has("trim", "left");
+	if (changed)
+		emit(w, json_pack("{s:s, s:s, s:{s:[{s:s, s:I}]}}", "event", "image_changed", "image", changed,
+				  "manifest", "disks", "base", "elsewhere", "size", (json_int_t)5));
 	return play("trim", "-", w, e);
 }
 

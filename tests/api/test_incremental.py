@@ -217,3 +217,31 @@ def test_deleted_while_it_waits(center):
     assert center.get(f"/v1/jobs/{job}/runs").status == 404
     assert center.ok("GET", f"/v1/images/{row['image']}")["job"] == job
     assert ["job_remove", job] in center.calls()
+
+
+def test_trimming(fresh):
+    """Layers are looked after at the start, behind each removal, and again while something is in use; what an image then
+    stands on is told."""
+    center = fresh()
+    wait_for("at the start", lambda: center.calls("trim"))
+    agent = center.agent()
+    job = job_of(center, agent, max_images=1)
+    task, row = one_run(center, agent, job)
+    first = row["image"]
+    center.ok("POST", f"/v1/jobs/{job}/run", {})
+    before = len(center.calls("trim"))
+    task, row = one_run(center, agent, job, task["run"])
+    wait_for("behind the removal", lambda: len(center.calls("trim")) > before)
+    assert ["image_remove", first] in center.calls()
+    center.play("trim", "left")
+    center.play("trim", "changed", row["image"])
+    before = len(center.calls("trim"))
+    center.ok("POST", f"/v1/jobs/{job}/run", {})
+    task, row2 = one_run(center, agent, job, task["run"])
+    # Twice and more: it goes on asking while something is left.
+    wait_for("again", lambda: len(center.calls("trim")) > before + 1, 40)
+    center.unplay("trim", "left")
+    center.play("trim", "changed", row2["image"])
+    wait_for("the image's manifest", lambda: center.ok("GET", f"/v1/images/{row2['image']}")["manifest"]["disks"] ==
+             [{"base": "elsewhere", "size": 5}], 40)
+    assert center.ok("GET", f"/v1/images/{row2['image']}")["size"] == 5
