@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import time
@@ -58,16 +59,15 @@ class Clock:
 
     def run(self, tool, disk, label=None):
         label = label or tool.name
-        seconds = tool.copy(disk)
+        return self.note(label, tool.copy(disk))
+
+    def note(self, label, seconds):
         self.times.setdefault(label, []).append(seconds)
         print(f"  {self.title}: {label}: {seconds:.2f} s", flush=True)
         return seconds
 
     def median(self, label):
         return statistics.median(self.times[label])
-
-    def has(self, label):
-        return label in self.times
 
 
 NBD, QEMU, RSYNC, PARTCLONE = "nbdcopy to nbdkit, no TLS", "qemu-img convert", "rsync over ssh", "partclone + zstd -1 + TLS"
@@ -224,10 +224,11 @@ def fio_result(p):
 
 def freeze(table, work, build, size_mib, mbs, runs, memory):
     """Milliseconds that a filesystem with a random writer stands still at the cut-over."""
-    tool = tools.Replant("freeze", work, build, ())
-    values = []
+    tool = tools.Replant("freeze", work, build, ("--patience", "15"))
+    name = f"freeze under a random writer of {mbs} MB/s"
+    values, why = [], ""
     with busy_disk(work, size_mib) as (dev, mount):
-        for turn in range(runs):
+        for _ in range(runs):
             tool.prepare(None)
             writer = fio(mount, "writer", "--rw=randwrite", "--bs=16k", f"--size={size_mib // 4}m", f"--rate={mbs}m",
                          "--runtime=600")
@@ -236,43 +237,72 @@ def freeze(table, work, build, size_mib, mbs, runs, memory):
                 tool.before(None)
                 tool.told(tool.send(dev))
                 values.append(tool.done["totals"]["freeze_ms"])
+                print(f"  freeze: {mbs} MB/s: {values[-1]:.0f} ms, {tool.done.get('tracking', 'compare')}", flush=True)
+            except RuntimeError as error:
+                why = str(error).strip()
+                print(f"  freeze: {mbs} MB/s: {why}", flush=True)
             finally:
                 writer.terminate()
                 writer.communicate()
+                tool.receiver.terminate()
                 tool.after()
-            print(f"  freeze: {mbs} MB/s: {values[-1]:.0f} ms", flush=True)
     tool.clean()
+    for program, peak in (("agent, busy source", tool.peak_agent), ("guard, busy source", tool.peak_guard)):
+        memory[program] = max(memory.get(program, 0), peak)
+    if not values:
+        table.skip(name, why)
+        return
     values.sort()
-    worst = values[min(len(values) - 1, int(0.95 * len(values)))]
-    table.add(f"freeze under a random writer of {mbs} MB/s, 95th percentile of {runs}", "ms", worst,
+    table.add(f"{name}, 95th percentile of {len(values)}", "ms", values[min(len(values) - 1, int(0.95 * len(values)))],
               aim=1000 if mbs == 50 else None)
-    for name, peak in (("agent, busy source", tool.peak_agent), ("guard, busy source", tool.peak_guard)):
-        memory[name] = max(memory.get(name, 0), peak)
+
+
+def tracked(table, work, build, disk, runs, mbit=1000):
+    """Incremental runs of a mounted disk whose writes are tracked, over a link."""
+    tool = tools.Replant("tracked", work, build, ("--keep-tracking", "--runtime", str(work / "runtime")))
+    clock, changed, reads = Clock("tracked"), [], []
+    seed = int(time.time())
+    with lab.tracking(), lab.Link(mbit) as link, lab.loop(disk) as dev, lab.mounted(dev, work / "mount") as mount:
+        tool.prepare(disk)
+        tool.run(dev)
+        tool.place = link
+        for turn in range(runs):
+            clock.note("nothing", tool.run(dev))
+            changed.append(lab.change(mount, 0.01, seed + turn))
+            clock.note("1%", tool.run(dev))
+            reads.append(tool.done["totals"]["bytes_read"])
+            mode = tool.done.get("tracking")
+    tool.clean()
+    shutil.rmtree(work / "runtime", ignore_errors=True)
+    change = statistics.median(changed)
+    table.add(f"nothing changed, tracked ({mode}), {mbit} Mbit/s", "s", clock.median("nothing"))
+    table.add(f"1 % changed ({int(change) // MIB} MiB), tracked ({mode}), {mbit} Mbit/s", "s", clock.median("1%"),
+              1.5 * change * 8 / mbit / 1e6 + 1, "1.5 x changed / line + 1 s", 1.0)
+    table.add("read of the disk for it", "MiB", statistics.median(reads) / MIB, disk.stat().st_blocks * 512 / MIB, "all in use")
 
 
 def cost(table, work, build, size_mib, runs, seconds):
-    """What a writer on the source loses while its writes are tracked; the copy itself is held at 1 Mbit/s."""
+    """What a writer on the source loses while its writes are tracked, no copy going on."""
     patterns = {"random writes of 4 KiB": ("--rw=randwrite", "--bs=4k", "--direct=1"),
                 "sequential writes": ("--rw=write", "--bs=1m", "--direct=1")}
-    tool = tools.Replant("cost", work, build, ("--rate", "1"))
-    with busy_disk(work, size_mib) as (dev, mount):
+    tool = tools.Replant("cost", work, build, ("--keep-tracking", "--runtime", str(work / "runtime")))
+    with lab.tracking(), busy_disk(work, size_mib) as (dev, mount):
         for name, options in patterns.items():
             speeds = {False: [], True: []}
-            for tracked in [False, True] * runs:
-                tool.prepare(None)
-                sender = None
-                if tracked:
-                    tool.before(None)
-                    sender = tool.send(dev)
-                    time.sleep(1)
+            for on in [False, True] * runs:
+                if on:
+                    tool.prepare(None)
+                    tool.run(dev)
+                else:
+                    lab.untrack()
                 p = fio(mount, "cost", *options, f"--size={size_mib // 4}m", f"--runtime={seconds}")
-                speeds[tracked].append(fio_result(p))
-                if sender:
-                    tool.interrupt(sender)
-                print(f"  cost: {name}, {'with' if tracked else 'without'} a job: {speeds[tracked][-1]:.0f} MiB/s", flush=True)
-            table.add(f"{name} on the source during a job", "MiB/s", statistics.median(speeds[True]),
-                      statistics.median(speeds[False]), "no job", 0.95, at_least=True)
+                speeds[on].append(fio_result(p))
+                print(f"  cost: {name}, {'' if on else 'not '}tracked: {speeds[on][-1]:.0f} MiB/s", flush=True)
+            mode = tool.done.get("tracking")
+            table.add(f"{name} on the source, tracked ({mode})", "MiB/s", statistics.median(speeds[True]),
+                      statistics.median(speeds[False]), "not tracked", 0.95, at_least=True)
     tool.clean()
+    shutil.rmtree(work / "runtime", ignore_errors=True)
 
 
 # ---- memory ----

@@ -135,6 +135,23 @@ def change(mount, fraction, seed):
     return done
 
 
+# ---- the tracker that the agent leaves behind ----
+PINS = pathlib.Path("/sys/fs/bpf/replant")
+
+
+@contextlib.contextmanager
+def tracking():
+    """What is tracked inside is not tracked afterwards."""
+    try:
+        yield
+    finally:
+        untrack()
+
+
+def untrack():
+    shutil.rmtree(PINS, ignore_errors=True)
+
+
 # ---- places: the plain loopback, or two network namespaces with a shaped link between them ----
 class Loopback:
     name = "loopback"
@@ -155,7 +172,8 @@ class Link:
         self.name = f"{mbit} Mbit/s"
         self.mbit = mbit
         self.spaces = [f"replant-bench-{os.getpid()}-{end}" for end in "ab"]
-        self.source, self.destination = (("ip", "netns", "exec", s) for s in self.spaces)
+        # Not `ip netns exec`: it hides /sys/fs/bpf, where the tracker is.
+        self.source, self.destination = (("nsenter", f"--net=/run/netns/{s}") for s in self.spaces)
 
     def __enter__(self):
         try:
