@@ -68,6 +68,19 @@ int disk_flush(struct disk *d, struct err *e)
 	return d->ops->flush ? with_name(d, d->ops->flush(d, e), e) : 0;
 }
 
+int disk_same_size(struct disk *d, struct err *e)
+{
+	uint64_t now = 0;
+	int r = d->ops->measure ? d->ops->measure(d, &now, e) : 0;
+
+	if (r < 0 || !d->ops->measure || now == d->size)
+		return r;
+	return err_set(e, -EAGAIN,
+		       "'%s' had %" PRIu64 " bytes when this began and has %" PRIu64
+		       " now; begin again, and what is there already is not sent again",
+		       d->name, d->size, now);
+}
+
 void disk_close(struct disk *d)
 {
 	if (d)

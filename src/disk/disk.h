@@ -17,6 +17,7 @@ struct disk_ops {
 	int (*write)(struct disk *d, const void *p, size_t len, uint64_t off, struct err *e); /* NULL: read-only */
 	int (*zero)(struct disk *d, uint64_t len, uint64_t off, struct err *e); /* NULL: zeros are written */
 	int (*flush)(struct disk *d, struct err *e);
+	int (*measure)(struct disk *d, uint64_t *ret_size, struct err *e); /* as it is now; NULL: it never changes */
 	void (*close)(struct disk *d);
 };
 
@@ -68,6 +69,9 @@ int disk_write(struct disk *d, const void *p, size_t len, uint64_t off, struct e
 /* The range reads as zeros afterwards. */
 int disk_zero(struct disk *d, uint64_t len, uint64_t off, struct err *e);
 int disk_flush(struct disk *d, struct err *e);
+/* -EAGAIN when it has grown or shrunk, or is gone, since it was opened: what was read of it is not all, or never was.
+ */
+int disk_same_size(struct disk *d, struct err *e);
 void disk_close(struct disk *d); /* NULL is fine */
 static inline void disk_closep(struct disk **d)
 {

@@ -47,13 +47,21 @@ static int fault_flush(struct disk *d, struct err *e)
 	return disk_flush(((struct fault *)d)->lower, e);
 }
 
+static int fault_measure(struct disk *d, uint64_t *ret_size, struct err *e)
+{
+	struct disk *lower = ((struct fault *)d)->lower;
+
+	*ret_size = lower->size;
+	return lower->ops->measure ? lower->ops->measure(lower, ret_size, e) : 0;
+}
+
 static void fault_close(struct disk *d)
 {
 	free(d);
 }
 
 static const struct disk_ops fault_ops = {
-    .read = fault_read, .write = fault_write, .flush = fault_flush, .close = fault_close};
+    .read = fault_read, .write = fault_write, .flush = fault_flush, .measure = fault_measure, .close = fault_close};
 
 int disk_fault_new(struct disk *lower, uint64_t bad_off, uint64_t bad_len, unsigned times, struct disk **ret,
 		   struct err *e)

@@ -146,10 +146,6 @@ static void file_close(struct disk *d)
 	free(f);
 }
 
-static const struct disk_ops file_ops_ro = {.read = file_read, .flush = NULL, .close = file_close};
-static const struct disk_ops file_ops_rw = {
-    .read = file_read, .write = file_write, .flush = file_flush, .close = file_close};
-
 static int measure_device(struct file *f, struct err *e)
 {
 	uint64_t size;
@@ -179,6 +175,21 @@ static int measure(struct file *f, struct err *e)
 	f->disk.sector = 512;
 	return 0;
 }
+
+static int file_measure(struct disk *d, uint64_t *ret_size, struct err *e)
+{
+	struct file now = *(struct file *)d;
+	int r = measure(&now, e);
+
+	if (r == 0)
+		*ret_size = now.disk.size;
+	return r;
+}
+
+static const struct disk_ops file_ops_ro = {
+    .read = file_read, .flush = NULL, .measure = file_measure, .close = file_close};
+static const struct disk_ops file_ops_rw = {
+    .read = file_read, .write = file_write, .flush = file_flush, .measure = file_measure, .close = file_close};
 
 static int open_fds(struct file *f, const char *path, unsigned flags, struct err *e)
 {

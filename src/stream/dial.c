@@ -254,8 +254,13 @@ static int finish_commit(struct sender *s, struct err *e)
 
 int control_finish(struct sender *s, struct err *e)
 {
-	int r = control_do(s, finish_sync, e);
+	int r = 0;
 
+	/* A filesystem may have grown into what its disk gained, and been frozen so. */
+	for (size_t i = 0; r == 0 && i < s->ndisks; i++)
+		r = disk_same_size(s->disks[i], e);
+	if (r == 0)
+		r = control_do(s, finish_sync, e);
 	return r < 0 ? r : control_do(s, finish_commit, e);
 }
 

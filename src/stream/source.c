@@ -51,8 +51,11 @@ static int source_bad_add(struct sender *s, size_t disk, uint64_t off, uint64_t 
 static int source_sector_bad(struct sender *s, size_t disk, uint8_t *buf, size_t len, uint64_t off, struct err *e)
 {
 	struct err last = *e;
-	int r;
+	int r = disk_same_size(s->disks[disk], e);
 
+	/* What is not there any more is no bad spot, whatever is to be done about those. */
+	if (r < 0)
+		return r;
 	if (!s->p->zero_unreadable)
 		return err_set(e, -EIO,
 			       "cannot read '%s' at byte %llu (%.300s; tried %u times; replace the disk, or let "
