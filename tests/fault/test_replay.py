@@ -3,6 +3,7 @@
 The peer is written from docs/protocol.md: TLS by openssl's s_client, frames by hand."""
 import ctypes
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -45,14 +46,14 @@ class Peer:
         self.proc = subprocess.Popen(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-psk", rig.key.read_text().strip(), "-psk_identity", RUN,
              "-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256", "-quiet"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
         started.append(self.proc)
-        self.seq = 0
+        self.seq, self.patience = 0, 20
 
     def raw(self, data):
         try:
-            self.proc.stdin.write(data)
-            self.proc.stdin.flush()
+            while data:
+                data = data[self.proc.stdin.write(data):]
         except BrokenPipeError:
             pass
 
@@ -62,11 +63,18 @@ class Peer:
 
     def hear(self):
         """(type, payload); None: closed."""
-        head = self.proc.stdout.read(32)
+        assert select.select([self.proc.stdout], [], [], self.patience)[0], "neither answered nor closed"
+        head = self.read(32)
         if len(head) < 32:
             return None
         _, kind, _, length, _, _ = struct.unpack("<IHHIIQ", head[:24])
-        return kind, self.proc.stdout.read(length)
+        return kind, self.read(length)
+
+    def read(self, n):
+        got = b""
+        while len(got) < n and (more := self.proc.stdout.read(n - len(got))):
+            got += more
+        return got
 
     def hello(self, role, session, index=0):
         self.say(HELLO, struct.pack("<HHBBH", 1, 1, role, index, 0) + session)
