@@ -229,7 +229,13 @@ def test_sends(bench):
     assert streamrig.same(bench.tmp / "noise", bench.point / "noise")
 
 
-def test_failure_is_told(bench):
+@pytest.fixture
+def hasty(monkeypatch):
+    """An agent that gives a receiver up after five seconds."""
+    monkeypatch.setenv("REPLANT_RECONNECT", "5")
+
+
+def test_failure_is_told(hasty, bench):
     bench.center.task = task(1)
     failed = until(lambda: (t := bench.last_task()) and t["state"] == "failed" and t, 90)
     assert failed["error"]["message"] and failed["error"]["code"] and failed["error"]["temporary"] is True
