@@ -449,7 +449,9 @@ static int balance(struct track *t, size_t i, bool frozen, struct err *e)
 			return r;
 		if (!r) {
 			v = ledger_judge(base, &tally, frozen && !inflight);
-			if (v == LEDGER_BALANCED || (v == LEDGER_LOST && !inflight && try >= TRIES_COLLECT))
+			/* More submitted than accounted may still wait: ext4 discards even in a freeze. */
+			if (v == LEDGER_BALANCED ||
+			    (try >= TRIES_COLLECT && ledger_judge(base, &tally, false) == LEDGER_LOST))
 				break;
 		}
 		pause_ns(TRY_NS);
