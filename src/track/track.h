@@ -65,8 +65,7 @@ void track_mountinfo_free(struct track_mount *m, size_t n);
 #define TRACK_EPOCH 37     /* a UUID as text with its NUL */
 
 enum track_mode {
-	TRACK_BPF,    /* marks in memory shared with the kernel */
-	TRACK_TRACEFS /* a tracefs ring with loss counters */
+	TRACK_BPF /* marks in memory shared with the kernel */
 };
 
 struct track;
