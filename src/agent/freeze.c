@@ -143,7 +143,7 @@ int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
 {
 	int r;
 
-	freeze_let_go(f);
+	freeze_after(f, NULL); /* of one that was prepared and not made */
 	f->hooked = hooks;
 	r = hooks ? hooks_run(f->hooks, "pre-freeze", HOOK_SECONDS, false, e) : 0;
 	/* The mounts are looked up at every freeze: they may have changed since the last one. */

@@ -147,20 +147,32 @@ static void run_let_go(struct run *r)
 		run_log(r, LOG_LEVEL_WARN, "%s", e.msg);
 }
 
-/* Freezes behind a closed gate, or opens it again. */
-static int run_hold(struct run *r, double limit, bool hooks, char **ret_unfrozen, struct err *e)
+static int run_ready(struct run *r, bool hooks, struct err *e)
 {
 	int rc;
 
 	run_enter(r); /* looks at files, and may take its time to write back what is dirty */
 	rc = freeze_prepare(&r->freeze, hooks, e);
 	run_leave(r);
-	if (rc == 0) {
-		run_quiet(r);
-		rc = freeze_hold(&r->freeze, limit, ret_unfrozen, e);
-		if (rc < 0 && !r->freeze.guard)
-			run_unquiet(r);
-	}
+	if (rc < 0)
+		run_let_go(r);
+	return rc;
+}
+
+static int run_prepare(void *arg, struct err *e)
+{
+	return run_ready(arg, true, e);
+}
+
+/* Freezes behind a closed gate, or opens it again. */
+static int run_hold(struct run *r, double limit, char **ret_unfrozen, struct err *e)
+{
+	int rc;
+
+	run_quiet(r);
+	rc = freeze_hold(&r->freeze, limit, ret_unfrozen, e);
+	if (rc < 0 && !r->freeze.guard)
+		run_unquiet(r);
 	if (rc < 0)
 		run_let_go(r);
 	return rc;
@@ -174,7 +186,7 @@ static int run_freeze(void *arg, double limit, struct err *e)
 
 	run_log(r, LOG_LEVEL_INFO, "freezing the filesystems, expected %.1f s, at most %.1f s", r->expected_freeze,
 		limit);
-	rc = run_hold(r, limit, true, &unfrozen, e);
+	rc = run_hold(r, limit, &unfrozen, e);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&r->lock);
@@ -210,8 +222,10 @@ static int run_checkpoint(void *arg, double *ret_seconds, struct err *e)
 {
 	struct run *r = arg;
 	_cleanup_free_ char *unfrozen = NULL;
-	int rc = run_hold(r, RUN_MOMENT, false, &unfrozen, e);
+	int rc = run_ready(r, false, e);
 
+	if (rc == 0)
+		rc = run_hold(r, RUN_MOMENT, &unfrozen, e);
 	if (rc < 0)
 		return rc;
 	rc = track_guard_thaw(r->freeze.guard, ret_seconds, NULL, e);
@@ -335,6 +349,7 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 {
 	const struct task *t = &r->task;
 	const struct stream_send_ops ops = {.arg = r,
+					    .prepare = run_prepare,
 					    .freeze = run_freeze,
 					    .thaw = run_thaw,
 					    .checkpoint = run_checkpoint,

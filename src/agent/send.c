@@ -92,14 +92,20 @@ static bool send_cancelled(void *arg)
 	return send_interrupted;
 }
 
+static int send_prepare(void *arg, struct err *e)
+{
+	struct send *s = arg;
+
+	return freeze_prepare(&s->freeze, true, e);
+}
+
 static int send_freeze(void *arg, double limit, struct err *e)
 {
 	struct send *s = arg;
-	int r = freeze_prepare(&s->freeze, true, e);
+	int r;
 
 	free(take_ptr(&s->unfrozen));
-	if (r == 0)
-		r = freeze_hold(&s->freeze, limit, &s->unfrozen, e);
+	r = freeze_hold(&s->freeze, limit, &s->unfrozen, e);
 	if (r < 0)
 		freeze_after(&s->freeze, NULL);
 	return r;
@@ -262,6 +268,7 @@ static int send_run(struct send *s, struct err *e)
 	if (r == 0)
 		r = send_open(s, e);
 	if (r == 0 && !s->o->no_freeze) {
+		ops.prepare = send_prepare;
 		ops.freeze = send_freeze;
 		ops.thaw = send_thaw;
 		ops.checkpoint = send_checkpoint;

@@ -85,7 +85,6 @@ static bool rounds_enough(const struct rounds *r)
 int rounds_announce(struct rounds *r, double expect, struct err *e)
 {
 	struct sender *s = r->s;
-	int k;
 
 	pthread_mutex_lock(&s->lock);
 	s->progress.expected_freeze = expect;
@@ -94,7 +93,14 @@ int rounds_announce(struct rounds *r, double expect, struct err *e)
 	sender_phase(s, STREAM_FREEZING);
 	if (!sender_sleep(s, 0.25)) /* the news of the freeze goes out before it begins */
 		return err_set(e, -ECANCELED, "cancelled");
-	k = pass_run(s, PASS_PROBE, 0, e);
+	return s->ops->prepare ? s->ops->prepare(s->ops->arg, e) : 0;
+}
+
+int rounds_hush(struct rounds *r, struct err *e)
+{
+	struct sender *s = r->s;
+	int k = pass_run(s, PASS_PROBE, 0, e);
+
 	if (k < 0)
 		return k;
 	sender_quiet(s, true);
@@ -145,6 +151,8 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 	k = arena_map(s, 0, e);
 	if (k == 0)
 		k = rounds_announce(r, expect, e);
+	if (k == 0)
+		k = rounds_hush(r, e);
 	if (k < 0)
 		return k;
 	k = s->ops->freeze(s->ops->arg, limit, e);

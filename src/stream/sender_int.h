@@ -253,8 +253,10 @@ int rounds_run(struct sender *s, struct err *e);
 int rounds_read_used(struct rounds *r, bool live, struct err *e);
 /* Opens the next round in what is told. */
 void rounds_next(struct rounds *r, enum stream_phase phase);
-/* Tells of the freeze, then holds all callbacks back. */
+/* Tells of the freeze and has it prepared. */
 int rounds_announce(struct rounds *r, double expect, struct err *e);
+/* Right before it: each connection answers, and all callbacks are held back. */
+int rounds_hush(struct rounds *r, struct err *e);
 /* Thaws. k: how it went so far, and the result unless the thaw has a worse one. */
 int rounds_thaw(struct rounds *r, int k, struct err *e);
 

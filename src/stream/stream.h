@@ -127,10 +127,14 @@ struct stream_tracker {
 };
 
 /*
- * freeze and thaw are called in the thread that called stream_send(); the others in a thread of its own, one at a time.
+ * prepare, freeze, thaw and checkpoint are called in the thread that called stream_send(); the others in a thread of
+ * its own, one at a time.
  */
 struct stream_send_ops {
 	void *arg;
+	/* Before a freeze, while all is at work still: whatever may take its time and makes it shorter. NULL: nothing.
+	 */
+	int (*prepare)(void *arg, struct err *e);
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);

@@ -18,6 +18,7 @@
 #define TRACKED_SPEED    1e8    /* bytes per second read, as long as nothing was measured */
 #define TRACKED_TAINTS   2u     /* after so many the run compares */
 #define TRACKED_GROWN    16384u /* blocks (1 GiB) by which marks may let the used map grow before it is read again */
+#define TRACKED_LAST     3u     /* rounds between preparing and the freeze, at most */
 #define TRACKED_STATIC   0.9    /* of the shortest freeze expected so far: shorter is progress */
 
 _Static_assert(TRACK_BLOCK == STREAM_BLOCK, "a mark stands for a block");
@@ -176,14 +177,12 @@ static bool tracked_grown(const struct rounds *r)
 }
 
 /* ---- live rounds ---- */
-static int tracked_live(struct rounds *r, struct err *e)
+static int tracked_pass(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
 	double began = id_now_mono();
-	int k;
+	int k = pass_run(s, PASS_LIVE, 0, e);
 
-	rounds_next(r, r->round == 0 && !r->recalled ? STREAM_FULL : STREAM_COMPARE);
-	k = pass_run(s, PASS_LIVE, 0, e);
 	if (k < 0)
 		return k;
 	r->handled = s->total;
@@ -191,6 +190,12 @@ static int tracked_live(struct rounds *r, struct err *e)
 	for (size_t i = 0; i < s->ndisks; i++)
 		tracked_clear(&s->candidates[i]);
 	return 0;
+}
+
+static int tracked_live(struct rounds *r, struct err *e)
+{
+	rounds_next(r, r->round == 0 && !r->recalled ? STREAM_FULL : STREAM_COMPARE);
+	return tracked_pass(r, e);
 }
 
 static uint64_t tracked_arena(const struct sender *s)
@@ -330,6 +335,25 @@ static int tracked_deliver(struct rounds *r, enum pass_kind after, struct err *e
 	return k;
 }
 
+/* Preparing took time and wrote things: what that left is read while it may still take some. */
+static int tracked_last(struct rounds *r, struct err *e)
+{
+	int k = 0;
+
+	for (unsigned i = 0; i < TRACKED_LAST; i++) {
+		if (i > 0 && (double)tracked_pending(r->s) * STREAM_BLOCK <= tracked_budget(r) / 2)
+			break;
+		k = tracked_collect(r, e);
+		if (k < 0)
+			break;
+		tracked_use(r->s);
+		k = tracked_pass(r, e);
+		if (k < 0)
+			break;
+	}
+	return k;
+}
+
 static int tracked_final_try(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
@@ -340,6 +364,10 @@ static int tracked_final_try(struct rounds *r, struct err *e)
 
 	if (k == 0)
 		k = rounds_announce(r, expect, e);
+	if (k == 0)
+		k = tracked_last(r, e);
+	if (k == 0)
+		k = rounds_hush(r, e);
 	if (k < 0)
 		return k;
 	k = s->ops->freeze(s->ops->arg, limit, e);
