@@ -302,6 +302,7 @@ static int convert_place_chain(struct local *l, const char *job, const char *ima
 	r = local_path(l, &run, e, "chains/%s/%llu", job, (unsigned long long)ret->run);
 	r = r ?: local_path(l, &ret->dir, e, "images/%s", image);
 	ret->n = r == 0 ? local_disks(run.s) : 0;
+	r = r ?: local_chain_expect(l, job, image, e);
 	return r ?: local_fresh_dir(l, ret->dir.s, e);
 }
 

@@ -5,6 +5,7 @@
  * DIR/chains/JOB/open       the job may add runs: the newest layer stays even when no image needs it
  * DIR/chains/JOB/complete   number of the newest run that is complete
  * DIR/chains/JOB/boot       which boot of this host a run was last received in; gone when that ended in good order
+ * DIR/chains/JOB/expects    the image that is made next, or was made last
  * DIR/chains/JOB/N/         disks of run N: disk0.raw or disk0.qcow2 (backing ../M/disk0.*). While it is received the
  *                           directory is the user's and has the receiver's files, too; afterwards it is root's.
  *
@@ -513,6 +514,27 @@ int local_chain_complete(const struct local *l, const char *job, uint64_t number
 	snprintf(text, sizeof(text), "%llu\n", (unsigned long long)number);
 	r = r ?: chain_write(chain.s, "complete", text, e);
 	return r ?: chain_unlink(chain.s, "boot", e);
+}
+
+int local_chain_expect(const struct local *l, const char *job, const char *image, struct err *e)
+{
+	struct local_path chain;
+	int r = local_path(l, &chain, e, "chains/%s", job);
+
+	return r ?: chain_write(chain.s, "expects", image, e);
+}
+
+bool local_chain_is_expecting(const struct local *l, const char *job)
+{
+	_cleanup_free_ char *image = NULL;
+	struct local_path path, dir, manifest;
+
+	if (local_path(l, &path, NULL, "chains/%s/expects", job) < 0 ||
+	    io_read_file(path.s, 64, &image, NULL, NULL) < 0 || !id_is("image", image) ||
+	    local_path(l, &dir, NULL, "images/%s", image) < 0 ||
+	    local_path(l, &manifest, NULL, "images/%s/manifest.json", image) < 0)
+		return false;
+	return access(dir.s, F_OK) == 0 && access(manifest.s, F_OK) < 0;
 }
 
 int local_chain_close(const struct local *l, const char *job, struct err *e)

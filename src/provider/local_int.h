@@ -95,6 +95,9 @@ int local_chain_begin(const struct local *l, const char *job, uint64_t number, s
 int local_chain_rest(const struct local *l, const char *job, uint64_t number, struct err *e);
 /* The run is committed: its files change no more. */
 int local_chain_complete(const struct local *l, const char *job, uint64_t number, struct err *e);
+/* The image, whose overlays are about to be made, isn't finished: until it is, nothing below it is rearranged. */
+int local_chain_expect(const struct local *l, const char *job, const char *image, struct err *e);
+bool local_chain_is_expecting(const struct local *l, const char *job);
 /* The job adds no more. */
 int local_chain_close(const struct local *l, const char *job, struct err *e);
 /* "diskN.raw" or "diskN.qcow2", whatever the run has, and its format (static); -ENOENT. */
@@ -121,7 +124,7 @@ int local_chain_share_image(struct local *l, const char *image, char chain[ID_MA
 
 /* ---- local_trim.c ---- */
 int local_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e);
-/* One chain, which is owned. */
+/* One chain, which is owned. -EBUSY: not while its newest image isn't finished. */
 int local_trim_chain(struct local *l, const char *job, const struct provider_watch *w, struct err *e);
 
 /* ---- local_appliance.c ---- */

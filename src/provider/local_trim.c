@@ -343,6 +343,8 @@ int local_trim_chain(struct local *l, const char *job, const struct provider_wat
 	struct local_path dir;
 	int r = local_chain_read(l, job, &t.runs, e);
 
+	if (r == 0 && t.runs.open && local_chain_is_expecting(l, job))
+		return err_set(e, -EBUSY, "an image on it is being made");
 	r = r ?: local_chain_images(l, job, trim_hold, &t, e);
 	if (r < 0)
 		return r;
@@ -382,7 +384,8 @@ int local_trim(struct provider *p, const struct provider_watch *w, bool *ret_lef
 		}
 		k = local_trim_chain(l, d->d_name, w, &why);
 		local_chain_disown(l, d->d_name);
-		if (k < 0 && r == 0) /* one that can't be trimmed doesn't keep the others from it */
+		*ret_left |= k == -EBUSY;
+		if (k < 0 && k != -EBUSY && r == 0) /* one that can't be trimmed doesn't keep the others from it */
 			r = err_set(e, k, "layers of '%s': %s", d->d_name, why.msg);
 	}
 	closedir(list);

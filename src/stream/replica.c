@@ -187,10 +187,12 @@ static int replica_open_raw(int dirfd, unsigned index, struct replica *r, struct
 /* A raw file that was begun stays the replica, whatever size the source's disk takes next. */
 static bool replica_layer_fits(int dirfd, unsigned index, const struct disk *layer, uint64_t size)
 {
-	char name[32];
+	char raw[32], qcow2[32];
 
-	replica_file(name, sizeof(name), index, "raw");
-	return layer && layer->size == size && faccessat(dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0;
+	replica_file(raw, sizeof(raw), index, "raw");
+	replica_file(qcow2, sizeof(qcow2), index, "qcow2");
+	return layer && layer->size == size && faccessat(dirfd, raw, F_OK, AT_SYMLINK_NOFOLLOW) < 0 &&
+	       faccessat(dirfd, qcow2, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 static int replica_open_files(int dirfd, unsigned index, const struct codec_digest *digest, uint32_t sector,

@@ -374,6 +374,23 @@ def test_disks_that_change(folder):
     assert bench.layers() == {"4": ["disk0.raw", "disk1.raw"]}
 
 
+def test_no_trimming_below_an_image_in_the_making(bench):
+    """Between conversion and image: the overlays name their layer, and no manifest says so yet."""
+    bench.run(1)
+    bench.change()
+    bench.sync(2)
+    bench.remove("image-" + "1".zfill(16))
+    (bench.chain / "expects").write_text("image-" + "2".zfill(16))
+    (bench.dir / "images" / ("image-" + "2".zfill(16))).mkdir()
+    assert json.loads(bench.trim().stdout.splitlines()[-1]) == {"left": True}
+    assert sorted(bench.layers()) == ["1", "2"]
+    (bench.dir / "images" / ("image-" + "2".zfill(16))).rmdir()
+    bench.image(2)
+    assert json.loads(bench.trim().stdout.splitlines()[-1]) == {"left": False}
+    assert bench.layers() == {"2": ["disk0.raw"]}
+    bench.check()
+
+
 def test_a_run_without_an_image_is_done_again(bench):
     bench.run(1)
     bench.change()
