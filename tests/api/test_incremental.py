@@ -124,7 +124,7 @@ def test_the_schedule(fresh):
 
 
 def test_a_run_that_fails_is_tried_again_next_time(fresh):
-    center = fresh(HOUR=1, PATIENCE=1)
+    center = fresh(HOUR=1, PATIENCE=1, ABSENCE=1)
     agent = center.agent()
     job = job_of(center, agent, interval_hours=1)
     task, row = one_run(center, agent, job)
@@ -137,7 +137,7 @@ def test_a_run_that_fails_is_tried_again_next_time(fresh):
 
 
 def test_a_first_run_that_fails_waits_for_a_person(fresh):
-    center = fresh(HOUR=0.5, PATIENCE=0.5)
+    center = fresh(HOUR=0.5, PATIENCE=0.5, ABSENCE=0.5)
     agent = center.agent()
     job = job_of(center, agent, interval_hours=1)
     assert center.wait_job(job, "in_error", timeout=30)["next_run"] is None
