@@ -1,7 +1,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/tcp.h> /* glibc's tcp_info ends before what link_peer_limited() wants */
+#include <linux/tcp.h> /* glibc's tcp_info ends before what link_in_flight() wants */
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -124,7 +124,7 @@ static bool link_may_send(struct wire_link *l, size_t n)
 	double begun = id_now_mono();
 	bool r = !l->env.rate || wire_rate_take(l->env.rate, link_cost(l, n), l->env.stop);
 
-	l->waited += id_now_mono() - begun;
+	l->rated += id_now_mono() - begun;
 	return r;
 }
 
@@ -137,26 +137,32 @@ static int link_wait_to_write(struct wire_link *l, struct err *e)
 	return r;
 }
 
-/* Seconds that the peer's closed window has cost; kernels before 4.9 don't know. */
-static double link_peer_limited(const struct wire_link *l)
+/*
+ * Seconds in which data was on its way and the peer had room for it. On a busy machine being woken late is a wait, too,
+ * but none of the line's. < 0: a kernel before 4.9 doesn't know.
+ */
+static double link_in_flight(const struct wire_link *l)
 {
 	struct tcp_info info = {0};
 	socklen_t len = sizeof(info);
 
-	if (getsockopt(l->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0)
-		return 0;
-	return (double)info.tcpi_rwnd_limited / 1e6;
+	if (getsockopt(l->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0 ||
+	    len < offsetof(struct tcp_info, tcpi_sndbuf_limited))
+		return -1;
+	return (double)(info.tcpi_busy_time - MIN(info.tcpi_rwnd_limited, info.tcpi_busy_time)) / 1e6;
 }
 
 void wire_waited(struct wire_link *l, uint64_t *ret_bytes, double *ret_seconds)
 {
-	double limited = link_peer_limited(l);
+	double flown = link_in_flight(l), room = l->waited;
 
+	if (flown >= 0)
+		room = MIN(room, MAX(flown - l->flown, 0.0));
 	*ret_bytes = l->written;
-	*ret_seconds = MAX(l->waited - (limited - l->peer_limited), 0.0);
+	*ret_seconds = l->rated + room;
 	l->written = 0;
-	l->waited = 0;
-	l->peer_limited = limited;
+	l->waited = l->rated = 0;
+	l->flown = flown;
 }
 
 int link_flush(struct wire_link *l, struct err *e)

@@ -29,9 +29,9 @@ struct wire_link {
 	bool server;
 	short want; /* poll events after -EAGAIN */
 	/* for wire_waited() */
-	uint64_t written;    /* bytes */
-	double waited;       /* seconds for the rate and for room in the socket */
-	double peer_limited; /* of those, told earlier as the peer's */
+	uint64_t written;     /* bytes */
+	double rated, waited; /* seconds for the rate, and for room in the socket */
+	double flown;         /* what link_in_flight() said last */
 	atomic_bool shut;
 	int sys_errno; /* of the socket, kept for messages */
 	uint64_t tx_seq, rx_seq;
