@@ -67,15 +67,15 @@ static void test_exact(void **state)
 
 	assert_int_equal(wire_rate_new(100, &r, NULL), 0);
 	assert_true(wire_rate_is_limited(r));
-	check(r, 1, 0.7, 12.5e6);
-	check(r, 4, 0.7, 12.5e6);
+	check(r, 1, 2.4, 12.5e6);
+	check(r, 4, 2.4, 12.5e6);
 	wire_rate_set(r, 40);
-	check(r, 4, 1, 5e6);
+	check(r, 4, 2.4, 5e6);
 	wire_rate_set(r, 0);
 	assert_false(wire_rate_is_limited(r));
 	assert_true(run(r, 1, 0.1) > 1e9);
 	wire_rate_set(r, 80);
-	check(r, 2, 1, 10e6);
+	check(r, 2, 2.4, 10e6);
 	wire_rate_free(r);
 }
 
