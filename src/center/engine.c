@@ -521,7 +521,7 @@ static bool clockwork_sleep(struct engine *en)
 	struct timespec ts;
 	bool go_on;
 
-	clock_gettime(CLOCK_REALTIME, &ts);
+	clock_gettime(CLOCK_MONOTONIC, &ts);
 	ts.tv_sec += (time_t)en->s.tick;
 	ts.tv_nsec += (long)((en->s.tick - (double)(time_t)en->s.tick) * 1e9);
 	if (ts.tv_nsec >= 1000000000L) {

@@ -111,7 +111,7 @@ struct engine {
 
 	/* Order: the store's lock, then this one. Nothing here calls the store while it holds this. */
 	pthread_mutex_t lock;
-	pthread_cond_t changed; /* a thread left, or stopping */
+	pthread_cond_t changed; /* a thread left, or stopping; monotonic */
 	bool stopping;
 	struct live *live;
 	struct task *tasks;

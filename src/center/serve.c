@@ -245,6 +245,17 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	return r;
 }
 
+/* Waits go by the clock that nobody sets: with the wall clock set back, a tick would last as long as that. */
+static void engine_cond_init(pthread_cond_t *c)
+{
+	pthread_condattr_t attr;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(c, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
 static int serve_open(struct engine *en, const sigset_t *set, struct err *e)
 {
 	struct pki pki = {0};
@@ -273,7 +284,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	en->s = *s;
 	apply_defaults(&en->s);
 	pthread_mutex_init(&en->lock, NULL);
-	pthread_cond_init(&en->changed, NULL);
+	engine_cond_init(&en->changed);
 	if (!realpath(s->state, en->state)) {
 		r = err_sys(e, "cannot use state directory '%s'", s->state);
 		free(en);

@@ -250,7 +250,7 @@ static bool outcome_wait(struct engine *en, enum task_kind kind, const char *id,
 	struct task *t;
 	ENGINE_LOCK(en);
 
-	clock_gettime(CLOCK_REALTIME, &end);
+	clock_gettime(CLOCK_MONOTONIC, &end);
 	end.tv_sec += REMOVE_WAIT;
 	while (!o->ended && pthread_cond_timedwait(&en->changed, &en->lock, &end) == 0)
 		;
