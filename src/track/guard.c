@@ -657,6 +657,10 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 		goto fail;
 	if (guard_receive(g, GUARD_FREEZE, &hello) < 0)
 		hello.code = -EPIPE;
+	if (hello.code == -EPIPE || hello.code == -EIO) {
+		r = err_set(e, -ENOMEM, "the freeze guard was killed while it started (is there enough memory?)");
+		goto fail;
+	}
 	if (hello.code < 0) {
 		errno = -hello.code;
 		r = err_sys(e, "cannot lock the freeze guard into memory (it needs root or CAP_IPC_LOCK)");

@@ -449,3 +449,68 @@ def test_frozen_by_somebody_else(scene, rig):
     scene.free(60)
     s = rig.sender(r.port, scene.devices, freeze=True)
     assert s.finish() == 0 and r.finish() == 0, s.stderr
+
+
+# ---- memory ----
+
+class Group:
+    """A cgroup with a limit of memory, version 1 or 2."""
+
+    def __init__(self, limit):
+        old, new = pathlib.Path("/sys/fs/cgroup/memory"), pathlib.Path("/sys/fs/cgroup")
+        self.path = (old if old.exists() else new) / f"replant-test-{os.getpid()}"
+        try:
+            self.path.mkdir()
+            (self.path / ("memory.limit_in_bytes" if old.exists() else "memory.max")).write_text(str(limit))
+        except OSError as e:
+            if self.path.exists():
+                self.path.rmdir()
+            pytest.skip(f"no memory cgroups here: {e}")
+
+    def prefix(self):
+        return ["sh", "-c", f'echo $$ > {self.path}/cgroup.procs && exec "$@"', "sh"]
+
+    def close(self):
+        until(lambda: not (self.path / "cgroup.procs").read_text(), what="the end of all in the group")
+        until(self.gone, what="the end of the group")
+
+    def gone(self):
+        try:
+            self.path.rmdir()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("mib", [24, 48])
+def test_little_memory(scene, rig, mib):
+    """A success, an error in words, or the kernel's kill; never a freeze that stays, and with memory it goes on."""
+    fill(scene, 24 * MIB)
+    r = rig.receiver()
+    group = Group(mib * MIB)
+    try:
+        s = rig.sender(r.port, scene.devices, freeze=True, prefix=group.prefix())
+        code = s.finish(60)
+    finally:
+        group.close()
+    print(f"{mib} MiB: {code} {s.stderr.strip()}")
+    assert code in (0, -signal.SIGKILL) or (code in (1, 75) and "memory" in s.stderr)
+    assert not scene.holders()
+    scene.free()
+    if code != 0:
+        s = rig.sender(r.port, scene.devices, freeze=True)
+        assert s.finish() == 0, s.stderr
+    assert r.finish() == 0
+    sound(scene, rig)
+
+
+@pytest.mark.parametrize("mib", [40, 70])
+def test_address_space_runs_out(scene, rig, mib):
+    """mmap() fails: said in words, before anything is frozen."""
+    r = rig.receiver()
+    s = rig.sender(r.port, scene.devices, freeze=True, prefix=["prlimit", f"--as={mib * MIB}"])
+    code = s.finish(60)
+    print(f"{mib} MiB:", code, s.stderr)
+    assert code in (1, 75) and ("memory" in s.stderr or "cannot start a thread" in s.stderr)
+    assert scene.free() < 2
+    r.kill()
