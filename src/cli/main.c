@@ -81,7 +81,8 @@ static const struct opt job_opts[] = {
 static const struct opt set_opts[] = {
     {"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
     {"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
-    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest", 0, 10},
+    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest, or auto", 0, 10,
+     .word = "auto"},
     {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s, 0 for none", 0, 100000},
     {"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS", "how long the server may be frozen, 1 to 60", 1, 60},
     OPT_INTERVAL,

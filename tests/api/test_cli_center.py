@@ -304,8 +304,8 @@ def test_incremental(cli, center):
     assert row["image"] in lines[1]
     assert [r["number"] for r in json.loads(cli.run("jobs", "runs", "again", "--json").stdout)["items"]] == [3, 2, 1]
     assert cli.run("images", "show", "again-run3").returncode == 0
-    assert cli.run("jobs", "set", "again", "--rate", 50, "--interval", 12).returncode == 0
-    assert {"rate_mbit": 50, "interval_hours": 12}.items() <= center.job(job)["parameters"].items()
+    assert cli.run("jobs", "set", "again", "--rate", 50, "--interval", 12, "--compression", "auto").returncode == 0
+    assert {"rate_mbit": 50, "interval_hours": 12, "compression": "auto"}.items() <= center.job(job)["parameters"].items()
     for words in (("set", "again"), ("set", "again", "--interval", "soon"), ("create", agent.source, "--interval", "-3h")):
         assert cli.run("jobs", *words).returncode == 2, words
     assert cli.run("jobs", "set", "again", "--interval", "9d").returncode == 1
