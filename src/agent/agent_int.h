@@ -174,6 +174,8 @@ struct freeze {
 };
 /* While all is at work still: hooks "pre-freeze", if asked for; what is dirty is written back. */
 int freeze_prepare(struct freeze *f, bool hooks, struct err *e);
+/* Writes back what has become dirty since. */
+void freeze_sync(const struct freeze *f);
 /* Freezes, then runs the hooks "post-freeze". *ret_unfrozen: as track_guard_freeze(). */
 int freeze_hold(struct freeze *f, double limit, char **ret_unfrozen, struct err *e);
 /* Thaws. -EAGAIN: something was mounted meanwhile. */

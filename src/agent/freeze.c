@@ -129,7 +129,7 @@ static int hooks_run(const char *dir, const char *when, double seconds, bool all
 
 /* ---- freezing ---- */
 /* Written back now, it need not be while writers wait. */
-static void freeze_sync(const struct freeze *f)
+void freeze_sync(const struct freeze *f)
 {
 	for (size_t i = 0; i < f->nmounts; i++) {
 		_cleanup_close_ int fd = open(f->mounts[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);

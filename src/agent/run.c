@@ -159,9 +159,16 @@ static int run_ready(struct run *r, bool hooks, struct err *e)
 	return rc;
 }
 
-static int run_prepare(void *arg, struct err *e)
+static int run_prepare(void *arg, bool again, struct err *e)
 {
-	return run_ready(arg, true, e);
+	struct run *r = arg;
+
+	if (!again)
+		return run_ready(r, true, e);
+	run_enter(r);
+	freeze_sync(&r->freeze);
+	run_leave(r);
+	return 0;
 }
 
 /* Freezes behind a closed gate, or opens it again. */

@@ -92,11 +92,14 @@ static bool send_cancelled(void *arg)
 	return send_interrupted;
 }
 
-static int send_prepare(void *arg, struct err *e)
+static int send_prepare(void *arg, bool again, struct err *e)
 {
 	struct send *s = arg;
 
-	return freeze_prepare(&s->freeze, true, e);
+	if (!again)
+		return freeze_prepare(&s->freeze, true, e);
+	freeze_sync(&s->freeze);
+	return 0;
 }
 
 static int send_freeze(void *arg, double limit, struct err *e)

@@ -93,7 +93,7 @@ int rounds_announce(struct rounds *r, double expect, struct err *e)
 	sender_phase(s, STREAM_FREEZING);
 	if (!sender_sleep(s, 0.25)) /* the news of the freeze goes out before it begins */
 		return err_set(e, -ECANCELED, "cancelled");
-	return s->ops->prepare ? s->ops->prepare(s->ops->arg, e) : 0;
+	return s->ops->prepare ? s->ops->prepare(s->ops->arg, false, e) : 0;
 }
 
 int rounds_hush(struct rounds *r, struct err *e)
@@ -101,6 +101,8 @@ int rounds_hush(struct rounds *r, struct err *e)
 	struct sender *s = r->s;
 	int k = pass_run(s, PASS_PROBE, 0, e);
 
+	if (k == 0 && s->ops->prepare)
+		k = s->ops->prepare(s->ops->arg, true, e);
 	if (k < 0)
 		return k;
 	sender_quiet(s, true);

@@ -132,9 +132,11 @@ struct stream_tracker {
  */
 struct stream_send_ops {
 	void *arg;
-	/* Before a freeze, while all is at work still: whatever may take its time and makes it shorter. NULL: nothing.
+	/*
+	 * Before a freeze, while all is at work still: whatever takes its time and makes the freeze shorter. again: it
+	 * was called before for the same freeze, only what has gathered since matters. NULL: there is nothing.
 	 */
-	int (*prepare)(void *arg, struct err *e);
+	int (*prepare)(void *arg, bool again, struct err *e);
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);

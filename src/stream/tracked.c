@@ -341,7 +341,10 @@ static int tracked_last(struct rounds *r, struct err *e)
 	int k = 0;
 
 	for (unsigned i = 0; i < TRACKED_LAST; i++) {
-		if (i > 0 && (double)tracked_pending(r->s) * STREAM_BLOCK <= tracked_budget(r) / 2)
+		/* What is only in the page cache isn't marked yet, and would be written while frozen. */
+		if (i > 0 && r->s->ops->prepare)
+			k = r->s->ops->prepare(r->s->ops->arg, true, e);
+		if (k < 0 || (i > 0 && (double)tracked_pending(r->s) * STREAM_BLOCK <= tracked_budget(r) / 2))
 			break;
 		k = tracked_collect(r, e);
 		if (k < 0)
