@@ -55,6 +55,7 @@ struct source {
 	atomic_bool cancelled;
 	unsigned cancel; /* in this collect; 0: never */
 	char epoch[40];
+	double flush; /* seconds a checkpoint claims */
 };
 
 static char dir[64], baseline[64];
@@ -312,7 +313,7 @@ static int checkpoint(void *arg, double *ret_seconds, struct err *e)
 	s->checkpoints++;
 	pthread_rwlock_wrlock(&s->gate);
 	pthread_rwlock_unlock(&s->gate);
-	*ret_seconds = 0.001;
+	*ret_seconds = s->flush > 0 ? s->flush : 0.001;
 	return 0;
 }
 
@@ -712,6 +713,30 @@ static void test_mismatch(void **state)
 	source_release(&s);
 }
 
+/* A writer that can't be followed, and a freeze nobody has allowed: the reason is told with its figures. */
+static void test_does_not_converge(void **state)
+{
+	const struct stream_send_params hasty = {.patience = 0.3, .frozen_memory = 4 * STREAM_BLOCK};
+	struct stream_result res;
+	struct err e = {0};
+	struct source s;
+
+	source_init(&s, 31);
+	s.flush = 20;
+	source_start(&s);
+	assert_int_equal(run(&s, &hasty, &res, &e), -ETIMEDOUT);
+	assert_non_null(strstr(e.msg, "the bottleneck is the "));
+	assert_non_null(strstr(e.msg, "allow a longer freeze"));
+	assert_int_equal(s.freezes, 0);
+	/* The same for a shorter one: frozen longer than wished, and right. */
+	s.flush = 0.001;
+	good(&s, &hasty, &res);
+	source_stop(&s);
+	check(&s, 0);
+	stream_result_release(&res);
+	source_release(&s);
+}
+
 static void test_gauge(void **state)
 {
 	assert_true(gauge_converge(100, 200, 10, 50) == 0);
@@ -733,6 +758,7 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_baseline_invalid, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_mismatch, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_does_not_converge, setup, teardown),
 	    cmocka_unit_test(test_gauge),
 	};
 
