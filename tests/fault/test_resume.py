@@ -184,6 +184,7 @@ def test_address_of_the_source_changes(link, disk):
     link.check(disk, link.net.source.sent() - link.start, 1)
 
 
+@LONG
 def test_address_of_the_receiver_changes(link, disk):
     """The sender of the old address gives up; told the new one it goes on."""
     link.receive()
@@ -216,6 +217,7 @@ def test_route_is_taken_away(link, small, kind):
     link.check(small, link.net.source.sent() - link.start, 1)
 
 
+@LONG
 def test_slow_link_is_not_a_dead_one(link, small):
     """What lies in the sender's own buffers takes longer to go out than an answer may take."""
     link.receive()
