@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -246,9 +247,9 @@ def start(argv, place=(), **kw):
     return Process([str(a) for a in (*place, *argv)], **kw).watch()
 
 
-def stop(p):
+def stop(p, group=False):
     if p.poll() is None:
-        p.terminate()
+        os.killpg(p.pid, signal.SIGTERM) if group else p.terminate()
     p.wait()
 
 

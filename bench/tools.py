@@ -198,7 +198,7 @@ class Partclone(Tool):
         self.server = lab.start(
             ["bash", "-o", "pipefail", "-c", f"socat -b 262144 -u OPENSSL-LISTEN:{self.port},bind={self.place.address},cert={self.dir}/crt,"
              f"key={self.dir}/key,verify=0 - | zstd -dc | partclone.restore -C -L /dev/null -s - -O {target} 2>{self.dir}/log"
-             f" && sync -f {target}"], self.place.destination)
+             f" && sync -f {target}"], self.place.destination, start_new_session=True)
         lab.listening(self.place.destination, self.port)
 
     def transfer(self, disk):
@@ -208,4 +208,4 @@ class Partclone(Tool):
         lab.finished(self.server, "partclone.restore")
 
     def after(self):
-        lab.stop(self.server)
+        lab.stop(self.server, group=True)
