@@ -4,7 +4,6 @@ For what needs a kernel of its own (device-mapper, tracepoints, disks that come 
 Commands go through a virtio-serial port to a shell that is process 1; other ports are free for a test's own programs.
 """
 
-import contextlib
 import dataclasses
 import lzma
 import os
@@ -24,18 +23,17 @@ KERNELS = {"bookworm": None, "bullseye": "debian11-plain", "trixie": "debian13-p
 
 TOOLS = """bash uname uniq cut seq cat chmod cp date dd df dirname echo head ls mkdir mkfifo mknod mv od rm rmdir sleep sort stat sync tail
     touch tr truncate wc grep sed cmp mount umount modprobe rmmod dmesg kill
-    blkdiscard blockdev fallocate findmnt flock fsfreeze fstrim losetup partx sfdisk addpart delpart dmsetup
+    blkdiscard blockdev fallocate findmnt flock fsfreeze fstrim losetup partx sfdisk addpart delpart dmsetup mdadm
     mkfs.ext4 mkfs.xfs mkfs.btrfs e2fsck xfs_repair xfs_io btrfs fio sqlite3""".split()
 MODULES = """virtio_pci virtio_blk virtio_scsi virtio_console sd_mod ext4 xfs btrfs loop dm-mod dm-log-writes dm-delay
-    dm-flakey null_blk scsi_debug brd acpiphp crc32c_generic crc32c-intel""".split()
-# Not before a test asks: these make disks as soon as they are there.
-LATE = {"null_blk", "scsi_debug", "brd", "loop"}
+    dm-flakey dm-linear raid0 raid1 null_blk scsi_debug brd acpiphp crc32c_generic crc32c-intel""".split()
 
 INIT = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t bpf bpf /sys/fs/bpf; mount -t tracefs tracing /sys/kernel/tracing
-modprobe -qa @MODULES@
+# the rest is loaded when it is asked for
+modprobe -qa virtio_pci virtio_blk virtio_console virtio_scsi
 for port in /sys/class/virtio-ports/*; do
     read -r name <$port/name
     mknod -m 600 /dev/lab.$name c $(tr : ' ' <$port/dev)
@@ -143,7 +141,7 @@ def _root(source, folder):
         shutil.copy(here, place)
     (folder / "etc" / "mtab").symlink_to("/proc/mounts")
     init = folder / "init"
-    init.write_text(INIT.replace("@MODULES@", " ".join(name for name in MODULES if name not in LATE)))
+    init.write_text(INIT)
     init.chmod(0o755)
     _modules(source, (source / "version").read_text().strip(), folder)
 
@@ -347,7 +345,7 @@ class Quick:
     def spawn(self, name, script):
         """Goes on in the background; join() tells how it ended."""
         self.sh(f"rm -f /run/{name}.code\ncat >/run/{name}.sh <<'@@END@@'\n{script}\n@@END@@\n"
-                f"( bash /run/{name}.sh >/run/{name}.out 2>&1; echo $? >/run/{name}.code.new; "
+                f"( set +e; bash /run/{name}.sh >/run/{name}.out 2>&1; echo $? >/run/{name}.code.new; "
                 f"mv /run/{name}.code.new /run/{name}.code ) </dev/null >/dev/null 2>&1 &")
 
     def ended(self, name):
@@ -396,10 +394,3 @@ class Quick:
     def reset(self):
         self.machine.qmp.command("system_reset")
         self.attach()
-
-
-@contextlib.contextmanager
-def booted(suite, disks, folder, **settings):
-    vm = Quick(suite, disks, folder, **settings)
-    with vm:
-        yield vm
