@@ -6,7 +6,7 @@
  *   copy I TARGET: all of it   rounds I TARGET N MS: N such collects, MS apart
  *   audit live|frozen          drop SUBMIT COMPLETE: loses one event in so many of each kind
  *   grace on|off: off, what was in flight isn't given once more, which must be noticed
- *   settle, restart, epoch, pending I, counts I, detach, close, remove PIN
+ *   settle, restart, epoch, pending I, counts I, detach, close, remove PIN, quit
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -270,6 +270,11 @@ int main(void)
 		text = strdup(line); /* the disks' names stay */
 		for (char *w = strtok_r(text, " \n", &rest); w && n < WORDS - 1; w = strtok_r(NULL, " \n", &rest))
 			words[n++] = w;
+		if (n && strcmp(words[0], "quit") == 0) {
+			printf("ok\n");
+			free(text);
+			break;
+		}
 		r = n ? run(words, n, &e) : err_set(&e, -EINVAL, "no command");
 		if (r)
 			answer(r, &e);

@@ -3,6 +3,7 @@
 import mmap
 import os
 import pathlib
+import time
 
 from tests.lab import cache, qemu, quick
 
@@ -36,7 +37,7 @@ class Tracker:
     def __init__(self, vm, name="tool"):
         self.vm, self.name = vm, name
         self.port = vm.port(name)
-        vm.spawn(f"mark-{name}", f"exec mark_tool <>/dev/lab.{name} >&0")
+        vm.spawn(f"mark-{name}", f"echo $$ >/run/mark-{name}.pid; exec mark_tool <>/dev/lab.{name} >&0")
 
     def post(self, *words):
         """Asks without waiting; answer() fetches."""
@@ -83,8 +84,18 @@ class Tracker:
 
     def kill(self):
         """As an agent dies."""
-        self.vm.sh("for p in /proc/[0-9]*; do [[ $(readlink $p/exe) == */mark_tool ]] && kill -9 ${p#/proc/}; done; true")
-        self.vm.sh("while pgrep mark_tool; do sleep 0.05; done" if False else "sleep 0.1")
+        self.vm.sh(f"kill -9 $(cat /run/mark-{self.name}.pid)")
+        self._gone()
+
+    def close(self):
+        self.ask("quit")
+        self._gone()
+
+    def _gone(self):
+        end = time.monotonic() + 30
+        while not self.vm.ended(f"mark-{self.name}"):
+            assert time.monotonic() < end, "the tool does not end"
+            time.sleep(0.05)
 
 
 def machine(suite, folder, disks, **settings):

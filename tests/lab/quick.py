@@ -177,6 +177,7 @@ class Disk:
     path: os.PathLike = None
     bus: str = "virtio"  # or scsi, or "" to plug it later
     throttle: bool = False  # writes can be held back: see Quick.hold()
+    bad: int = 0  # writes that touch this sector fail
     serial: str = ""
 
 
@@ -245,8 +246,12 @@ class Quick:
                 with open(path, "wb") as raw:
                     raw.truncate(disk.size << 20)
             file = f"{disk.name}-file" if disk.throttle else disk.name
-            args += ["-blockdev", f"driver=raw,node-name={file},discard=unmap,cache.no-flush=on,"
-                     f"file.driver=file,file.aio=threads,file.filename={path}"]
+            place = f"file.driver=file,file.filename={path}"
+            if disk.bad:
+                place = (f"file.driver=blkdebug,file.inject-error.0.event=write_aio,"
+                         f"file.inject-error.0.iotype=write,file.inject-error.0.sector={disk.bad},"
+                         f"file.image.driver=file,file.image.filename={path}")
+            args += ["-blockdev", f"driver=raw,node-name={file},discard=unmap,cache.no-flush=on,{place}"]
             if disk.throttle:
                 args += ["-object", f"throttle-group,id={disk.name}-limits,x-iops-write=0",
                          "-blockdev", f"driver=throttle,node-name={disk.name},throttle-group={disk.name}-limits,file={file}"]
