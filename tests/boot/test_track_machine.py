@@ -18,6 +18,8 @@ DISKS = ["data", "log", "replica", "slow", "copy", "bad", "left", "right", "hot"
 
 
 def dev(name):
+    if name == "scsi":
+        return "/dev/sda"
     return f"/dev/vd{chr(ord('a') + DISKS.index(name))}"
 
 
@@ -30,8 +32,9 @@ def machines(tmp_path_factory):
         if suite not in started:
             disks = [quick.Disk("data", 384), quick.Disk("log", 16384), quick.Disk("replica", 384),
                      quick.Disk("slow", 64, throttle=True), quick.Disk("copy", 512), quick.Disk("bad", 16, bad=12345),
-                     quick.Disk("left", 256), quick.Disk("right", 256), quick.Disk("hot", 32)]
+                     quick.Disk("left", 256), quick.Disk("right", 256), quick.Disk("hot", 32), quick.Disk("scsi", 32, bus="scsi")]
             started[suite] = tracking.machine(suite, tmp_path_factory.mktemp(suite), disks).start()
+            started[suite].sh("modprobe sd_mod; for i in {1..100}; do [[ -b /dev/sda ]] && exit; sleep 0.05; done; exit 1")
         return started[suite]
 
     yield give
@@ -166,23 +169,25 @@ def test_lost_events_are_noticed(tracked):
 
 
 @pytest.mark.parametrize("suite", SUITES if LONG else ["bullseye"])
-def test_discards_zeroes_and_tables(tracked, suite):
-    vm, tracker = tracked(suite, "hot")
-    d = dev("hot")
+@pytest.mark.parametrize("name", ["hot", "scsi"])
+def test_discards_zeroes_and_tables(tracked, suite, name):
+    vm, tracker = tracked(suite, name)
+    d = dev(name)
     for step in (f"dd if=/dev/urandom of={d} bs=1M count=32 oflag=direct", f"blkdiscard -z -o 1M -l 5M {d}",
                  f"blkdiscard -o 9M -l 3M {d}", f"echo ',8M' | sfdisk -q {d}; blockdev --rereadpt {d}",
                  f"dd if=/dev/urandom of={d}1 bs=4k seek=100 count=9; sync {d}1", f"mkfs.ext4 -q -F {d}1",
                  f"dd if=/dev/urandom of={d} bs=512 seek=65535 count=1 oflag=direct", f"blkdiscard -f {d} || blkdiscard {d}",
                  f"blkdiscard -z {d}"):
-        before = vm.path("hot").read_bytes()
+        before = vm.path(name).read_bytes()
         vm.sh(f"{step} 2>&1; sync {d}")
         tracker.ask("audit", "frozen")
         given = tracker.drain(0, dev("copy"))
-        after = vm.path("hot").read_bytes()
+        after = vm.path(name).read_bytes()
         changed = {at // tracking.BLOCK for at in range(0, len(after), tracking.BLOCK)
                    if before[at:at + tracking.BLOCK] != after[at:at + tracking.BLOCK]}
         assert changed <= given, step
         assert after == vm.path("copy").read_bytes()[:len(after)], step
+    print(f"{suite} {name}: {tracker.counts()}")
 
 
 @pytest.mark.parametrize("suite", SUITES if LONG else ["bookworm"])
@@ -222,6 +227,7 @@ def test_disks_below_md(tracked, suite, level):
         tracker.collect(1, dev("copy"))
         for name, copy in (("left", "replica"), ("right", "copy")):
             assert not tracking.differing(vm.path(name), vm.path(copy)), name
+        print(f"{suite} RAID {level}: {tracker.counts(0)} {tracker.counts(1)}")
     finally:
         vm.run("fsfreeze -u /mnt; umount /mnt; mdadm --stop /dev/md0")
 
