@@ -147,7 +147,11 @@ def hold_back(vm, tracker, submit, complete, grace):
 def test_writes_in_flight(tracked, suite, submit, complete):
     """Right with both marks, and with either of them lost, each time."""
     vm, tracker = tracked(suite, "slow")
-    assert not hold_back(vm, tracker, submit, complete, "on")
+    try:
+        assert not hold_back(vm, tracker, submit, complete, "on")
+    except tracking.Refused as told:
+        # kernels skip completions that interrupt one of our programs; without submissions that must be noticed
+        assert submit and told.number == ESTALE and "missed" in told.text
 
 
 def test_writes_in_flight_need_the_second_reading(tracked):
