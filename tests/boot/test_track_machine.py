@@ -184,7 +184,15 @@ def test_discards_zeroes_and_tables(tracked, suite, name):
                  f"blkdiscard -z {d}"):
         before = vm.path(name).read_bytes()
         vm.sh(f"{step} 2>&1; sync {d}")
-        tracker.ask("audit", "frozen")
+        try:
+            tracker.ask("audit", "frozen")
+        except tracking.Refused as told:
+            # to read the table anew, newer kernels ask a SCSI disk for its size and more: commands that might write
+            assert name == "scsi" and "rereadpt" in step and "passthrough" in told.text, step
+            print(f"{suite}: {told}")
+            tracker.ask("restart")
+            tracker.ask("copy", 0, dev("copy"))
+            continue
         given = tracker.drain(0, dev("copy"))
         after = vm.path(name).read_bytes()
         changed = {at // tracking.BLOCK for at in range(0, len(after), tracking.BLOCK)
