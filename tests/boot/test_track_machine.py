@@ -8,6 +8,8 @@ import pytest
 from tests.boot import tracking
 from tests.lab import logwrites, quick
 
+pytestmark = pytest.mark.xdist_group("kernels")  # those of one group run in one process, one after the other
+
 LONG = int(os.environ.get("REPLANT_LONG", "0"))
 ESTALE = 116
 MKFS = {"ext4": "mkfs.ext4 -q -F -E nodiscard", "xfs": "mkfs.xfs -q -f -K", "btrfs": "mkfs.btrfs -q -f -K"}
