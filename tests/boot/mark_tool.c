@@ -175,9 +175,9 @@ static void print_counts(size_t i, struct err *e)
 		return;
 	}
 	printf("ok submit_write=%llu submit_discard=%llu complete_write=%llu complete_discard=%llu complete_other=%llu "
-	       "pass_data=%llu pass_bare=%llu outside=%llu dropped=%llu events=%llu\n",
-	       c.submit_write, c.submit_discard, c.complete_write, c.complete_discard, c.complete_other, c.pass_data,
-	       c.pass_bare, c.outside, c.dropped, c.events);
+	       "passthrough=%llu outside=%llu dropped=%llu events=%llu\n",
+	       c.submit_write, c.submit_discard, c.complete_write, c.complete_discard, c.complete_other, c.passthrough,
+	       c.outside, c.dropped, c.events);
 }
 
 /* Commands about one disk. -ENOSYS: it is none of them. */
@@ -226,7 +226,7 @@ static int other(char **words, size_t n, struct err *e)
 		track_close(tracker);
 		tracker = NULL;
 	} else if (strcmp(words[0], "epoch") == 0) {
-		printf("ok %s %s\n", track_epoch(tracker), track_mode(tracker) == TRACK_BPF ? "bpf" : "tracefs");
+		printf("ok %s\n", track_epoch(tracker));
 		return 0;
 	} else {
 		return err_set(e, -ENOSYS, "no such command: '%s'", words[0]);

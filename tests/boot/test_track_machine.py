@@ -83,7 +83,7 @@ def test_the_marks_are_the_log_of_writes(tracked, suite, kind):
           f"dmsetup create lw --table \"0 $(blockdev --getsz {dev('data')}) log-writes {dev('data')} {dev('log')}\"\n"
           f"dmsetup mknodes; {MKFS[kind]} /dev/mapper/lw; mount /dev/mapper/lw /mnt")
     given, total = {}, 0
-    for n in range(1, 3 + 4 * LONG):
+    for n in range(1 if LONG or suite == "bookworm" else 2, 3 + 4 * LONG):
         now, rounds = scribble(vm, tracker, 3 if LONG else 2, n, "trim" if n % 2 == 0 else "")
         total += rounds
         # the flush sends what is complete into the log, before the mark

@@ -379,8 +379,16 @@ class Quick:
         limits = {"iops-write": writes_per_second}
         self.machine.qmp.command("qom-set", path=f"/objects/{name}-limits", property="limits", value=limits)
 
-    def plug(self, name):
-        self.machine.qmp.command("device_add", driver="virtio-blk-pci", drive=name, id=f"{name}-dev")
+    def plug(self, name, timeout=10):
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                return self.machine.qmp.command("device_add", driver="virtio-blk-pci", drive=name, id=f"{name}-dev")
+            except qemu.LabError as e:
+                # QEMU lets a disk's file go a moment after the device
+                if "Permission conflict" not in str(e) or time.monotonic() > end:
+                    raise
+            time.sleep(0.1)
 
     def unplug(self, name, timeout=30):
         """Takes the disk away and waits until the guest let it go."""
