@@ -414,7 +414,7 @@ void track_settle(struct track *t)
 static int taint(struct track *t, const char *why, struct err *e)
 {
 	if (!t->state->tainted) {
-		snprintf(t->state->why, sizeof(t->state->why), "%s", why);
+		snprintf(t->state->why, sizeof(t->state->why), "%.*s", WHY_MAX - 1, why);
 		t->state->tainted = 1;
 	}
 	return err_set(e, -ESTALE, "%s", t->state->why);
