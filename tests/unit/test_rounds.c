@@ -61,7 +61,7 @@ struct source {
 static char dir[64], baseline[64];
 
 /* ---- the disk ---- */
-/* Reading what is being written is what happens here: not a race to tell of. Lengths are those of words. */
+/* Reading what is being written is what happens here: not a race to tell of. Lengths and places are those of words. */
 __attribute__((no_sanitize("thread"))) static void raw_copy(void *to, const void *from, size_t n)
 {
 	volatile uint64_t *t = to;
@@ -83,7 +83,7 @@ static int source_read_(struct disk *d, void *p, size_t len, uint64_t off, struc
 {
 	struct source *s = (struct source *)d;
 
-	if (len % 8) /* of headers */
+	if ((len | off) % 8) /* of headers */
 		memcpy(p, s->bytes + off, len);
 	else
 		raw_copy(p, s->bytes + off, len);
