@@ -383,7 +383,7 @@ def test_agent_killed_in_the_freeze(scene, rig):
     freeze = s.event("done")["totals"]["freeze_ms"] / 1000
     worst = inside = kills = 0
     r = rig.receiver()
-    while kills < LOOPS:
+    while kills < LOOPS or (inside < 3 and kills < 4 * LOOPS):
         scene.reset()
         s = rig.sender(r.port, scene.devices, *(["--no-tracking"] if kills % 2 else []), freeze=True, env={"REPLANT_RECONNECT": "2"})
         if not phase(s, "freezing"):  # the kill before came after the commit: this receiver is done
@@ -399,7 +399,7 @@ def test_agent_killed_in_the_freeze(scene, rig):
         until(lambda: not scene.holders(), what="the end of guard and freezer")
         worst = max(worst, scene.free())
     print(f"{kills} kills, {inside} of them with the guard at work, longest stall {worst:.2f} s")
-    assert inside > LOOPS / 4
+    assert inside >= 3
     r.kill()
     rig.copy(scene.devices, freeze=True)
     assert rig.verify().returncode == 0
