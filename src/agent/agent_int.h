@@ -166,6 +166,7 @@ struct freeze {
 	const char *const *disks; /* borrowed */
 	size_t n;
 	const char *hooks; /* the directory of hooks, borrowed; NULL: there are none */
+	const char *note;  /* a file that says what is about to be frozen, borrowed; NULL: none */
 	/* its own */
 	struct track_guard *guard;
 	char **mounts;
@@ -185,6 +186,11 @@ void freeze_stop(struct freeze *f);
 /* Whatever came of it: all is let go, and the hooks "post-thaw" run if those before did. */
 int freeze_after(struct freeze *f, struct err *e);
 void freeze_let_go(struct freeze *f);
+/*
+ * At the start: thaws what is in the note of an agent that was killed together with its guard. Not to be called while
+ * another agent may freeze.
+ */
+void freeze_recover(const char *note);
 
 /* ---- tracking (tracking.c) ---- */
 struct track;

@@ -17,6 +17,8 @@
 #include "agent/agent_int.h"
 #include "base/err.h"
 #include "base/id.h"
+#include "base/io.h"
+#include "base/log.h"
 #include "base/proc.h"
 #include "base/str.h"
 #include "base/util.h"
@@ -24,6 +26,7 @@
 
 #define HOOK_SECONDS 30.0 /* for each, less while frozen */
 #define HOOKS_MAX    256
+#define NOTE_MAX     (1u << 20)
 
 /* ---- hooks ---- */
 /* As run-parts(8) has it: what package managers and editors leave behind is no hook. */
@@ -139,6 +142,39 @@ void freeze_sync(const struct freeze *f)
 	}
 }
 
+/* The mount points, each with its NUL. Written before the freeze, on a filesystem that isn't frozen. */
+static int freeze_write_note(const struct freeze *f, struct err *e)
+{
+	_cleanup_(str_release) struct str s = {0};
+
+	if (!f->note)
+		return 0;
+	for (size_t i = 0; i < f->nmounts; i++)
+		str_add_mem(&s, f->mounts[i], strlen(f->mounts[i]) + 1);
+	if (!str_ok(&s))
+		return err_nomem(e);
+	return io_write_file_atomic(f->note, s.s, s.len, 0600, e);
+}
+
+void freeze_recover(const char *note)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len = 0;
+
+	if (io_read_file(note, NOTE_MAX, &text, &len, NULL) < 0)
+		return;
+	for (size_t at = 0; at < len; at += strlen(text + at) + 1) {
+		struct err e = {0};
+		int r = track_thaw(text + at, &e);
+
+		if (r > 0)
+			log_warn("'%s' was frozen still, by an agent that was killed: it is thawed", text + at);
+		else if (r < 0)
+			log_warn("%s", e.msg);
+	}
+	unlink(note);
+}
+
 int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
 {
 	int r;
@@ -149,6 +185,8 @@ int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
 	/* The mounts are looked up at every freeze: they may have changed since the last one. */
 	if (r == 0)
 		r = track_mounts(f->disks, f->n, &f->mounts, &f->nmounts, e);
+	if (r == 0)
+		r = freeze_write_note(f, e);
 	if (r == 0)
 		freeze_sync(f);
 	return r;
@@ -196,6 +234,8 @@ int freeze_after(struct freeze *f, struct err *e)
 void freeze_let_go(struct freeze *f)
 {
 	track_guard_free(f->guard);
+	if (f->note && f->mounts)
+		unlink(f->note);
 	f->guard = NULL;
 	track_mounts_free(f->mounts, f->nmounts);
 	f->mounts = NULL;

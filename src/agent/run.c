@@ -69,6 +69,7 @@ struct run {
 	char *unfrozen;                   /* "/boot/efi,..." that could not be frozen */
 	struct freeze freeze;             /* the worker's alone, as are: */
 	char *hooks;
+	char *note; /* a file that says what is about to be frozen */
 	struct tracking tracking;
 	char **disk_paths;
 	size_t ndisks;
@@ -404,7 +405,7 @@ static int run_watch(struct run *r, struct err *e)
 	r->hooks = str_printf("%s/hooks.d", r->opts->config_dir);
 	if (!r->hooks)
 		return err_nomem(e);
-	r->freeze = (struct freeze){.disks = paths, .n = r->ndisks, .hooks = r->hooks};
+	r->freeze = (struct freeze){.disks = paths, .n = r->ndisks, .hooks = r->hooks, .note = r->note};
 	tracking_start(&r->tracking, paths, r->ndisks, r->opts->runtime_dir);
 	pthread_mutex_lock(&r->lock);
 	snprintf(r->tracked, sizeof(r->tracked), "%s", tracking_name(&r->tracking));
@@ -734,6 +735,11 @@ static int run_service(struct run *r, struct err *e)
 
 	if (rc == 0)
 		rc = run_claim(r, &claim, e);
+	r->note = str_printf("%s/frozen", r->opts->runtime_dir);
+	if (rc == 0 && !r->note)
+		rc = err_nomem(e);
+	if (rc == 0)
+		freeze_recover(r->note);
 	if (rc == 0)
 		rc = http_new(&r->conf.url, r->conf.ca_pem, NULL, &r->http, e);
 	if (rc < 0)
@@ -764,6 +770,7 @@ int agent_run(void *options, int argc, char **argv)
 	if (rc < 0)
 		log_error("%s", e.msg);
 	http_free(r.http);
+	free(r.note);
 	if (r.wake >= 0)
 		close(r.wake);
 	conf_release(&r.conf);

@@ -504,12 +504,34 @@ static int guard_fork_freezer(struct guard_child *c)
 	return hello.code;
 }
 
+/*
+ * Out of the agent's control group, into the root: what kills a whole unit at once ("systemctl kill", a memory limit)
+ * must not kill those that thaw. Wherever it can't be done, the agent's next start thaws.
+ */
+static void guard_leave_unit(void)
+{
+	static const char *const procs[] = {"/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs",
+					    "/sys/fs/cgroup/systemd/cgroup.procs"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(procs); i++) {
+		int fd = open(procs[i], O_WRONLY | O_CLOEXEC);
+
+		if (fd < 0)
+			continue;
+		if (write(fd, "0", 1) != 1) {
+			/* refused in a container */
+		}
+		close(fd);
+	}
+}
+
 static _Noreturn void guard_main(struct guard_child *c)
 {
 	struct guard_reply hello = {0};
 	const int nowhere = -1;
 
 	setsid();
+	guard_leave_unit();
 	signal(SIGCHLD, SIG_DFL);
 	hello.code = guard_fork_freezer(c);
 	if (hello.code == 0)
@@ -814,4 +836,15 @@ void track_guard_free(struct track_guard *g)
 	if (g->shared)
 		munmap(g->shared, sizeof(*g->shared));
 	free(g);
+}
+
+int track_thaw(const char *mount, struct err *e)
+{
+	_cleanup_close_ int fd = open(mount, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+	if (fd < 0)
+		return err_sys(e, "cannot open mount point '%s'", mount);
+	if (ioctl(fd, FITHAW, 0) == 0)
+		return 1;
+	return errno == EINVAL || errno == EOPNOTSUPP || errno == ENOTTY ? 0 : err_sys(e, "cannot thaw '%s'", mount);
 }

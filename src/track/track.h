@@ -31,6 +31,8 @@ int track_guard_thaw(struct track_guard *g, double *ret_seconds, bool *ret_intac
 /* Is the freeze still on? */
 bool track_guard_holds(struct track_guard *g);
 void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine */
+/* Thaws what nobody guards any more. 1: it was frozen; 0: it wasn't. */
+int track_thaw(const char *mount, struct err *e);
 
 /*
  * The mount points of writable filesystems that live on the given block devices ("/dev/sda"), through partitions, LVM

@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import stat
+import subprocess
 import time
 
 import pytest
@@ -378,6 +379,33 @@ def test_quiet_while_frozen(bench):
     center = f":{bench.center.port}"
     assert not bad, bad
     assert not [x for x in inside if center in x]
+
+
+def test_all_killed_in_the_freeze(bench):
+    """The agent and both processes that thaw, at once: nobody is left who could. The next agent thaws."""
+    hooks = bench.service.config / "hooks.d"
+    hooks.mkdir()
+    (hooks / "kill").write_text("""#!/bin/sh
+[ $1 = post-freeze ] && [ ! -e %s ] || exit 0
+guard=$(pgrep -P $PPID -x replant-guard)
+all="$PPID $guard $(pgrep -P $guard -x replant-freezer)"
+kill -STOP $all
+touch %s
+kill -KILL $all
+""" % (bench.tmp / "killed", bench.tmp / "killed"))
+    (hooks / "kill").chmod(0o755)
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port)
+    until(lambda: (bench.tmp / "killed").exists() and bench.service.proc.poll() is not None, 60)
+    writer = subprocess.Popen(["touch", str(bench.point / "thawed")])
+    with pytest.raises(subprocess.TimeoutExpired):
+        writer.wait(2)
+    bench.service = agentrig.Service(bench.tmp, "again")
+    assert writer.wait(20) == 0
+    until(lambda: "it is thawed" in bench.service.log.read_text())
+    until(lambda: (t := bench.last_task()) and t["state"] == "done", 90)
+    assert not (bench.service.runtime / "frozen").exists()
+    r.kill()
 
 
 def test_uninstall(bench):
