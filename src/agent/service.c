@@ -19,6 +19,7 @@
 /*
  * Hardened without a mount namespace and a device policy of its own: the agent has to see every mount as the server
  * sees it, freeze it, and read every disk. KillMode=process: the freeze guard must end by itself, after thawing.
+ * What lies below /run is for the next start: what may be frozen still, and what the next run may rely on.
  */
 static const char service_unit[] = "# Written by 'replant-agent enroll'; removed by 'replant-agent uninstall'.\n"
 				   "[Unit]\n"
@@ -36,6 +37,7 @@ static const char service_unit[] = "# Written by 'replant-agent enroll'; removed
 				   "KillMode=process\n"
 				   "TimeoutStopSec=30\n"
 				   "RuntimeDirectory=replant\n"
+				   "RuntimeDirectoryPreserve=yes\n"
 				   "UMask=0077\n"
 				   "LimitCORE=0\n"
 				   "OOMScoreAdjust=-500\n"

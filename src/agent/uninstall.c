@@ -32,12 +32,16 @@ static void uninstall_dir(const char *dir)
 static int uninstall(const struct agent_options *o, struct err *e)
 {
 	bool here = strcmp(o->config_dir, AGENT_CONFIG_DIR) == 0;
+	_cleanup_free_ char *note = NULL;
 	int r;
 
 	if (geteuid() != 0)
 		return err_set(e, -EPERM, "uninstalling needs root");
 	/* With another configuration there is no service of it. */
 	r = here ? service_remove(e) : 0;
+	note = str_printf("%s/frozen", o->runtime_dir);
+	if (r == 0 && note)
+		freeze_recover(note);
 	if (r == 0)
 		r = tracking_remove(o->runtime_dir, e);
 	if (r == 0)
