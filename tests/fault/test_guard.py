@@ -507,6 +507,7 @@ def test_little_memory(scene, rig, mib):
     sound(scene, rig)
 
 
+@pytest.mark.skipif(os.environ.get("REPLANT_BUILD", "").endswith(("-asan", "-tsan")), reason="a sanitizer needs address space")
 @pytest.mark.parametrize("mib", [40, 70])
 def test_address_space_runs_out(scene, rig, mib):
     """mmap() fails: said in words, before anything is frozen."""
