@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -151,9 +152,10 @@ def test_manifest_tells_the_truth(lvm, provider):
 
 
 def test_filesystems_are_clean_and_files_are_right(lvm):
-    out = fish(lvm["disk"], """
+    boot = servers.find("debian12-lvm-bios").device("/boot")
+    out = fish(lvm["disk"], f"""
 debug sh "e2fsck -fn /dev/vg0/root; echo root $?"
-debug sh "e2fsck -fn /dev/sda2; echo boot $?"
+debug sh "e2fsck -fn {boot}; echo boot $?"
 debug sh "xfs_repair -n /dev/vg0/data >/dev/null 2>&1; echo data $?"
 mount-ro /dev/vg0/root /
 mount-ro /dev/sda2 /boot
@@ -162,7 +164,7 @@ cat /etc/fstab
 echo UUID
 vfs-uuid /dev/sda2
 """)
-    assert {"root 0", "boot 0", "data 0"} <= set(out.splitlines())
+    assert re.findall("^(?:root|boot|data) .*", out, re.M) == ["root 0", "boot 0", "data 0"], out
     fstab, uuid = out.split("FSTAB\n")[1].split("UUID\n")
     assert f"UUID={uuid.strip()} /boot ext4" in fstab and "/dev/sd" not in fstab
 
@@ -191,7 +193,8 @@ def test_export(lvm, provider, tmp_path, format):
 
 def test_killed_conversion_is_done_again(provider):
     """The appliance's QEMU dies in the middle; the second conversion starts from the untouched replica."""
-    disks = build.disks(servers.find("debian11-plain"))
+    server = servers.find("debian11-plain")
+    disks = build.disks(server)
     job, replica = provider.job(disks)
     process = subprocess.Popen(provider.command("convert", job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "step" in process.stdout.readline()
@@ -206,7 +209,7 @@ def test_killed_conversion_is_done_again(provider):
     subprocess.run(["cmp", disks[0], replica / "disk0.raw"], check=True)
     image = provider.new_id("image")
     _, manifest = provider.call("image-create", job, image)
-    assert "fsck 0" in fish(manifest["disks"][0]["path"], 'debug sh "e2fsck -fn /dev/sda1; echo fsck $?"\n')
+    assert "fsck 0" in fish(manifest["disks"][0]["path"], f'debug sh "e2fsck -fn {server.device("/")}; echo fsck $?"\n')
     _, report = provider.call("test-boot", image)
     assert report["verified"] is True, report
     provider.call("image-remove", image)

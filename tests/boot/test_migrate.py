@@ -8,12 +8,14 @@ import subprocess
 import pytest
 
 from tests import schema
-from tests.lab import qemu
+from tests.boot.conftest import SERVER
+from tests.lab import qemu, servers
 
 pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
 
 # What the source itself has under these is compared file by file.
 TREES = "/ /boot /srv/data"
+BOOT = servers.find(SERVER).device("/boot")
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,11 @@ def migrated(center, source):
 @pytest.fixture(scope="module")
 def looked(migrated, fish):
     """One session of libguestfs on the image, and what its own tools said."""
-    script = """run
+    script = f"""run
 echo ---fsck-root
 debug sh "e2fsck -fn /dev/vg0/root; echo status $?"
 echo ---fsck-boot
-debug sh "e2fsck -fn /dev/sda2; echo status $?"
+debug sh "e2fsck -fn {BOOT}; echo status $?"
 echo ---xfs
 debug sh "xfs_repair -n /dev/vg0/data >/tmp/xfs 2>&1; echo status $?; tail -n 5 /tmp/xfs"
 mount-ro /dev/vg0/root /
@@ -179,9 +181,9 @@ def run_again(center, job):
 
 def what_the_writer_left(fish, center, image):
     """Its last number; all three filesystems are clean, and its data is of one moment."""
-    said = fish(center.disk_of(image), """run
+    said = fish(center.disk_of(image), f"""run
 debug sh "udevadm settle; e2fsck -fn /dev/vg0/root 2>&1; echo root $?"
-debug sh "e2fsck -fn /dev/sda2 2>&1; echo boot $?"
+debug sh "e2fsck -fn {BOOT} 2>&1; echo boot $?"
 debug sh "xfs_repair -n /dev/vg0/data 2>&1; echo data $?"
 mount-ro /dev/vg0/root /
 mount-ro /dev/vg0/data /srv/data

@@ -54,6 +54,10 @@ class Server:
     def uuid(self, place):
         return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{place}.{self.name}.lab.invalid"))
 
+    def device(self, place):
+        """For a shell below libguestfs's `debug sh`, where /dev/sda may be the disk of its own appliance."""
+        return f"$(blkid -U {self.uuid(place)})"
+
 
 BASE = ("linux-image-cloud-amd64", "grub-pc", "systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "procps")
 NETWORK = {"ifupdown": ("ifupdown", "isc-dhcp-client"), "networkd": ()}
