@@ -47,6 +47,29 @@ static const struct opt common[] = {
 		"max-images", 0, OPT_U64, AT(max_images), "N", "how many images stay, 1 to 10 (default 3)", 1, 10      \
 	}
 
+#define OPT_DESCRIPTION                                                                                                \
+	{                                                                                                              \
+		"description", 0, OPT_STRING, AT(description), "TEXT", "for people"                                    \
+	}
+#define OPT_IMAGE_NAME                                                                                                 \
+	{                                                                                                              \
+		"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"                       \
+	}
+#define OPT_COMPRESSION                                                                                                \
+	{                                                                                                              \
+		"compression", 0, OPT_U64, AT(compression), "LEVEL",                                                   \
+		    "0 none, 1 fastest, 10 smallest, or auto (default)", 0, 10, .word = "auto"                         \
+	}
+#define OPT_RATE                                                                                                       \
+	{                                                                                                              \
+		"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s (default 0, none)", 0, 100000                   \
+	}
+#define OPT_MAX_FREEZE                                                                                                 \
+	{                                                                                                              \
+		"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS",                                                   \
+		    "how long the server may be frozen, 1 to 60 (default 1)", 1, 60                                    \
+	}
+
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
@@ -55,19 +78,17 @@ static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or n
 
 static const struct opt job_opts[] = {
     {"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
-    {"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
-    {"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
+    OPT_DESCRIPTION,
+    OPT_IMAGE_NAME,
     {"region", 0, OPT_STRING, AT(region), "ID", "where the image is made (default local)"},
-    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest, or auto (default)", 0, 10,
-     .word = "auto"},
-    {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s (default 0, none)", 0, 100000},
+    OPT_COMPRESSION,
+    OPT_RATE,
     {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
     {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
     {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
     {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
      "what to do with unreadable sectors (default fail)"},
-    {"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS", "how long the server may be frozen, 1 to 60 (default 1)", 1,
-     60},
+    OPT_MAX_FREEZE,
     {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},
     OPT_INTERVAL,
     OPT_MAX_IMAGES,
@@ -79,15 +100,7 @@ static const struct opt job_opts[] = {
 };
 
 static const struct opt set_opts[] = {
-    {"description", 0, OPT_STRING, AT(description), "TEXT", "for people"},
-    {"image-name", 0, OPT_STRING, AT(image_name), "NAME", "name of the image to make"},
-    {"compression", 0, OPT_U64, AT(compression), "LEVEL", "0 none, 1 fastest, 10 smallest, or auto", 0, 10,
-     .word = "auto"},
-    {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit in Mbit/s, 0 for none", 0, 100000},
-    {"max-freeze", 0, OPT_U64, AT(max_freeze), "SECONDS", "how long the server may be frozen, 1 to 60", 1, 60},
-    OPT_INTERVAL,
-    OPT_MAX_IMAGES,
-    {0},
+    OPT_DESCRIPTION, OPT_IMAGE_NAME, OPT_COMPRESSION, OPT_RATE, OPT_MAX_FREEZE, OPT_INTERVAL, OPT_MAX_IMAGES, {0},
 };
 
 static const struct opt cutover_opts[] = {

@@ -42,18 +42,25 @@ static uint64_t attr_u64(int dir, const char *name)
 	return attr(dir, name, &s) && !str_u64(s, 0, UINT64_MAX, &v) ? v : 0;
 }
 
-/* Entries of a folder of sysfs. */
-static bool has_entries(int dir, const char *name)
+/* NULL: there is none */
+static DIR *open_folder(int dir, const char *name)
 {
 	int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+
+	if (!d && fd >= 0)
+		close(fd);
+	return d;
+}
+
+/* Entries of a folder of sysfs. */
+static bool has_entries(int dir, const char *name)
+{
+	DIR *d = open_folder(dir, name);
 	bool found = false;
 
-	if (!d) {
-		if (fd >= 0)
-			close(fd);
+	if (!d)
 		return false;
-	}
 	for (const struct dirent *de; (de = readdir(d));)
 		found = found || de->d_name[0] != '.';
 	closedir(d);
@@ -63,15 +70,11 @@ static bool has_entries(int dir, const char *name)
 /* Multipath above: the disk's other paths take writes as well, and requests come without a bio of their own. */
 static bool has_multipath(int dir)
 {
-	int fd = openat(dir, "holders", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+	DIR *d = open_folder(dir, "holders");
 	bool found = false;
 
-	if (!d) {
-		if (fd >= 0)
-			close(fd);
+	if (!d)
 		return false;
-	}
 	for (const struct dirent *de; (de = readdir(d));) {
 		_cleanup_free_ char *path = str_printf("holders/%s/dm/uuid", de->d_name), *uuid = NULL;
 

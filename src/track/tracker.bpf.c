@@ -119,18 +119,27 @@ static always_inline int dropped(__u32 one_in, struct tracker_counts *c)
 	return 1;
 }
 
+/* The slot of the disk the event is of, and where it counts; 0: not one of ours. */
+static always_inline const struct tracker_slot *slot_of(volatile struct event *e, struct tracker_counts **c)
+{
+	__u32 dev = e->dev;
+	const struct tracker_slot *s = map_lookup(&slots, &dev);
+
+	*c = s ? map_lookup(&counts, &s->index) : 0;
+	return *c ? s : 0;
+}
+
 SEC("tp/submit") int submit(volatile struct event *e)
 {
-	__u32 dev = e->dev, nr = e->nr_sector;
+	__u32 nr = e->nr_sector;
 	enum op op = event_op(e);
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
 	if (op == OP_NONE || !nr)
 		return 0;
-	s = map_lookup(&slots, &dev);
-	c = s ? map_lookup(&counts, &s->index) : 0;
-	if (!c || dropped(s->drop_submit, c))
+	s = slot_of(e, &c);
+	if (!s || dropped(s->drop_submit, c))
 		return 0;
 	if (mark(s, e->sector, nr))
 		__sync_fetch_and_add(&c->outside, 1);
@@ -141,16 +150,15 @@ SEC("tp/submit") int submit(volatile struct event *e)
 
 SEC("tp/complete") int complete(volatile struct event *e)
 {
-	__u32 dev = e->dev, nr = e->nr_sector;
+	__u32 nr = e->nr_sector;
 	enum op op = event_op(e);
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
 	if (op == OP_NONE || !nr)
 		return 0;
-	s = map_lookup(&slots, &dev);
-	c = s ? map_lookup(&counts, &s->index) : 0;
-	if (!c || dropped(s->drop_complete, c))
+	s = slot_of(e, &c);
+	if (!s || dropped(s->drop_complete, c))
 		return 0;
 	mark(s, e->sector, nr); /* anywhere, if it was a passthrough: too many marks do no harm */
 	if (op == OP_DISCARD)
@@ -168,16 +176,15 @@ SEC("tp/complete") int complete(volatile struct event *e)
  */
 SEC("tp/issue") int issue(volatile struct event *e)
 {
-	__u32 dev = e->dev, nr = e->nr_sector, bytes = e->bytes, zero = 0, *p;
+	__u32 nr = e->nr_sector, bytes = e->bytes, zero = 0, *p;
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
 	if (nr || e->rwbs[0] != 'N')
 		return 0;
-	s = map_lookup(&slots, &dev);
-	c = s ? map_lookup(&counts, &s->index) : 0;
+	s = slot_of(e, &c);
 	p = map_lookup(&passing, &zero);
-	if (!c || !p || (s->virtio && bytes < 512))
+	if (!s || !p || (s->virtio && bytes < 512))
 		return 0;
 	__sync_fetch_and_add(&c->passthrough, 1);
 	*p = s->index + 1;

@@ -11,13 +11,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 MIB = 1 << 20
 
 
-@pytest.fixture
-def loops(tmp_path):
-    found = agentrig.Loops(tmp_path)
-    yield found
-    found.close()
-
-
 def resized(rig, loops, size, *options):
     """A run whose disk of 64 MiB gets another size in the middle; the sender, ended."""
     content = image(rig.tmp / "content", 64 * MIB, data=1, text=0, zeros=0)

@@ -1,14 +1,5 @@
 import sys
 import pathlib
 
-import pytest
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import streamrig  # noqa: E402
-
-
-@pytest.fixture
-def rig(tmp_path):
-    r = streamrig.Rig(tmp_path)
-    yield r
-    r.close()
+from fixtures import loops, rig  # noqa: E402, F401

@@ -16,13 +16,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop d
 MIB = 1 << 20
 
 
-@pytest.fixture
-def loops(tmp_path):
-    l = agentrig.Loops(tmp_path)
-    yield l
-    l.close()
-
-
 def discover(*disks, prefix=()):
     return json.loads(run(*prefix, AGENT, "discover", "--json", *disks).stdout)
 
