@@ -3,9 +3,13 @@ test that passed wrote is removed at once: together it would be tens of GB."""
 
 import os
 import re
+import signal
 import subprocess
 
 import pytest
+
+# Ignored in the background of a shell, and then by all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -29,13 +29,6 @@ def center(ca):
     c.close()
 
 
-@pytest.fixture
-def loops(tmp_path):
-    l = agentrig.Loops(tmp_path)
-    yield l
-    l.close()
-
-
 # ---- enrolment ----
 
 def test_enroll(tmp_path, center, ca):
@@ -388,7 +381,7 @@ def test_all_killed_in_the_freeze(bench):
     (hooks / "kill").write_text("""#!/bin/sh
 [ $1 = post-freeze ] && [ ! -e %s ] || exit 0
 guard=$(pgrep -P $PPID -x replant-guard)
-all="$PPID $guard $(pgrep -P $guard -x replant-freezer)"
+all="$guard $(pgrep -P $guard -x replant-freezer) $PPID" # the agent last: this hook dies with it
 kill -STOP $all
 touch %s
 kill -KILL $all
