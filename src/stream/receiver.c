@@ -57,7 +57,8 @@ static void receiver_event_progress(struct receiver *rv)
 void receiver_finish(struct receiver *rv, int result, const struct err *e)
 {
 	pthread_mutex_lock(&rv->lock);
-	if (!rv->finished) {
+	/* What is committed is: a connection that gave up beside it changes nothing. */
+	if (!rv->finished || result == 0) {
 		rv->result = result;
 		if (result < 0 && e)
 			rv->error = *e;
@@ -261,15 +262,19 @@ static bool conn_is_kicked(struct receiver_conn *c)
 	return r;
 }
 
-/* A sender whose statement was refused comes back to compare everything. */
+/*
+ * A sender whose statement was refused comes back to compare everything; and one that was told we are busy, with what
+ * it asked for on an earlier connection, comes back for the answer.
+ */
 static void receiver_left(struct receiver *rv, int result, const struct err *e)
 {
-	if (result != -EILSEQ) {
+	if (result != -EILSEQ && result != -EBUSY) {
 		receiver_finish(rv, result, e);
 		return;
 	}
 	pthread_mutex_lock(&rv->lock);
 	rv->refused = *e;
+	rv->refused.code = result;
 	rv->refused_until = id_now_mono() + RECEIVER_REFUSED;
 	pthread_mutex_unlock(&rv->lock);
 }
@@ -284,7 +289,7 @@ static void receiver_refused(struct receiver *rv)
 	e = rv->refused;
 	pthread_mutex_unlock(&rv->lock);
 	if (over)
-		receiver_finish(rv, -EILSEQ, &e);
+		receiver_finish(rv, e.code, &e);
 }
 
 static void conn_serve(struct receiver_conn *c, double deadline)
@@ -422,14 +427,19 @@ void receiver_close_disks(struct receiver *rv, bool clean)
 	rv->ndisks = 0;
 }
 
-static void receiver_release(struct receiver *rv)
+/* Everything that waits on the network ends; threads that write are waited for as long as they need. */
+static void receiver_end(struct receiver *rv)
 {
-	/* Everything that waits on the network ends; threads that write are waited for as long as they need. */
 	rv->stop = true;
 	pthread_mutex_lock(&rv->lock);
 	while (rv->conns)
 		pthread_cond_wait(&rv->changed, &rv->lock);
 	pthread_mutex_unlock(&rv->lock);
+}
+
+static void receiver_release(struct receiver *rv)
+{
+	receiver_end(rv);
 	receiver_close_disks(rv, true);
 	for (size_t i = 0; i < WIRE_DISKS_MAX; i++)
 		disk_close(rv->layers[i]);
@@ -543,12 +553,11 @@ int stream_receive(const struct stream_receive_params *p, stream_event_fn event,
 		receiver_limits();
 		receiver_event_take(&rv, json_pack("{s:s, s:i}", "event", "listening", "port", (int)port));
 		receiver_loop(&rv);
+		receiver_end(&rv); /* one that commits may be among the connections */
 		receiver_event_progress(&rv);
-		pthread_mutex_lock(&rv.lock);
 		r = rv.result;
 		if (r < 0 && e)
 			*e = rv.error;
-		pthread_mutex_unlock(&rv.lock);
 	}
 	receiver_release(&rv);
 	return r;

@@ -4,7 +4,7 @@
 #include "stream/stream_int.h"
 
 #define RECEIVER_HANDSHAKE   10.0 /* seconds from the connection until the peer has said who it is */
-#define RECEIVER_REFUSED     15.0 /* seconds for a sender to come back whose statement was refused */
+#define RECEIVER_REFUSED     15.0 /* seconds for a sender to come back that was refused and can mend it */
 #define RECEIVER_UNKNOWN_MAX 8u   /* connections that haven't yet */
 #define RECEIVER_SUPERSEDED  8u   /* sessions remembered as taken over */
 
@@ -51,7 +51,7 @@ struct receiver {
 	atomic_bool finished; /* set under the lock */
 	int result;
 	struct err error;
-	struct err refused;   /* (lock) why the statement was, and until when its sender may come back; 0: it wasn't */
+	struct err refused;   /* (lock) what its sender was told, and until when it may come back; 0: at any time */
 	double refused_until; /* (lock) */
 	bool told_space;      /* (lock) the event of a full destination was given in this session */
 
@@ -59,14 +59,13 @@ struct receiver {
 	struct replica *disks[WIRE_DISKS_MAX];
 	struct bitmap used[WIRE_DISKS_MAX];
 	size_t ndisks;
-	uint64_t size_total;
 	struct disk *layers[WIRE_DISKS_MAX]; /* of earlier replicas, from start to end; NULL: none */
 };
 
 /* ---- receiver.c ---- */
 void receiver_event(struct receiver *rv, const char *json);
 void receiver_event_error(struct receiver *rv, unsigned code, const char *message);
-/* Ends stream_receive() with result (0: committed) and error. */
+/* Ends stream_receive() with result (0: committed, which stays) and error. */
 void receiver_finish(struct receiver *rv, int result, const struct err *e);
 /* Closes connections of the run other than `me` for which `which` says so, and waits until they are gone. */
 int receiver_kick(struct receiver *rv, struct receiver_conn *me, unsigned reason,
