@@ -157,7 +157,7 @@ static int run(void *arg, int argc, char **argv)
 	if (r >= 0)
 		r = layout_read(disks, (size_t)argc, &l, &e);
 	if (r >= 0)
-		r = opt->live ? stream_used_read_live(disks, (size_t)argc, &u, &e)
+		r = opt->live ? stream_used_estimate(disks, (size_t)argc, &u, &e)
 			      : stream_used_read(disks, (size_t)argc, &u, &e);
 	if (r >= 0) {
 		_cleanup_json_ json_t *all = show(disks, (size_t)argc, l, &u, opt);

@@ -226,7 +226,8 @@ static int run_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err
 }
 
 /* A moment of it puts the journals in order; the hooks are for the real one. */
-static int run_checkpoint(void *arg, double *ret_seconds, struct err *e)
+static int run_checkpoint(void *arg, int (*look)(void *look_arg, struct err *e), void *look_arg, double *ret_seconds,
+			  bool *ret_intact, struct err *e)
 {
 	struct run *r = arg;
 	_cleanup_free_ char *unfrozen = NULL;
@@ -236,8 +237,10 @@ static int run_checkpoint(void *arg, double *ret_seconds, struct err *e)
 		rc = run_hold(r, RUN_MOMENT, &unfrozen, e);
 	if (rc < 0)
 		return rc;
-	rc = track_guard_thaw(r->freeze.guard, ret_seconds, NULL, e);
-	run_let_go(r);
+	rc = look(look_arg, e);
+	if (rc == 0)
+		rc = track_guard_thaw(r->freeze.guard, ret_seconds, ret_intact, e);
+	run_let_go(r); /* thaws, if it hasn't yet */
 	return rc;
 }
 

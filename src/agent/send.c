@@ -125,18 +125,20 @@ static int send_thaw(void *arg, double *ret_seconds, bool *ret_intact, struct er
 	return r;
 }
 
-static int send_checkpoint(void *arg, double *ret_seconds, struct err *e)
+static int send_checkpoint(void *arg, int (*look)(void *look_arg, struct err *e), void *look_arg, double *ret_seconds,
+			   bool *ret_intact, struct err *e)
 {
 	struct send *s = arg;
 	_cleanup_free_ char *unfrozen = NULL;
-	bool intact;
 	int r = freeze_prepare(&s->freeze, false, e);
 
 	if (r == 0)
 		r = freeze_hold(&s->freeze, SEND_MOMENT, &unfrozen, e);
 	if (r == 0)
-		r = track_guard_thaw(s->freeze.guard, ret_seconds, &intact, e);
-	freeze_let_go(&s->freeze);
+		r = look(look_arg, e);
+	if (r == 0)
+		r = track_guard_thaw(s->freeze.guard, ret_seconds, ret_intact, e);
+	freeze_let_go(&s->freeze); /* thaws, if it hasn't yet */
 	return r;
 }
 

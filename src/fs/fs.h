@@ -30,8 +30,9 @@ struct fs_info {
 int fs_probe(struct disk *d, struct fs_info *ret, struct err *e);
 
 /*
- * The filesystem is mounted and not frozen, and an exact answer will be asked for later: don't refuse because of a
- * pending journal, and expect parts that disagree. Without this flag the answer may be relied on.
+ * The filesystem is mounted and not frozen: don't refuse because of a pending journal, and expect parts that disagree.
+ * Only where an exact answer will be asked for later, or there was nothing to replay once and all that was written
+ * since is known. Without this flag the answer may be relied on.
  */
 #define FS_LIVE (1u << 0)
 

@@ -153,6 +153,18 @@ static int add_whole_disk(struct layout_build *b, size_t disk, struct err *e)
 	return layout_add_extent(v, &cap, disk, 0, b->disks[disk]->size, e);
 }
 
+int layout_has_table(struct disk *d, bool *ret, struct err *e)
+{
+	enum mbr_verdict verdict;
+	bool gpt = false;
+	int r = mbr_look(d, &verdict, e);
+
+	if (r >= 0)
+		r = gpt_look(d, &gpt, e);
+	*ret = r >= 0 && (verdict != MBR_NONE || gpt);
+	return MIN(r, 0);
+}
+
 static int read_disk(struct layout_build *b, size_t disk, struct err *e)
 {
 	enum mbr_verdict verdict;

@@ -52,6 +52,8 @@ struct layout {
 	size_t nwarnings;
 };
 
+/* Does what is on it begin with a partition table (MBR or GPT)? */
+int layout_has_table(struct disk *d, bool *ret, struct err *e);
 /* Fails only when reading fails; what is corrupt becomes a warning and stays whole. */
 int layout_read(struct disk *const *disks, size_t n, struct layout **ret, struct err *e);
 void layout_free_all(struct layout *l); /* NULL is fine */

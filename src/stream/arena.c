@@ -26,27 +26,25 @@ static uint64_t arena_memory_available(void)
 int arena_map(struct sender *s, uint64_t needed, struct err *e)
 {
 	uint64_t size = s->p->frozen_memory, blocks;
+	size_t all;
 	void *p;
 
 	if (!size)
 		size = MIN(ARENA_DEFAULT, arena_memory_available() / 4);
-	if (needed)
-		size = MIN(size, MAX(needed, ARENA_LEAST));
-	size = MAX(size / STREAM_BLOCK, UINT64_C(1)) * STREAM_BLOCK;
-	blocks = size / STREAM_BLOCK;
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	size = MIN(size, MAX(needed, ARENA_LEAST));
+	blocks = MAX(size / STREAM_BLOCK, UINT64_C(1));
+	size = blocks * STREAM_BLOCK;
+	s->held_max = blocks + 1024;
+	all = size + s->held_max * sizeof(*s->held);
+	p = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (p == MAP_FAILED)
 		return err_nomem(e);
-	mlock(p, size); /* where it is allowed */
+	/* Shared with the guard, which is forked from us, each page would have to be copied when it is written to. */
+	madvise(p, all, MADV_DONTFORK);
+	mlock(p, all); /* where it is allowed */
 	s->arena = p;
 	s->arena_size = size;
-	s->held_max = blocks + 1024;
-	s->held = calloc(s->held_max, sizeof(*s->held));
-	if (!s->held)
-		return err_nomem(e);
-	/* calloc() of this size is untouched memory: touch it. */
-	for (size_t i = 0; i < s->held_max; i++)
-		s->held[i].head.encoding = WIRE_RAW;
+	s->held = (struct held *)(s->arena + size);
 	s->arena_used = s->nheld = 0;
 	return 0;
 }
@@ -54,10 +52,9 @@ int arena_map(struct sender *s, uint64_t needed, struct err *e)
 void arena_unmap(struct sender *s)
 {
 	if (s->arena)
-		munmap(s->arena, s->arena_size);
+		munmap(s->arena, s->arena_size + s->held_max * sizeof(*s->held));
 	s->arena = NULL;
 	s->arena_size = 0;
-	free(s->held);
 	s->held = NULL;
 	s->held_max = 0;
 	s->arena_used = s->nheld = 0;

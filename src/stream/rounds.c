@@ -16,20 +16,16 @@
 #define ROUNDS_SMALL (64 * MIB) /* less changed than this is little */
 
 /* ---- the used map ---- */
-int rounds_read_used(struct rounds *r, bool live, struct err *e)
+static int rounds_read_used(struct rounds *r, bool estimate, struct err *e)
 {
 	struct sender *s = r->s;
-	struct stream_used used = {0};
 	double began = id_now_mono();
 	int k;
 
 	stream_used_release(&s->used);
-	k = (live ? stream_used_read_live : stream_used_read)(s->disks, s->ndisks, &used, e);
-	if (k < 0)
-		return k;
-	s->used = used;
+	k = (estimate ? stream_used_estimate : stream_used_read)(s->disks, s->ndisks, &s->used, e);
 	r->map_time = id_now_mono() - began;
-	return 0;
+	return k;
 }
 
 static int rounds_notes(struct sender *s, struct err *e)
@@ -150,7 +146,7 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 		    "reading the source frozen would take about %.0f minutes and a freeze may last %.0f at most; "
 		    "migrate fewer disks at once, or unmounted ones",
 		    expect / 60, TRACK_LIMIT_MAX / 60);
-	k = arena_map(s, 0, e);
+	k = arena_map(s, UINT64_MAX, e);
 	if (k == 0)
 		k = rounds_announce(r, expect, e);
 	if (k == 0)
@@ -174,6 +170,14 @@ static int rounds_final_try(struct rounds *r, struct err *e)
 	return k == 0 ? pass_run(s, PASS_HELD, 0, e) : k;
 }
 
+int rounds_gave_up(const char *why, struct err *e)
+{
+	struct err last = *e;
+
+	return err_set(e, -ETIMEDOUT, "%s (tried %u times, last: %.400s); migrate it at a quieter time", why,
+		       ROUNDS_TRIES, last.msg);
+}
+
 static int rounds_final(struct rounds *r, struct err *e)
 {
 	for (unsigned i = 0;; i++) {
@@ -182,14 +186,8 @@ static int rounds_final(struct rounds *r, struct err *e)
 		arena_unmap(r->s);
 		if (k != -EAGAIN)
 			return k;
-		if (i + 1 == ROUNDS_TRIES) {
-			struct err last = *e;
-
-			return err_set(e, -ETIMEDOUT,
-				       "the source changes too much to be read while frozen (tried %u times, last: "
-				       "%.400s); migrate it at a quieter time",
-				       ROUNDS_TRIES, last.msg);
-		}
+		if (i + 1 == ROUNDS_TRIES)
+			return rounds_gave_up("the source changes too much to be read while frozen", e);
 		k = rounds_live(r, e);
 		if (k < 0)
 			return k;
@@ -244,7 +242,7 @@ int rounds_run(struct sender *s, struct err *e)
 		again = true;
 		k = sender_note(s, "the replica was not what the last rounds took it for: everything was compared", e);
 		if (k == 0)
-			k = tracked_reset(s, e);
+			k = tracked_disbelieve(s, e);
 		if (k < 0)
 			break;
 	}

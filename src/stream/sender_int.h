@@ -229,6 +229,9 @@ double gauge_converge(double pending, double target, double done, double churn);
 #define ROUNDS_TRIES     3u   /* of the final pass */
 #define ROUNDS_LIMIT_MIN 10.0 /* seconds the guard grants at least */
 
+/* Instead of a last try of the final pass: -ETIMEDOUT, with what the try said. */
+int rounds_gave_up(const char *why, struct err *e);
+
 struct rounds {
 	struct sender *s;
 	unsigned round;
@@ -249,8 +252,6 @@ struct rounds {
 };
 
 int rounds_run(struct sender *s, struct err *e);
-/* `live`: writers are at work, so journals are pending and the map is an estimate. */
-int rounds_read_used(struct rounds *r, bool live, struct err *e);
 /* Opens the next round in what is told. */
 void rounds_next(struct rounds *r, enum stream_phase phase);
 /* Tells of the freeze and has it prepared. */
@@ -268,5 +269,7 @@ int rounds_thaw(struct rounds *r, int k, struct err *e);
 int tracked_run(struct rounds *r, struct err *e);
 /* Everything is a candidate again. */
 int tracked_reset(struct sender *s, struct err *e);
+/* The same after the receiver refused what we stated: that goes for later runs, too, and it is told we are here. */
+int tracked_disbelieve(struct sender *s, struct err *e);
 /* After the commit: the next run may rely on it. */
 int tracked_settle(struct sender *s, struct err *e);

@@ -40,7 +40,24 @@ struct stream_used {
  */
 int stream_used_read(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
 /* For disks in use, as an estimate that a later stream_used_read() corrects: pending journals are overlooked. */
-int stream_used_read_live(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
+int stream_used_estimate(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e);
+/*
+ * For disks in use whose writes are tracked. `settled` is what stream_settled_look() found since the tracking began:
+ * such a filesystem's metadata were all in place then, and what it came to use since is known as written. Any other is
+ * taken as stream_used_read() takes it: nobody froze it, so its journal may hold what no mark tells of.
+ */
+struct stream_settled {
+	struct stream_settled_volume {
+		size_t disk;
+		uint64_t offset, size; /* where it begins on that disk, bytes in all */
+	} * volumes;
+	size_t n;
+};
+/* Which filesystems have nothing to replay at this moment: unmounted in good order, or frozen while this runs. */
+int stream_settled_look(struct disk *const *disks, size_t n, struct stream_settled *ret, struct err *e);
+void stream_settled_release(struct stream_settled *s);
+int stream_used_read_tracked(struct disk *const *disks, size_t n, const struct stream_settled *settled,
+			     struct stream_used *ret, struct err *e);
 void stream_used_release(struct stream_used *u);
 
 /* ---- sender ---- */
@@ -140,9 +157,12 @@ struct stream_send_ops {
 	/* Freezes for at most `limit` seconds; NULL: the source doesn't change (files, unmounted disks). */
 	int (*freeze)(void *arg, double limit, struct err *e);
 	int (*thaw)(void *arg, double *ret_seconds, bool *ret_intact, struct err *e);
-	/* Freezes for a moment, so that journals are on the disk; *ret_seconds: how long. Needed with a tracker only.
+	/*
+	 * Freezes for a moment, so that journals are on the disk, and calls `look` meanwhile. *ret_seconds: how long it
+	 * was frozen, *ret_intact: until `look` had returned. Needed with a tracker only.
 	 */
-	int (*checkpoint)(void *arg, double *ret_seconds, struct err *e);
+	int (*checkpoint)(void *arg, int (*look)(void *look_arg, struct err *e), void *look_arg, double *ret_seconds,
+			  bool *ret_intact, struct err *e);
 	/*
 	 * NULL: all used blocks are compared while frozen. Else it has been at work since before stream_send() was
 	 * called, and only what it marked is read then.

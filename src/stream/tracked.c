@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/id.h"
 #include "base/str.h"
@@ -70,6 +71,16 @@ int tracked_reset(struct sender *s, struct err *e)
 			memcpy(s->sums[i] + w * 32, nothing, 32);
 	}
 	return 0;
+}
+
+int tracked_disbelieve(struct sender *s, struct err *e)
+{
+	int k = tracked_reset(s, e);
+
+	if (k == 0 && s->p->baseline && unlink(s->p->baseline) < 0 && errno != ENOENT)
+		k = err_sys(e, "cannot remove '%s'", s->p->baseline);
+	/* Now, for the receiver waits seconds, and reading what is used may take longer. */
+	return k < 0 ? k : control_ready(s, e);
 }
 
 static uint64_t tracked_count(const struct bitmap *maps, size_t n)
@@ -140,6 +151,28 @@ static int tracked_audit(struct rounds *r, bool frozen, struct err *e)
 }
 
 /* ---- the used map ---- */
+struct look {
+	struct sender *s;
+	struct stream_settled settled;
+	double seconds;
+};
+
+static void look_release(struct look *l)
+{
+	stream_settled_release(&l->settled);
+}
+
+/* For that moment of freeze: which filesystems it has put in order. */
+static int tracked_look(void *arg, struct err *e)
+{
+	struct look *l = arg;
+	double began = id_now_mono();
+	int k = stream_settled_look(l->s->disks, l->s->ndisks, &l->settled, e);
+
+	l->seconds = id_now_mono() - began;
+	return k;
+}
+
 /*
  * What is used now, and to be read of it: what was marked, and what wasn't stated yet. The journals are put in order
  * first; what becomes used after that is written, hence marked. Marks are taken before and not after, twice because a
@@ -148,14 +181,19 @@ static int tracked_audit(struct rounds *r, bool frozen, struct err *e)
 static int tracked_map(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
+	_cleanup_(look_release) struct look look = {.s = s};
+	bool intact = false;
 	int k = tracked_collect(r, e);
 
 	if (k == 0)
 		k = tracked_collect(r, e);
 	if (k == 0)
-		k = s->ops->checkpoint(s->ops->arg, &r->flush, e);
-	if (k == 0)
-		k = rounds_read_used(r, true, e);
+		k = s->ops->checkpoint(s->ops->arg, tracked_look, &look, &r->flush, &intact, e);
+	if (k == 0) {
+		r->flush = MAX(r->flush - look.seconds, 0);
+		stream_used_release(&s->used);
+		k = stream_used_read_tracked(s->disks, s->ndisks, intact ? &look.settled : NULL, &s->used, e);
+	}
 	if (k < 0)
 		return k;
 	for (size_t i = 0; i < s->ndisks; i++) {
@@ -402,14 +440,8 @@ static int tracked_cycle(struct rounds *r, struct err *e)
 		arena_unmap(r->s);
 		if (k != -EAGAIN)
 			return k;
-		if (i + 1 == ROUNDS_TRIES) {
-			struct err last = *e;
-
-			return err_set(e, -ETIMEDOUT,
-				       "the source could not be read while frozen (tried %u times, last: %.400s); "
-				       "migrate it at a quieter time",
-				       ROUNDS_TRIES, last.msg);
-		}
+		if (i + 1 == ROUNDS_TRIES)
+			return rounds_gave_up("the source could not be read while frozen", e);
 		k = 0;
 	}
 	return k;

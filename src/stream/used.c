@@ -31,7 +31,8 @@ struct disk_state {
 struct reading {
 	struct disk *const *disks;
 	size_t n;
-	unsigned flags;
+	bool estimate;                        /* whatever journals say */
+	const struct stream_settled *settled; /* NULL: nothing is */
 	const struct layout *layout;
 	struct disk_state *states;
 	struct stream_used *used;
@@ -159,8 +160,37 @@ static void describe(const struct reading *r, const struct layout_volume *v, cha
 		snprintf(buf, size, "'%s'", r->disks[v->disk]->name);
 }
 
+static struct stream_settled_volume identity(const struct layout_volume *v)
+{
+	struct stream_settled_volume id = {v->map[0].disk, v->map[0].offset, 0};
+
+	for (size_t i = 0; i < v->nmap; i++)
+		id.size += v->map[i].length;
+	return id;
+}
+
+static bool is_settled(const struct stream_settled *s, const struct layout_volume *v)
+{
+	struct stream_settled_volume id = identity(v);
+
+	for (size_t i = 0; s && i < s->n; i++)
+		if (s->volumes[i].disk == id.disk && s->volumes[i].offset == id.offset && s->volumes[i].size == id.size)
+			return true;
+	return false;
+}
+
+/* A superblock may be left from before the volume became the disk of a virtual machine: nothing of it is believed. */
+static int find_table(struct disk *d, const struct layout_volume *v, struct err *e)
+{
+	bool has = false;
+	int res = v->kind == LAYOUT_WHOLE_DISK ? 0 : layout_has_table(d, &has, e);
+
+	return res == 0 && has ? err_set(e, -EUCLEAN, "it has a partition table of its own") : res;
+}
+
 static int read_volume(struct reading *r, const struct layout_volume *v, struct err *e)
 {
+	unsigned flags = r->estimate || is_settled(r->settled, v) ? FS_LIVE : 0;
 	_cleanup_(disk_closep) struct disk *d = NULL;
 	struct target target = {.r = r, .v = v};
 	struct fs_usage usage = {0};
@@ -170,7 +200,9 @@ static int read_volume(struct reading *r, const struct layout_volume *v, struct 
 
 	describe(r, v, what, sizeof(what));
 	if (res == 0)
-		res = fs_used(d, r->flags, on_used, &target, &usage, &why);
+		res = find_table(d, v, &why);
+	if (res == 0)
+		res = fs_used(d, flags, on_used, &target, &usage, &why);
 	if (res == -ENOMEM)
 		return err_nomem(e);
 	if (res)
@@ -322,14 +354,18 @@ static void reading_release(struct reading *r)
 	free(r->states);
 }
 
-static int used_read(struct disk *const *disks, size_t n, unsigned flags, struct stream_used *ret, struct err *e)
+static int used_read(const struct reading *how, struct stream_used *ret, struct err *e)
 {
+	struct disk *const *disks = how->disks;
+	size_t n = how->n;
 	_cleanup_(stream_used_release) struct stream_used used = {0};
-	_cleanup_(reading_release) struct reading r = {.disks = disks, .n = n, .flags = flags, .used = &used};
+	_cleanup_(reading_release) struct reading r = *how;
 	_cleanup_(layout_freep) struct layout *layout = NULL;
 	struct err why = {0};
-	int res = start_disks(&r, e);
+	int res;
 
+	r.used = &used;
+	res = start_disks(&r, e);
 	if (res < 0)
 		return res;
 	res = layout_read(disks, n, &layout, &why);
@@ -348,10 +384,51 @@ static int used_read(struct disk *const *disks, size_t n, unsigned flags, struct
 
 int stream_used_read(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e)
 {
-	return used_read(disks, n, 0, ret, e);
+	return used_read(&(struct reading){.disks = disks, .n = n}, ret, e);
 }
 
-int stream_used_read_live(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e)
+int stream_used_estimate(struct disk *const *disks, size_t n, struct stream_used *ret, struct err *e)
 {
-	return used_read(disks, n, FS_LIVE, ret, e);
+	return used_read(&(struct reading){.disks = disks, .n = n, .estimate = true}, ret, e);
+}
+
+int stream_used_read_tracked(struct disk *const *disks, size_t n, const struct stream_settled *settled,
+			     struct stream_used *ret, struct err *e)
+{
+	return used_read(&(struct reading){.disks = disks, .n = n, .settled = settled}, ret, e);
+}
+
+/* ---- journals with nothing in them ---- */
+void stream_settled_release(struct stream_settled *s)
+{
+	free(s->volumes);
+	*s = (struct stream_settled){0};
+}
+
+int stream_settled_look(struct disk *const *disks, size_t n, struct stream_settled *ret, struct err *e)
+{
+	_cleanup_(stream_settled_release) struct stream_settled found = {0};
+	_cleanup_(layout_freep) struct layout *l = NULL;
+	struct reading r = {.disks = disks, .n = n};
+	struct err why = {0};
+	int res = layout_read(disks, n, &l, &why);
+
+	if (res == 0)
+		found.volumes = calloc(l->nvolumes + 1, sizeof(*found.volumes));
+	if (res == -ENOMEM || (res == 0 && !found.volumes))
+		return err_nomem(e);
+	/* What can't be read isn't settled; reading it as used will say why. */
+	for (size_t i = 0; res == 0 && i < l->nvolumes; i++) {
+		_cleanup_(disk_closep) struct disk *d = NULL;
+		struct fs_info info = {0};
+
+		if (l->volumes[i].is_pv || !l->volumes[i].linear)
+			continue;
+		if (open_volume(&r, &l->volumes[i], &d, &why) == 0 && fs_probe(d, &info, &why) == 0 && info.readable &&
+		    info.clean)
+			found.volumes[found.n++] = identity(&l->volumes[i]);
+	}
+	*ret = found;
+	found = (struct stream_settled){0};
+	return 0;
 }

@@ -306,15 +306,19 @@ static int thaw(void *arg, double *ret_seconds, bool *ret_intact, struct err *e)
 	return 0;
 }
 
-static int checkpoint(void *arg, double *ret_seconds, struct err *e)
+static int checkpoint(void *arg, int (*look)(void *look_arg, struct err *e), void *look_arg, double *ret_seconds,
+		      bool *ret_intact, struct err *e)
 {
 	struct source *s = arg;
+	int k;
 
 	s->checkpoints++;
 	pthread_rwlock_wrlock(&s->gate);
+	k = look(look_arg, e);
 	pthread_rwlock_unlock(&s->gate);
 	*ret_seconds = s->flush > 0 ? s->flush : 0.001;
-	return 0;
+	*ret_intact = true;
+	return k;
 }
 
 static bool cancelled(void *arg)

@@ -25,7 +25,7 @@ static void put_swap(struct disk *d, uint64_t off, uint32_t pages)
 }
 
 /* Primary MBR partitions as (start, count) in sectors of 512. */
-static void put_mbr(struct disk *d, const uint32_t (*parts)[2], size_t n)
+static void put_mbr_at(struct disk *d, uint64_t off, const uint32_t (*parts)[2], size_t n)
 {
 	uint8_t s[512] = {0};
 
@@ -36,7 +36,12 @@ static void put_mbr(struct disk *d, const uint32_t (*parts)[2], size_t n)
 	}
 	s[510] = 0x55;
 	s[511] = 0xaa;
-	assert_int_equal(disk_write(d, s, sizeof(s), 0, NULL), 0);
+	assert_int_equal(disk_write(d, s, sizeof(s), off, NULL), 0);
+}
+
+static void put_mbr(struct disk *d, const uint32_t (*parts)[2], size_t n)
+{
+	put_mbr_at(d, 0, parts, n);
 }
 
 static struct disk *new_disk(uint64_t size)
@@ -124,6 +129,19 @@ static void test_overlap_is_used(void **state)
 	check_used(d, "UUUUUUUU");
 }
 
+/* A volume that was swap space once and is a virtual machine's disk now. */
+static void test_table_within(void **state)
+{
+	_cleanup_(disk_closep) struct disk *d = new_disk(8 * 65536);
+	uint32_t parts[1][2] = {{128, 128 * 7}}, inner[1][2] = {{32, 128 * 6}};
+
+	put_mbr(d, parts, 1);
+	put_swap(d, 128 * 512, 7 * 16);
+	check_used(d, "UU......");
+	put_mbr_at(d, 128 * 512, inner, 1);
+	check_used(d, "UUUUUUUU");
+}
+
 /* A disk that can't be read is taken as used: reporting the bad sector is the business of the copy. */
 static void test_unreadable(void **state)
 {
@@ -164,6 +182,7 @@ int main(void)
 	    cmocka_unit_test(test_block_shared_by_partitions),
 	    cmocka_unit_test(test_free_halves_join),
 	    cmocka_unit_test(test_overlap_is_used),
+	    cmocka_unit_test(test_table_within),
 	    cmocka_unit_test(test_unreadable),
 	    cmocka_unit_test(test_no_disks),
 	};
