@@ -18,7 +18,8 @@
 struct need {
 	const char *module; /* file name without .ko, "-" and "_" alike */
 	bool must;
-	bool found;     /* built in, or in the initramfs */
+	bool builtin;   /* in the kernel itself */
+	bool packed;    /* in the initramfs */
 	bool available; /* there is a module that could be put in */
 };
 
@@ -73,7 +74,7 @@ static void needs_found(void *arg, const char *name, size_t len)
 	struct needs *n = arg;
 
 	for (size_t i = 0; i < n->n; i++)
-		n->v[i].found |= is_module(name, len, n->v[i].module);
+		n->v[i].packed |= is_module(name, len, n->v[i].module);
 }
 
 /* modules.builtin and modules.dep: one path a line (a colon behind it in the latter). */
@@ -95,17 +96,19 @@ static int needs_from_list(struct guest *g, const char *kernel, const char *file
 		for (size_t i = 0; i < n->n; i++) {
 			bool is = is_module(line.s, end, n->v[i].module);
 
-			n->v[i].found |= builtin && is;
+			n->v[i].builtin |= builtin && is;
 			n->v[i].available |= is;
 		}
 	}
 	return 0;
 }
 
+/* After an error nothing counts as packed: the kernel will not get further in a damaged file than we did. */
 static int needs_read(struct guest *g, const char *kernel, struct needs *n, struct err *e)
 {
 	_cleanup_close_ int fd = -1;
 	char path[400];
+	int r;
 
 	*n = (struct needs){0};
 	needs_of(g, n);
@@ -115,7 +118,10 @@ static int needs_read(struct guest *g, const char *kernel, struct needs *n, stru
 	fd = guest_openat(g, path, O_RDONLY | O_NONBLOCK, 0);
 	if (fd < 0)
 		return 0; /* everything built in, or it will be missed below */
-	return initrd_list(fd, needs_found, n, e);
+	r = initrd_list(fd, needs_found, n, e);
+	for (size_t i = 0; r < 0 && i < n->n; i++)
+		n->v[i].packed = false;
+	return r;
 }
 
 /* What is lacking, as words; what can't be had is only fatal where it must be there. */
@@ -124,7 +130,7 @@ static void needs_lacking(const struct needs *n, struct str *rebuild, struct str
 	for (size_t i = 0; i < n->n; i++) {
 		const struct need *d = &n->v[i];
 
-		if (d->found)
+		if (d->builtin || d->packed)
 			continue;
 		if (d->available)
 			str_addf(rebuild, "%s%s", rebuild->len ? " " : "", d->module);
@@ -181,7 +187,7 @@ static int initramfs_rebuild(struct guest *g, struct guest_result *r, const char
 		return err_set(e, -EIO, "the initramfs of kernel '%s' was built anew and still lacks %s", kernel,
 			       rebuild.s);
 	r->state = GUEST_DONE;
-	str_addf(&r->summary, "%s: built anew for %s; ", kernel, modules);
+	str_addf(&r->summary, "%s: built anew%s%s; ", kernel, *modules ? " for " : "", modules);
 	return 0;
 }
 
@@ -198,8 +204,9 @@ static int initramfs_kernel(struct guest *g, struct guest_result *r, const char 
 	if (impossible.len)
 		return err_set(e, -ENOENT, "kernel '%s' has no driver for %s (install another kernel on the source)",
 			       kernel, impossible.s);
-	if (rebuild.len)
-		return initramfs_rebuild(g, r, kernel, rebuild.s, e);
+	/* A damaged one also where no driver is lacking: it is what knows the root by its UUID. */
+	if (rebuild.len || rc < 0)
+		return initramfs_rebuild(g, r, kernel, rebuild.len ? rebuild.s : "", e);
 	str_addf(&r->summary, "%s: has what it needs; ", kernel);
 	return 0;
 }

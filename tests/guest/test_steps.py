@@ -339,6 +339,24 @@ def test_damaged_initramfs_is_built_anew(tree):
     assert any("damaged" in note for note in tree.steps["initramfs"]["notes"])
 
 
+def cut(data):
+    """In the middle of the last member, behind every driver."""
+    return gzip.compress(data[:data.rindex(b"070701") + 50])
+
+
+@pytest.mark.parametrize("builtin", ["", "".join(f"kernel/drivers/{name}.ko\n" for name in ALL_MODULES)],
+                         ids=["modules", "all built in"])
+def test_initramfs_damaged_behind_the_drivers_is_built_anew(tree, builtin):
+    tree.write(f"/lib/modules/{KERNEL}/modules.builtin", builtin)
+    tree.initramfs(ALL_MODULES, cut)
+    tree.convert(again=False)
+    assert tree.steps["initramfs"]["state"] == "failed"
+    assert "update-initramfs" in tree.steps["initramfs"]["summary"]
+    assert any("damaged" in note for note in tree.steps["initramfs"]["notes"])
+    names = tree.read("/etc/initramfs-tools/modules").split()
+    assert names == ([] if builtin else [os.path.basename(name).replace("-", "_") for name in ALL_MODULES if "dm" not in name])
+
+
 INTERFACES = """# The loopback
 auto lo
 iface lo inet loopback
