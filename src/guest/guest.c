@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
@@ -110,28 +109,26 @@ int guest_open(const struct guest_settings *s, struct guest **ret, struct err *e
 	else
 		r = guest_read_os(g, e);
 	if (r < 0) {
-		guest_close(g);
+		guest_close(g, NULL);
 		return r;
 	}
 	*ret = g;
 	return 0;
 }
 
-void guest_close(struct guest *g)
+int guest_close(struct guest *g, struct err *e)
 {
+	int r;
+
 	if (!g)
-		return;
+		return 0;
 	if (g->root >= 0)
 		close(g->root);
-	while (g->nmounted) {
-		char *at = g->mounted[--g->nmounted];
-
-		umount2(at, UMOUNT_NOFOLLOW);
-		free(at);
-	}
+	r = guest_unmount(g, e);
 	json_decref(g->kernels);
 	free(g->root_path);
 	free(g);
+	return r;
 }
 
 static int guest_boot_disk(const struct guest *g)

@@ -64,9 +64,10 @@ struct guest_settings {
 
 /* -ENOENT: no system below root. */
 int guest_open(const struct guest_settings *s, struct guest **ret, struct err *e);
-void guest_close(struct guest *g);
+/* Frees it and unmounts what guest_mount() mounted. An error when not all of it reached the disks. */
+int guest_close(struct guest *g, struct err *e);
 /* Finds, mounts (which replays journals) and opens the system on the volumes below the empty directory `at`; only as
- * root, in the appliance. -ENOENT when there is none. guest_close() unmounts. */
+ * root, in the appliance. -ENOENT when there is none. */
 int guest_mount(const struct guest_volumes *v, const char *at, struct guest **ret, struct err *e);
 
 /* Called with {"event":"step","name":...,"index":1..count,"count":...} before each step. `event` is borrowed. */

@@ -20,13 +20,21 @@ struct guest_result {
 	json_t *notes; /* sentences: what a person should look at */
 };
 
+/* A filesystem mounted for the conversion. Both descriptors are open from before the first change, so that no failed
+ * write goes unreported. */
+struct guest_mounted {
+	char *at;
+	int dir;    /* its root */
+	int device; /* what it lies on: unmounting writes too */
+};
+
 struct guest {
 	int root;
 	const char *path;
 	const struct guest_volumes *volumes;
 	const struct guest_volume *root_volume;
 	bool can_run;
-	char *mounted[32]; /* mount points below, in mounting order; owned */
+	struct guest_mounted mounted[32]; /* in mounting order */
 	size_t nmounted;
 	char *root_path; /* owned copy of `path` */
 
@@ -70,6 +78,13 @@ struct guest_names {
 };
 int guest_list(const struct guest *g, const char *dir, const char *suffix, struct guest_names *ret, struct err *e);
 void guest_names_release(struct guest_names *n);
+
+/* The path by which the kernel knows an open directory: no link is left in it. */
+int guest_fd_path(int fd, char *out, size_t size);
+
+/* ---- guest_mount.c ---- */
+/* Unmounts all; an error when anything was not written. */
+int guest_unmount(struct guest *g, struct err *e);
 
 /* ---- guest_run.c ---- */
 /* Runs a program of the system in a chroot with /dev, /proc, /sys and /run; -ETIMEDOUT. *ret_tail: last lines it said.

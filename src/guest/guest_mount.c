@@ -4,9 +4,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/util.h"
@@ -30,12 +33,65 @@ static const char *mount_type(const struct guest_volume *v)
 	return str_starts(v->fstype, "ext") ? "ext4" : v->fstype;
 }
 
-static int mount_remember(struct guest *g, const char *at)
+static void mounted_release(struct guest_mounted *m)
 {
+	if (m->dir >= 0)
+		close(m->dir);
+	if (m->device >= 0)
+		close(m->device);
+	free(m->at);
+}
+
+/* `at` must be a path without links. */
+static int mount_remember(struct guest *g, const char *at, const char *device, struct err *e)
+{
+	struct guest_mounted m = {.dir = -1, .device = -1};
+	int r = 0;
+
 	if (g->nmounted == ARRAY_SIZE(g->mounted))
-		return -ENOSPC;
-	g->mounted[g->nmounted] = strdup(at);
-	return g->mounted[g->nmounted] ? (int)g->nmounted++ : -ENOMEM;
+		return err_set(e, -ENOSPC, "more than %zu filesystems", ARRAY_SIZE(g->mounted));
+	m.at = strdup(at);
+	if (!m.at)
+		return err_nomem(e);
+	m.device = open(device, O_RDONLY | O_CLOEXEC);
+	m.dir = m.device < 0 ? -1 : open(at, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (m.dir < 0) {
+		r = err_sys(e, "cannot open '%s'", m.device < 0 ? device : at);
+		mounted_release(&m);
+		return r;
+	}
+	g->mounted[g->nmounted++] = m;
+	return 0;
+}
+
+/* Each filesystem is written back before it is unmounted, because only that says what failed. */
+static int mount_undo(struct guest_mounted *m, struct err *e)
+{
+	int r = 0;
+
+	if (syncfs(m->dir) < 0)
+		r = err_sys(e, "cannot write '%s' of the copy back", m->at);
+	close(take_fd(&m->dir));
+	if (umount2(m->at, UMOUNT_NOFOLLOW) < 0)
+		r = r ?: err_sys(e, "cannot unmount '%s'", m->at);
+	if (fsync(m->device) < 0)
+		r = r ?: err_sys(e, "cannot write '%s' of the copy back", m->at);
+	mounted_release(m);
+	return r;
+}
+
+int guest_unmount(struct guest *g, struct err *e)
+{
+	int r = 0;
+
+	while (g->nmounted) {
+		struct err this = {0};
+		int rc = mount_undo(&g->mounted[--g->nmounted], &this);
+
+		if (rc < 0 && r == 0)
+			r = err_set(e, rc, "%s", this.msg);
+	}
+	return r;
 }
 
 /* The mount options of the root's own line: a subvolume is all that matters here. */
@@ -60,9 +116,9 @@ static int mount_try(const struct guest_volumes *set, const struct guest_volume 
 	if (r == 0 && !guest_exists(g, "/etc/fstab") && !guest_exists(g, "/sbin/init"))
 		r = err_set(e, -ENOENT, "'%s' holds no complete system", v->device);
 	if (r == 0)
-		r = mount_remember(g, at) < 0 ? err_nomem(e) : 0;
+		r = mount_remember(g, at, v->device, e);
 	if (r < 0) {
-		guest_close(g);
+		guest_close(g, NULL);
 		umount2(at, 0);
 		return r;
 	}
@@ -99,17 +155,22 @@ static int mount_entry(struct guest *g, const char *where, const char *spec, str
 {
 	_cleanup_close_ int at = guest_openat(g, where, O_PATH | O_DIRECTORY, 0);
 	const struct guest_volume *v = NULL;
-	char fd_path[64], full[256];
+	char fd_path[64], full[PATH_MAX];
+	int r;
 
 	guest_device_find(g, spec, &v);
 	if (at < 0 || !v || !v->fstype[0])
 		return err_set(e, -ENODEV, "'%s' of '/etc/fstab' is on '%s', which is not among the copied disks",
 			       where, spec);
+	if (guest_fd_path(at, full, sizeof(full)) < 0)
+		return err_sys(e, "cannot find '%s' in the copy", where);
 	snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", at);
 	if (mount(v->device, fd_path, mount_type(v), MS_NOATIME | MS_NODEV, NULL) < 0)
 		return err_sys(e, "cannot mount '%s' (%s) at '%s'", v->device, v->fstype, where);
-	snprintf(full, sizeof(full), "%s%s", g->path, where);
-	return mount_remember(g, full) < 0 ? err_nomem(e) : 0;
+	r = mount_remember(g, full, v->device, e);
+	if (r < 0)
+		umount2(full, UMOUNT_NOFOLLOW);
+	return r;
 }
 
 /* Mounts what fstab says belongs at `where`; nothing said is fine. */
@@ -153,7 +214,7 @@ int guest_mount(const struct guest_volumes *v, const char *at, struct guest **re
 		return r;
 	r = mount_others(g, e);
 	if (r < 0) {
-		guest_close(g);
+		guest_close(g, NULL);
 		return r;
 	}
 	*ret = g;

@@ -39,6 +39,21 @@ bool guest_exists(const struct guest *g, const char *path)
 	return fd >= 0;
 }
 
+int guest_fd_path(int fd, char *out, size_t size)
+{
+	char link[64];
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n = readlink(link, out, size);
+	if (n < 0)
+		return -errno;
+	if ((size_t)n >= size)
+		return -ENAMETOOLONG;
+	out[n] = '\0';
+	return 0;
+}
+
 /* The directory a path lies in, and its last component. */
 static int guest_parent(const struct guest *g, const char *path, const char **ret_base)
 {

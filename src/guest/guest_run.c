@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -19,28 +20,32 @@ static const char *const run_binds[] = {"/dev", "/proc", "/sys"};
 
 #define TAIL_MAX 4096
 
-static int run_mount(struct guest *g, struct err *e)
+#define RUN_BINDS ARRAY_SIZE(run_binds)
+
+/* `at`: where they are, "" for what could not be mounted. */
+static int run_mount(struct guest *g, char at[][PATH_MAX], struct err *e)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(run_binds); i++) {
-		_cleanup_close_ int at = guest_openat(g, run_binds[i], O_PATH | O_DIRECTORY, 0);
-		char fd_path[64];
+	for (size_t i = 0; i < RUN_BINDS; i++)
+		at[i][0] = '\0';
+	for (size_t i = 0; i < RUN_BINDS; i++) {
+		_cleanup_close_ int dir = guest_openat(g, run_binds[i], O_PATH | O_DIRECTORY, 0);
+		char fd_path[64], path[PATH_MAX];
 
 		/* By descriptor: a link in the copy must not lead the mount elsewhere. */
-		snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", at);
-		if (at < 0 || mount(run_binds[i], fd_path, NULL, MS_BIND | MS_REC, NULL) < 0)
+		snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", dir);
+		if (dir < 0 || guest_fd_path(dir, path, sizeof(path)) < 0 ||
+		    mount(run_binds[i], fd_path, NULL, MS_BIND | MS_REC, NULL) < 0)
 			return err_sys(e, "cannot bind '%s' into the copy", run_binds[i]);
+		memcpy(at[i], path, sizeof(path));
 	}
 	return 0;
 }
 
-static void run_unmount(struct guest *g)
+static void run_unmount(char at[][PATH_MAX])
 {
-	for (size_t i = ARRAY_SIZE(run_binds); i-- > 0;) {
-		char path[256];
-
-		snprintf(path, sizeof(path), "%s%s", g->path, run_binds[i]);
-		umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
-	}
+	for (size_t i = RUN_BINDS; i-- > 0;)
+		if (at[i][0])
+			umount2(at[i], MNT_DETACH | UMOUNT_NOFOLLOW);
 }
 
 /* Keeps the last of what the program says; false when the time is over. */
@@ -114,14 +119,15 @@ static int run_spawn(struct guest *g, const char *const argv[], double timeout, 
 int guest_run(struct guest *g, const char *const argv[], double timeout, char **ret_tail, struct err *e)
 {
 	_cleanup_(str_release) struct str tail = {0};
+	char binds[RUN_BINDS][PATH_MAX];
 	int r;
 
 	if (!g->can_run)
 		return err_set(e, -EPERM, "'%s' of the copy may not be run here", argv[0]);
-	r = run_mount(g, e);
+	r = run_mount(g, binds, e);
 	if (r == 0)
 		r = run_spawn(g, argv, timeout, &tail, e);
-	run_unmount(g);
+	run_unmount(binds);
 	if (r == 0 && ret_tail)
 		*ret_tail = str_take(&tail);
 	return r;

@@ -46,6 +46,15 @@ static const char *appliance_code(int code)
 	}
 }
 
+/* A system that did not reach its disks is not converted, whatever the steps say. */
+static int appliance_close(struct guest *g, int r, struct err *e)
+{
+	struct err why = {0};
+	int rc = guest_close(g, &why);
+
+	return r == 0 && rc < 0 ? err_set(e, rc, "%s", why.msg) : r;
+}
+
 /* On -ENOTSUP *ret is what was found. */
 static int appliance_convert(int port, const struct guest_volumes *v, json_t **ret, struct err *e)
 {
@@ -54,9 +63,7 @@ static int appliance_convert(int port, const struct guest_volumes *v, json_t **r
 
 	if (r == 0)
 		r = guest_convert(g, appliance_tell, &port, ret, e);
-	guest_close(g);
-	sync();
-	return r;
+	return appliance_close(g, r, e);
 }
 
 static int appliance_probe(const struct guest_volumes *v, json_t **ret, struct err *e)
@@ -66,8 +73,7 @@ static int appliance_probe(const struct guest_volumes *v, json_t **ret, struct e
 
 	if (r == 0)
 		r = guest_install_probe(g, "/proc/self/exe", e);
-	guest_close(g);
-	sync();
+	r = appliance_close(g, r, e);
 	if (r == 0)
 		*ret = json_object();
 	return r;

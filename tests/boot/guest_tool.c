@@ -1,4 +1,7 @@
-/* Runs the conversion's steps over a plain directory, for the tests: guest_tool ROOT VOLUMES-JSON; prints the report.
+/*
+ * Runs the conversion's steps for the tests, and prints the report. guest_tool ROOT VOLUMES-JSON: over a plain
+ * directory. guest_tool --mount DIR VOLUMES-JSON: the system is looked for on the volumes and mounted there, as in the
+ * appliance.
  */
 #include <stdio.h>
 #include <string.h>
@@ -16,24 +19,33 @@ static const struct guest_volume *find_root(const struct guest_volumes *v, const
 	return NULL;
 }
 
-static int convert(const char *root, const char *text, json_t **ret, struct err *e)
+static int open_plain(const char *root, const json_t *j, const struct guest_volumes *v, struct guest **ret,
+		      struct err *e)
+{
+	struct guest_settings s = {.root = root, .volumes = v};
+	const char *device = "";
+	int r = jsn_get_str(j, "root", true, 200, &device, e);
+
+	s.root_volume = find_root(v, device);
+	return r ?: guest_open(&s, ret, e);
+}
+
+static int convert(bool mounted, const char *root, const char *text, json_t **ret, struct err *e)
 {
 	_cleanup_(guest_volumes_release) struct guest_volumes v = {0};
 	_cleanup_json_ json_t *j = NULL;
-	struct guest_settings s = {.root = root, .volumes = &v};
-	const char *device = "";
+	struct err why = {0};
 	struct guest *g;
-	int r = jsn_parse(text, strlen(text), JSN_MAX_SIZE, &j, e);
+	int r = jsn_parse(text, strlen(text), JSN_MAX_SIZE, &j, e), rc;
 
 	r = r ?: guest_volumes_from_json(j, &v, e);
-	r = r ?: jsn_get_str(j, "root", true, 200, &device, e);
-	s.root_volume = find_root(&v, device);
-	r = r ?: guest_open(&s, &g, e);
+	if (r == 0)
+		r = mounted ? guest_mount(&v, root, &g, e) : open_plain(root, j, &v, &g, e);
 	if (r < 0)
 		return r;
 	r = guest_convert(g, NULL, NULL, ret, e);
-	guest_close(g);
-	return r;
+	rc = guest_close(g, &why);
+	return r == 0 && rc < 0 ? err_set(e, rc, "%s", why.msg) : r;
 }
 
 int main(int argc, char **argv)
@@ -41,13 +53,14 @@ int main(int argc, char **argv)
 	_cleanup_json_ json_t *report = NULL;
 	_cleanup_free_ char *text = NULL;
 	struct err e = {0};
+	bool mounted = argc == 4 && strcmp(argv[1], "--mount") == 0;
 	int r;
 
-	if (argc != 3) {
-		fprintf(stderr, "usage: guest_tool ROOT VOLUMES\n");
+	if (argc != 3 && !mounted) {
+		fprintf(stderr, "usage: guest_tool [--mount] ROOT VOLUMES\n");
 		return 2;
 	}
-	r = convert(argv[1], argv[2], &report, &e);
+	r = convert(mounted, argv[argc - 2], argv[argc - 1], &report, &e);
 	if (report) {
 		text = jsn_text(report);
 		puts(text ? text : "{}");
