@@ -151,21 +151,46 @@ static int mount_find_root(const struct guest_volumes *set, const char *at, stru
 	return err_set(e, first.code, "%s", first.msg);
 }
 
-static int mount_entry(struct guest *g, const char *where, const char *spec, struct err *e)
+/* Of a line's options only those count that say which part of the filesystem is meant. */
+static bool mount_subvolume(struct guest_span options, char *out, size_t size)
+{
+	static const char *const names[] = {"subvol=", "subvolid="};
+	char list[1024], *save = NULL;
+	size_t n = 0;
+
+	out[0] = '\0';
+	if (!guest_span_copy(options, true, list, sizeof(list)))
+		return false;
+	for (char *o = strtok_r(list, ",", &save); o; o = strtok_r(NULL, ",", &save))
+		for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+			if (!str_starts(o, names[i]))
+				continue;
+			n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "," : "", o);
+			if (n >= size)
+				return false;
+		}
+	return true;
+}
+
+static int mount_entry(struct guest *g, const char *where, const char *spec, struct guest_span options, struct err *e)
 {
 	_cleanup_close_ int at = guest_openat(g, where, O_PATH | O_DIRECTORY, 0);
 	const struct guest_volume *v = NULL;
-	char fd_path[64], full[PATH_MAX];
+	char fd_path[64], full[PATH_MAX], data[512];
+	bool btrfs;
 	int r;
 
 	guest_device_find(g, spec, &v);
 	if (at < 0 || !v || !v->fstype[0])
 		return err_set(e, -ENODEV, "'%s' of '/etc/fstab' is on '%s', which is not among the copied disks",
 			       where, spec);
+	btrfs = strcmp(v->fstype, "btrfs") == 0;
+	if (btrfs && !mount_subvolume(options, data, sizeof(data)))
+		return err_set(e, -EINVAL, "the options of '%s' in '/etc/fstab' are too long", where);
 	if (guest_fd_path(at, full, sizeof(full)) < 0)
 		return err_sys(e, "cannot find '%s' in the copy", where);
 	snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", at);
-	if (mount(v->device, fd_path, mount_type(v), MS_NOATIME | MS_NODEV, NULL) < 0)
+	if (mount(v->device, fd_path, mount_type(v), MS_NOATIME | MS_NODEV, btrfs && *data ? data : NULL) < 0)
 		return err_sys(e, "cannot mount '%s' (%s) at '%s'", v->device, v->fstype, where);
 	r = mount_remember(g, full, v->device, e);
 	if (r < 0)
@@ -173,17 +198,32 @@ static int mount_entry(struct guest *g, const char *where, const char *spec, str
 	return r;
 }
 
+/* "/boot/" is "/boot". */
+static bool mount_is_at(struct guest_span file, const char *where)
+{
+	char path[PATH_MAX];
+	size_t n;
+
+	if (!guest_span_copy(file, true, path, sizeof(path)))
+		return false;
+	for (n = strlen(path); n > 1 && path[n - 1] == '/';)
+		path[--n] = '\0';
+	return strcmp(path, where) == 0;
+}
+
 /* Mounts what fstab says belongs at `where`; nothing said is fine. */
 static int mount_point(struct guest *g, const char *fstab, size_t len, const char *where, struct err *e)
 {
-	struct guest_span rest = {fstab, len}, line, spec, file;
+	struct guest_span rest = {fstab, len}, line, spec, file, type, options;
 	char text[512];
 
 	while (guest_next_line(&rest, &line)) {
 		if (!guest_next_word(&line, &spec) || *spec.s == '#' || !guest_next_word(&line, &file))
 			continue;
-		if (guest_span_is(file, where) && guest_span_copy(spec, true, text, sizeof(text)))
-			return mount_entry(g, where, text, e);
+		if (!guest_next_word(&line, &type) || !guest_next_word(&line, &options))
+			options = (struct guest_span){"", 0};
+		if (mount_is_at(file, where) && guest_span_copy(spec, true, text, sizeof(text)))
+			return mount_entry(g, where, text, options, e);
 	}
 	return 0;
 }

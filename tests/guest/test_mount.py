@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.guest.test_steps import TOOL, Tree
+from tests.guest.test_steps import KERNEL, TOOL, Tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="attaches loop devices and mounts them")
 
@@ -114,3 +114,46 @@ def test_mounts_behind_links_are_written_back(rig):
     assert report, message
     for loop in rig.loops:
         run("e2fsck", "-fn", loop)
+
+
+def split_boot(rig):
+    """A system without its kernels, and a directory that has them."""
+    tree, boot = rig.tree("root"), rig.tree("boot")
+    for path in ("boot/grub/grub.cfg", f"boot/vmlinuz-{KERNEL}", f"boot/initrd.img-{KERNEL}"):
+        target = boot.path / path.removeprefix("boot/")
+        target.parent.mkdir(exist_ok=True)
+        (tree.path / path).rename(target)
+    return tree, boot
+
+
+@pytest.mark.parametrize("point", ["/boot", "/boot/", "/boot//"])
+def test_boot_of_its_own(rig, point):
+    tree, boot = split_boot(rig)
+    tree.write("/etc/fstab", f"/dev/sda1 / ext4 defaults 0 1\n/dev/sda2 {point} ext4 defaults 0 2\n")
+    rig.add(tree.path, uuid_of(1))
+    rig.add(boot.path, uuid_of(2))
+    report, message = rig.convert()
+    assert report, message
+    assert f"root=UUID={uuid_of(1)}" in rig.look(1, "grub/grub.cfg")
+
+
+def btrfs(rig, subvolumes):
+    """{name: directory}; what is default is none of them."""
+    image = rig.images / f"{len(rig.loops)}.img"
+    with open(image, "wb") as file:
+        file.truncate(128 << 20)
+    run("mkfs.btrfs", "-q", "-U", uuid_of(9), image)
+    rig.attach(image, uuid_of(9), "btrfs")
+    script = 'mount "$1" "$2"; btrfs subvolume create "$2/$3"; cp -a "$4/." "$2/$3/"'
+    for name, path in subvolumes.items():
+        run("unshare", "-m", "sh", "-ec", script, "sh", rig.loops[-1], rig.at, name, path)
+
+
+@pytest.mark.parametrize("option", ["subvol=@boot", "rw,subvol=/@boot,compress=zstd", "subvolid=257"])
+def test_boot_on_a_subvolume(rig, option):
+    tree, boot = split_boot(rig)
+    tree.write("/etc/fstab", f"/dev/sda1 / btrfs subvol=@ 0 1\n/dev/sda1 /boot btrfs {option} 0 2\n")
+    btrfs(rig, {"@": tree.path, "@boot": boot.path})
+    report, message = rig.convert()
+    assert report, message
+    assert f"root=UUID={uuid_of(9)}" in rig.look(0, "grub/grub.cfg", "subvol=@boot")
