@@ -100,11 +100,12 @@ int guest_open(const struct guest_settings *s, struct guest **ret, struct err *e
 	g->root_volume = s->root_volume;
 	g->can_run = s->can_run;
 	g->kernels = json_array();
+	g->warnings = json_array();
 	g->path = g->root_path = strdup(s->root);
 	g->root = open(s->root, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (g->root < 0)
 		r = err_sys(e, "cannot open '%s'", s->root);
-	else if (!g->root_path || !g->kernels)
+	else if (!g->root_path || !g->kernels || !g->warnings)
 		r = err_nomem(e);
 	else
 		r = guest_read_os(g, e);
@@ -126,6 +127,7 @@ int guest_close(struct guest *g, struct err *e)
 		close(g->root);
 	r = guest_unmount(g, e);
 	json_decref(g->kernels);
+	json_decref(g->warnings);
 	free(g->root_path);
 	free(g);
 	return r;
@@ -152,6 +154,8 @@ static json_t *guest_describe(const struct guest *g)
 			      boot < 0 && guest_has_esp(g) ? "uefi" : "bios", "boot_disk", MAX(boot, 0), "kernels",
 			      g->kernels, "steps", "warnings");
 
+	if (o)
+		json_array_extend(json_object_get(o, "warnings"), g->warnings);
 	if (o && g->root_volume)
 		json_object_set_new(o, "root",
 				    json_pack("{s:s, s:s, s:s}", "device", g->root_volume->device, "uuid",

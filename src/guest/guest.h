@@ -66,9 +66,21 @@ struct guest_settings {
 int guest_open(const struct guest_settings *s, struct guest **ret, struct err *e);
 /* Frees it and unmounts what guest_mount() mounted. An error when not all of it reached the disks. */
 int guest_close(struct guest *g, struct err *e);
-/* Finds, mounts (which replays journals) and opens the system on the volumes below the empty directory `at`; only as
- * root, in the appliance. -ENOENT when there is none. */
-int guest_mount(const struct guest_volumes *v, const char *at, struct guest **ret, struct err *e);
+/* What a server had mounted as its root; "" is not known. */
+struct guest_root {
+	char device[128];    /* by its name there */
+	char uuid[64];       /* of the filesystem */
+	char subvolume[256]; /* options for mounting it */
+};
+/* From an agent's inventory; NULL is none. */
+void guest_root_from_inventory(const json_t *inventory, struct guest_root *ret);
+/*
+ * Finds, mounts (which replays journals) and opens the system on the volumes below the empty directory `at`; only as
+ * root, in the appliance. Of several systems it is the one with that root (NULL: nobody knows), else the one that most
+ * speaks for, and the report warns. -ENOENT when there is none, or only another than `root`.
+ */
+int guest_mount(const struct guest_volumes *v, const struct guest_root *root, const char *at, struct guest **ret,
+		struct err *e);
 
 /* Called with {"event":"step","name":...,"index":1..count,"count":...} before each step. `event` is borrowed. */
 typedef void (*guest_event_fn)(void *arg, const json_t *event);

@@ -34,13 +34,16 @@ struct guest {
 	const struct guest_volumes *volumes;
 	const struct guest_volume *root_volume;
 	bool can_run;
-	struct guest_mounted mounted[32]; /* in mounting order */
+	bool looking;                           /* mounted to be read only */
+	const struct guest_volume *boot_volume; /* of a /boot of its own */
+	struct guest_mounted mounted[32];       /* in mounting order */
 	size_t nmounted;
 	char *root_path; /* owned copy of `path` */
 
 	char id[64], id_like[128], version[64], pretty[128];
-	json_t *kernels; /* names of bootable kernels */
-	char resume[96]; /* what the kernel command line must say about it, set by the resume step */
+	json_t *kernels;  /* names of bootable kernels */
+	json_t *warnings; /* of what was found before the first step */
+	char resume[96];  /* what the kernel command line must say about it, set by the resume step */
 };
 
 struct guest_step {
@@ -82,7 +85,18 @@ void guest_names_release(struct guest_names *n);
 /* The path by which the kernel knows an open directory: no link is left in it. */
 int guest_fd_path(int fd, char *out, size_t size);
 
+/* ---- guest_find.c ---- */
+/* guest_mount() without the filesystems below. */
+int guest_find_root(const struct guest_volumes *v, const struct guest_root *root, const char *at, struct guest **ret,
+		    struct err *e);
+
 /* ---- guest_mount.c ---- */
+/* Mounts the volume and opens the system on it; `look`: nothing will be written (a journal is replayed all the same).
+ * -ENOENT when there is none. */
+int guest_mount_root(const struct guest_volumes *set, const struct guest_volume *v, const char *at, const char *options,
+		     bool look, struct guest **ret, struct err *e);
+/* Mounts what its fstab says belongs at `where`; nothing said is fine. */
+int guest_mount_below(struct guest *g, const char *where, struct err *e);
 /* Unmounts all; an error when anything was not written. */
 int guest_unmount(struct guest *g, struct err *e);
 
@@ -105,6 +119,10 @@ bool guest_span_is(struct guest_span s, const char *text);
 bool guest_span_copy(struct guest_span s, bool octal, char *out, size_t size);
 /* `options` (comma-separated) has the option `name`, with or without a value. */
 bool guest_has_option(struct guest_span options, const char *name);
+/* The options among `options` that say which part of a btrfs is meant; "" for none, false when they don't fit. */
+bool guest_subvolume(struct guest_span options, char *out, size_t size);
+/* Is it a line of grub.cfg that loads a kernel: "linux /vmlinuz-... root=... ro quiet"? */
+bool guest_is_linux(struct guest_span line);
 /* Value of KEY=value or KEY="value" in a file of shell assignments; false when absent. The last one wins. */
 bool guest_assignment(const char *text, size_t len, const char *key, char *out, size_t size);
 

@@ -1,4 +1,4 @@
-/* Finds the system among the volumes and mounts it with its own filesystems. Mounting replays journals; nothing is
+/* Mounts the system with its own filesystems, and writes them back. Mounting replays journals; nothing is
  * repaired. */
 #include "guest/guest_int.h"
 
@@ -17,16 +17,6 @@
 /* In which the conversion looks or writes, parents first. */
 static const char *const mount_points[] = {"/usr", "/boot", "/boot/efi", "/var", "/var/lib", "/usr/local", "/opt"};
 
-static bool mount_can_hold_root(const struct guest_volume *v)
-{
-	static const char *const types[] = {"ext4", "ext3", "ext2", "xfs", "btrfs"};
-
-	for (size_t i = 0; i < ARRAY_SIZE(types); i++)
-		if (strcmp(v->fstype, types[i]) == 0)
-			return true;
-	return false;
-}
-
 static const char *mount_type(const struct guest_volume *v)
 {
 	/* One driver for the three, which also replays a journal where there is one. */
@@ -43,6 +33,11 @@ static void mounted_release(struct guest_mounted *m)
 }
 
 /* `at` must be a path without links. */
+static unsigned long mount_flags(bool look)
+{
+	return MS_NOATIME | MS_NODEV | (look ? MS_RDONLY : 0);
+}
+
 static int mount_remember(struct guest *g, const char *at, const char *device, struct err *e)
 {
 	struct guest_mounted m = {.dir = -1, .device = -1};
@@ -94,24 +89,15 @@ int guest_unmount(struct guest *g, struct err *e)
 	return r;
 }
 
-/* The mount options of the root's own line: a subvolume is all that matters here. */
-static int mount_root(const struct guest_volume *v, const char *at, const char *options, struct err *e)
+int guest_mount_root(const struct guest_volumes *set, const struct guest_volume *v, const char *at, const char *options,
+		     bool look, struct guest **ret, struct err *e)
 {
-	if (mount(v->device, at, mount_type(v), MS_NOATIME | MS_NODEV, options) < 0)
-		return err_sys(e, "cannot mount '%s' (%s)", v->device, v->fstype);
-	return 0;
-}
-
-/* Mounts the volume and opens the system on it; -ENOENT when there is none. */
-static int mount_try(const struct guest_volumes *set, const struct guest_volume *v, const char *at, const char *options,
-		     struct guest **ret, struct err *e)
-{
-	struct guest_settings s = {.root = at, .volumes = set, .root_volume = v, .can_run = true};
+	struct guest_settings s = {.root = at, .volumes = set, .root_volume = v, .can_run = !look};
 	struct guest *g = NULL;
-	int r = mount_root(v, at, options, e);
+	int r;
 
-	if (r < 0)
-		return r;
+	if (mount(v->device, at, mount_type(v), mount_flags(look), options) < 0)
+		return err_sys(e, "cannot mount '%s' (%s)", v->device, v->fstype);
 	r = guest_open(&s, &g, e);
 	if (r == 0 && !guest_exists(g, "/etc/fstab") && !guest_exists(g, "/sbin/init"))
 		r = err_set(e, -ENOENT, "'%s' holds no complete system", v->device);
@@ -119,57 +105,12 @@ static int mount_try(const struct guest_volumes *set, const struct guest_volume 
 		r = mount_remember(g, at, v->device, e);
 	if (r < 0) {
 		guest_close(g, NULL);
-		umount2(at, 0);
+		umount2(at, UMOUNT_NOFOLLOW);
 		return r;
 	}
+	g->looking = look;
 	*ret = g;
 	return 0;
-}
-
-static int mount_find_root(const struct guest_volumes *set, const char *at, struct guest **ret, struct err *e)
-{
-	static const char *const subvolumes[] = {NULL, "subvol=@", "subvol=@rootfs", "subvol=root"};
-	struct err first = {.code = -ENOENT, .msg = "no filesystem on the copied disks holds a Linux system"};
-	bool told = false;
-
-	for (size_t i = 0; i < set->n; i++) {
-		const struct guest_volume *v = &set->v[i];
-		size_t tries = strcmp(v->fstype, "btrfs") == 0 ? ARRAY_SIZE(subvolumes) : 1;
-
-		for (size_t k = 0; mount_can_hold_root(v) && k < tries; k++) {
-			struct err te = {0};
-			int r = mount_try(set, v, at, subvolumes[k], ret, &te);
-
-			if (r == 0)
-				return 0;
-			if (r != -ENOENT && k == 0 && !told) {
-				first = te;
-				told = true;
-			}
-		}
-	}
-	return err_set(e, first.code, "%s", first.msg);
-}
-
-/* Of a line's options only those count that say which part of the filesystem is meant. */
-static bool mount_subvolume(struct guest_span options, char *out, size_t size)
-{
-	static const char *const names[] = {"subvol=", "subvolid="};
-	char list[1024], *save = NULL;
-	size_t n = 0;
-
-	out[0] = '\0';
-	if (!guest_span_copy(options, true, list, sizeof(list)))
-		return false;
-	for (char *o = strtok_r(list, ",", &save); o; o = strtok_r(NULL, ",", &save))
-		for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-			if (!str_starts(o, names[i]))
-				continue;
-			n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "," : "", o);
-			if (n >= size)
-				return false;
-		}
-	return true;
 }
 
 static int mount_entry(struct guest *g, const char *where, const char *spec, struct guest_span options, struct err *e)
@@ -185,16 +126,18 @@ static int mount_entry(struct guest *g, const char *where, const char *spec, str
 		return err_set(e, -ENODEV, "'%s' of '/etc/fstab' is on '%s', which is not among the copied disks",
 			       where, spec);
 	btrfs = strcmp(v->fstype, "btrfs") == 0;
-	if (btrfs && !mount_subvolume(options, data, sizeof(data)))
+	if (btrfs && !guest_subvolume(options, data, sizeof(data)))
 		return err_set(e, -EINVAL, "the options of '%s' in '/etc/fstab' are too long", where);
 	if (guest_fd_path(at, full, sizeof(full)) < 0)
 		return err_sys(e, "cannot find '%s' in the copy", where);
 	snprintf(fd_path, sizeof(fd_path), "/proc/self/fd/%d", at);
-	if (mount(v->device, fd_path, mount_type(v), MS_NOATIME | MS_NODEV, btrfs && *data ? data : NULL) < 0)
+	if (mount(v->device, fd_path, mount_type(v), mount_flags(g->looking), btrfs && *data ? data : NULL) < 0)
 		return err_sys(e, "cannot mount '%s' (%s) at '%s'", v->device, v->fstype, where);
 	r = mount_remember(g, full, v->device, e);
 	if (r < 0)
 		umount2(full, UMOUNT_NOFOLLOW);
+	else if (strcmp(where, "/boot") == 0)
+		g->boot_volume = v;
 	return r;
 }
 
@@ -211,12 +154,16 @@ static bool mount_is_at(struct guest_span file, const char *where)
 	return strcmp(path, where) == 0;
 }
 
-/* Mounts what fstab says belongs at `where`; nothing said is fine. */
-static int mount_point(struct guest *g, const char *fstab, size_t len, const char *where, struct err *e)
+int guest_mount_below(struct guest *g, const char *where, struct err *e)
 {
-	struct guest_span rest = {fstab, len}, line, spec, file, type, options;
+	_cleanup_free_ char *fstab = NULL;
+	struct guest_span rest, line, spec, file, type, options;
 	char text[512];
+	size_t len;
 
+	if (guest_read(g, "/etc/fstab", &fstab, &len, NULL) < 0)
+		return 0;
+	rest = (struct guest_span){fstab, len};
 	while (guest_next_line(&rest, &line)) {
 		if (!guest_next_word(&line, &spec) || *spec.s == '#' || !guest_next_word(&line, &file))
 			continue;
@@ -228,34 +175,21 @@ static int mount_point(struct guest *g, const char *fstab, size_t len, const cha
 	return 0;
 }
 
-static int mount_others(struct guest *g, struct err *e)
-{
-	_cleanup_free_ char *text = NULL;
-	size_t len;
-
-	if (guest_read(g, "/etc/fstab", &text, &len, NULL) < 0)
-		return 0;
-	for (size_t i = 0; i < ARRAY_SIZE(mount_points); i++) {
-		int r = mount_point(g, text, len, mount_points[i], e);
-
-		/* Without /boot and /usr nothing can be judged; an EFI partition that is gone must not stop us. */
-		if (r < 0 && i < 2)
-			return r;
-	}
-	return 0;
-}
-
-int guest_mount(const struct guest_volumes *v, const char *at, struct guest **ret, struct err *e)
+int guest_mount(const struct guest_volumes *v, const struct guest_root *root, const char *at, struct guest **ret,
+		struct err *e)
 {
 	struct guest *g = NULL;
-	int r = mount_find_root(v, at, &g, e);
+	int r = guest_find_root(v, root, at, &g, e);
 
 	if (r < 0)
 		return r;
-	r = mount_others(g, e);
-	if (r < 0) {
-		guest_close(g, NULL);
-		return r;
+	for (size_t i = 0; i < ARRAY_SIZE(mount_points); i++) {
+		r = guest_mount_below(g, mount_points[i], e);
+		/* Without /boot and /usr nothing can be judged; an EFI partition that is gone must not stop us. */
+		if (r < 0 && i < 2) {
+			guest_close(g, NULL);
+			return r;
+		}
 	}
 	*ret = g;
 	return 0;

@@ -2,7 +2,10 @@
 #include "guest/guest_int.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <string.h>
+
+#include "base/util.h"
 
 static bool guest_is_blank(char c)
 {
@@ -79,6 +82,36 @@ bool guest_has_option(struct guest_span options, const char *name)
 		options.n -= n + (comma != NULL);
 	}
 	return false;
+}
+
+bool guest_subvolume(struct guest_span options, char *out, size_t size)
+{
+	static const char *const names[] = {"subvol=", "subvolid="};
+	char list[1024], *save = NULL;
+	size_t n = 0;
+
+	out[0] = '\0';
+	if (!guest_span_copy(options, true, list, sizeof(list)))
+		return false;
+	for (char *o = strtok_r(list, ",", &save); o; o = strtok_r(NULL, ",", &save))
+		for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+			if (!str_starts(o, names[i]))
+				continue;
+			n += (size_t)snprintf(out + n, size - n, "%s%s", n ? "," : "", o);
+			if (n >= size) {
+				out[0] = '\0';
+				return false;
+			}
+		}
+	return true;
+}
+
+bool guest_is_linux(struct guest_span line)
+{
+	struct guest_span word;
+
+	return guest_next_word(&line, &word) &&
+	       (guest_span_is(word, "linux") || guest_span_is(word, "linux16") || guest_span_is(word, "linuxefi"));
 }
 
 bool guest_assignment(const char *text, size_t len, const char *key, char *out, size_t size)

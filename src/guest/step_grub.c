@@ -40,15 +40,6 @@ static bool grub_has_word(struct guest_span line, const char *prefix)
 	return grub_find_word(line, prefix) < line.n;
 }
 
-/* The line that loads a kernel: "linux /vmlinuz-... root=... ro quiet". */
-static bool grub_is_linux(struct guest_span line)
-{
-	struct guest_span word;
-
-	return guest_next_word(&line, &word) &&
-	       (guest_span_is(word, "linux") || guest_span_is(word, "linux16") || guest_span_is(word, "linuxefi"));
-}
-
 static void grub_linux_line(const struct guest *g, struct guest_span line, struct str *out)
 {
 	_cleanup_(str_release) struct str fixed = {0};
@@ -83,7 +74,7 @@ unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, s
 	unsigned entries = 0;
 
 	while (guest_next_line(&text, &line)) {
-		if (grub_is_linux(line)) {
+		if (guest_is_linux(line)) {
 			grub_linux_line(g, line, out);
 			entries++;
 		} else {

@@ -187,6 +187,18 @@ static int volumes_names(struct guest_volumes *v, const json_t *names, struct er
 	return 0;
 }
 
+/* sysfs lists in no order; names that are there twice mean the same volume each time. */
+static int volumes_compare(const void *a, const void *b)
+{
+	const struct guest_volume *x = a, *y = b;
+
+	if (x->disk != y->disk)
+		return (unsigned)x->disk < (unsigned)y->disk ? -1 : 1; /* what lies across disks last */
+	if (x->part != y->part)
+		return x->part < y->part ? -1 : 1;
+	return strcmp(x->device, y->device);
+}
+
 int guest_volumes_scan(const json_t *names, struct guest_volumes *ret, struct err *e)
 {
 	_cleanup_(guest_volumes_release) struct guest_volumes v = {0};
@@ -204,6 +216,7 @@ int guest_volumes_scan(const json_t *names, struct guest_volumes *ret, struct er
 	while ((d = readdir(dir)))
 		volumes_add(&v, d->d_name);
 	closedir(dir);
+	qsort(v.v, v.n, sizeof(*v.v), volumes_compare);
 	if (!v.ndisks)
 		return err_set(e, -ENODEV, "no disk of the job is attached");
 	*ret = v;

@@ -1,6 +1,6 @@
 /*
- * The program of the appliance: one request line {"mode":"convert"|"probe","disks":[...]} on the port, event lines
- * back, the last one {"event":"report",...} or {"event":"error","code":...,"message":...}.
+ * The program of the appliance: one request line {"mode":"convert"|"probe","disks":[...],"inventory":{...}} on the
+ * port, event lines back, the last one {"event":"report",...} or {"event":"error","code":...,"message":...}.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -56,20 +56,21 @@ static int appliance_close(struct guest *g, int r, struct err *e)
 }
 
 /* On -ENOTSUP *ret is what was found. */
-static int appliance_convert(int port, const struct guest_volumes *v, json_t **ret, struct err *e)
+static int appliance_convert(int port, const struct guest_volumes *v, const struct guest_root *root, json_t **ret,
+			     struct err *e)
 {
 	struct guest *g = NULL;
-	int r = guest_mount(v, MOUNT_AT, &g, e);
+	int r = guest_mount(v, root, MOUNT_AT, &g, e);
 
 	if (r == 0)
 		r = guest_convert(g, appliance_tell, &port, ret, e);
 	return appliance_close(g, r, e);
 }
 
-static int appliance_probe(const struct guest_volumes *v, json_t **ret, struct err *e)
+static int appliance_probe(const struct guest_volumes *v, const struct guest_root *root, json_t **ret, struct err *e)
 {
 	struct guest *g = NULL;
-	int r = guest_mount(v, MOUNT_AT, &g, e);
+	int r = guest_mount(v, root, MOUNT_AT, &g, e);
 
 	if (r == 0)
 		r = guest_install_probe(g, "/proc/self/exe", e);
@@ -82,6 +83,7 @@ static int appliance_probe(const struct guest_volumes *v, json_t **ret, struct e
 static int appliance_serve(int port, const json_t *request, json_t **ret, struct err *e)
 {
 	_cleanup_(guest_volumes_release) struct guest_volumes v = {0};
+	struct guest_root root;
 	const char *mode = NULL;
 	int r = jsn_get_str(request, "mode", true, 32, &mode, e);
 
@@ -89,12 +91,13 @@ static int appliance_serve(int port, const json_t *request, json_t **ret, struct
 		r = guest_volumes_scan(json_object_get(request, "disks"), &v, e);
 	if (r < 0)
 		return r;
+	guest_root_from_inventory(json_object_get(request, "inventory"), &root);
 	if (mkdir(MOUNT_AT, 0700) < 0 && errno != EEXIST)
 		return err_sys(e, "cannot make '" MOUNT_AT "'");
 	if (strcmp(mode, "convert") == 0)
-		return appliance_convert(port, &v, ret, e);
+		return appliance_convert(port, &v, &root, ret, e);
 	if (strcmp(mode, "probe") == 0)
-		return appliance_probe(&v, ret, e);
+		return appliance_probe(&v, &root, ret, e);
 	return err_set(e, -EINVAL, "the appliance knows no mode '%s'", mode);
 }
 

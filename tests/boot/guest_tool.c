@@ -30,6 +30,15 @@ static int open_plain(const char *root, const json_t *j, const struct guest_volu
 	return r ?: guest_open(&s, ret, e);
 }
 
+static int open_mounted(const struct guest_volumes *v, const json_t *j, const char *at, struct guest **ret,
+			struct err *e)
+{
+	struct guest_root root;
+
+	guest_root_from_inventory(json_object_get(j, "inventory"), &root);
+	return guest_mount(v, &root, at, ret, e);
+}
+
 static int convert(bool mounted, const char *root, const char *text, json_t **ret, struct err *e)
 {
 	_cleanup_(guest_volumes_release) struct guest_volumes v = {0};
@@ -40,7 +49,7 @@ static int convert(bool mounted, const char *root, const char *text, json_t **re
 
 	r = r ?: guest_volumes_from_json(j, &v, e);
 	if (r == 0)
-		r = mounted ? guest_mount(&v, root, &g, e) : open_plain(root, j, &v, &g, e);
+		r = mounted ? open_mounted(&v, j, root, &g, e) : open_plain(root, j, &v, &g, e);
 	if (r < 0)
 		return r;
 	r = guest_convert(g, NULL, NULL, ret, e);

@@ -1,12 +1,13 @@
 """Finding and mounting the copied system, and writing it back: filesystems on loop devices of this machine."""
 
+import hashlib
 import json
 import os
 import subprocess
 
 import pytest
 
-from tests.guest.test_steps import KERNEL, TOOL, Tree
+from tests.guest.test_steps import GRUB_CFG, KERNEL, TOOL, Tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="attaches loop devices and mounts them")
 
@@ -33,17 +34,17 @@ class Rig:
         path.mkdir()
         return Tree(path)
 
-    def add(self, path, uuid, megabytes=32, part=None, **more):
+    def add(self, path, uuid, megabytes=32, **more):
         """A filesystem with what lies below `path`; returns its image."""
         image = self.images / f"{len(self.loops)}.img"
         with open(image, "wb") as file:
             file.truncate(megabytes << 20)
         run("mkfs.ext4", "-q", "-U", uuid, "-d", path, image)
-        return self.attach(image, uuid, "ext4", part, **more)
+        return self.attach(image, uuid, "ext4", **more)
 
-    def attach(self, image, uuid, fstype, part=None, **more):
+    def attach(self, image, uuid, fstype, **more):
         self.loops.append(run("losetup", "-f", "--show", image))
-        where = {} if more.get("mapper") else {"disk": 0, "part": part or len(self.loops)}
+        where = {} if more.get("mapper") else {"disk": 0, "part": len(self.loops)}
         self.volumes.append({"device": self.loops[-1], "fstype": fstype, "uuid": uuid, **where, **more})
         return image
 
@@ -157,3 +158,121 @@ def test_boot_on_a_subvolume(rig, option):
     report, message = rig.convert()
     assert report, message
     assert f"root=UUID={uuid_of(9)}" in rig.look(0, "grub/grub.cfg", "subvol=@boot")
+
+
+def inventory(device, uuid=None, point="/", options="rw"):
+    """As the agent sends it, with another filesystem before and behind."""
+    return {"filesystems": [
+        {"device": "/dev/sda9", "uuid": uuid_of(99), "mounts": [{"point": "/srv", "super_options": "rw"}]},
+        {"device": device, "uuid": uuid, "mounts": [{"point": "/mnt", "super_options": options},
+                                                    {"point": point, "super_options": options}]},
+        {"device": "/dev/sdb9", "uuid": None, "mounts": []}]}
+
+
+class Systems:
+    """Several on one set of disks; `converted` says which one was, and sees that no other was touched."""
+
+    def __init__(self, rig):
+        self.rig, self.names, self.images = rig, [], []
+
+    def add(self, name, uuid, fstab, grub=None, **more):
+        tree = self.rig.tree(name)
+        tree.write("/etc/os-release", f'ID=debian\nPRETTY_NAME="{name}"\n')
+        tree.write("/etc/fstab", f"{fstab} / ext4 defaults 0 1\n" if fstab else "# nothing\n")
+        tree.write("/boot/grub/grub.cfg", GRUB_CFG.replace("/dev/sda1", grub or fstab or "/dev/nowhere"))
+        self.names.append(name)
+        self.images.append(self.rig.add(tree.path, uuid, **more))
+
+    def converted(self, **more):
+        before = [hashlib.sha256(image.read_bytes()).digest() for image in self.images]
+        report, message = self.rig.convert(**more)
+        assert report, message
+        after = [hashlib.sha256(image.read_bytes()).digest() for image in self.images]
+        changed = [name for name, old, new in zip(self.names, before, after) if old != new]
+        assert changed == [report["system"]["name"]]
+        return changed[0], [text for text in report["warnings"] if text.startswith("system: ")]
+
+
+@pytest.fixture
+def systems(rig):
+    return Systems(rig)
+
+
+def test_the_servers_root_is_the_one_it_had_mounted(systems):
+    for n, name in enumerate(("old", "middle", "new"), 1):
+        systems.add(name, uuid_of(n), f"UUID={uuid_of(n)}")
+    assert systems.converted(inventory=inventory("/dev/sda2", uuid_of(2))) == ("middle", [])
+    assert systems.converted(inventory=inventory("/dev/sda3", uuid_of(3))) == ("new", [])
+
+
+def test_snapshot_has_the_uuid_of_the_root(systems):
+    for name in ("snap", "root"):
+        systems.add(name, uuid_of(1), f"UUID={uuid_of(1)}", mapper=f"vg-{name}")
+    assert systems.converted(inventory=inventory("/dev/vg/root", uuid_of(1))) == ("root", [])
+    assert systems.converted(inventory=inventory("/dev/mapper/vg-root")) == ("root", [])
+
+
+def test_unknown_root_is_the_one_fstab_names(systems):
+    for name in ("snap", "root"):
+        systems.add(name, uuid_of(1), "/dev/mapper/vg-root", "/dev/nowhere", mapper=f"vg-{name}")
+    name, (warning,) = systems.converted()
+    assert name == "root"
+    assert warning == ("system: the copied disks hold several systems: '/dev/mapper/vg-snap' (snap), '/dev/mapper/vg-root' "
+                       "(root); converted is the one on '/dev/mapper/vg-root' (root) (see that it is the server's)")
+
+
+def test_root_of_a_container_is_not_the_servers(systems):
+    systems.add("container", uuid_of(1), None, mapper="vg-container")
+    systems.add("host", uuid_of(2), "/dev/mapper/vg-host", mapper="vg-host")
+    name, warnings = systems.converted()
+    assert name == "host" and len(warnings) == 1
+
+
+def test_old_root_whose_grub_starts_the_new_one(systems):
+    systems.add("old", uuid_of(1), "/dev/sda1", "/dev/sda2")
+    systems.add("new", uuid_of(2), "/dev/sda2", "/dev/sda2")
+    assert systems.converted()[0] == "new"
+
+
+def test_system_on_the_disk_with_grub(systems):
+    systems.add("data", uuid_of(1), f"UUID={uuid_of(1)}", disk=1)
+    systems.add("boots", uuid_of(2), f"UUID={uuid_of(2)}", disk=0)
+    assert systems.converted(disks=[{"source": "/dev/sda", "grub": True}, {"source": "/dev/sdb"}])[0] == "boots"
+
+
+def test_systems_that_are_alike_are_told(systems):
+    for n, name in enumerate(("one", "two"), 1):
+        systems.add(name, uuid_of(n), f"UUID={uuid_of(n)}")
+    name, (warning,) = systems.converted()
+    assert name == "one" and "partition 1 of '/dev/sda' (one), partition 2 of '/dev/sda' (two)" in warning
+
+
+def test_another_system_than_the_servers_is_refused(systems):
+    systems.add("other", uuid_of(1), f"UUID={uuid_of(1)}")
+    report, message = systems.rig.convert(inventory=inventory("/dev/sdc1", uuid_of(7)))
+    assert report is None and f"'/dev/sdc1' (UUID {uuid_of(7)}) is not on the copied disks" in message
+
+
+def test_another_system_than_the_servers_is_told(systems):
+    """The root was on something that is not among the copied disks, by a name that would be the same."""
+    systems.add("other", uuid_of(1), f"UUID={uuid_of(1)}")
+    name, (warning,) = systems.converted(inventory=inventory("/dev/mapper/crypt"))
+    assert name == "other" and "the server's root '/dev/mapper/crypt' is not among the copied disks" in warning
+
+
+@pytest.mark.parametrize("device", ["/dev/md0", "/dev/root", ""])
+def test_name_that_means_nothing_here_is_no_warning(systems, device):
+    systems.add("only", uuid_of(1), f"UUID={uuid_of(1)}")
+    assert systems.converted(inventory=inventory(device)) == ("only", [])
+
+
+def test_root_subvolume_is_the_one_it_had_mounted(rig):
+    trees = {}
+    for name in ("@", "work"):
+        trees[name] = rig.tree("root" + name)
+        trees[name].write("/etc/os-release", f'ID=debian\nPRETTY_NAME="{name}"\n')
+    btrfs(rig, {name: tree.path for name, tree in trees.items()})
+    said = inventory("/dev/sda1", uuid_of(9), options="rw,space_cache=v2,subvolid=257,subvol=/work")
+    report, message = rig.convert(inventory=said)
+    assert report, message
+    assert report["system"]["name"] == "work"
