@@ -250,6 +250,14 @@ bool guest_device_name(const struct guest_volume *v, char *out, size_t size)
 	return false;
 }
 
+/* A kernel that is alone knows partitions only, and only by the table they are in. */
+static bool cmdline_name(const struct guest_volume *v, bool alone, char *out, size_t size)
+{
+	if (!alone)
+		return guest_device_name(v, out, size);
+	return v->part && v->partuuid[0] && (size_t)snprintf(out, size, "PARTUUID=%s", v->partuuid) < size;
+}
+
 static bool is_edge(char c)
 {
 	return c == ' ' || c == '\t' || c == '"' || c == '\'' || c == '\n';
@@ -271,7 +279,7 @@ static size_t cmdline_key(struct guest_span text, size_t at)
 	return 0;
 }
 
-unsigned guest_fix_cmdline(const struct guest *g, struct guest_span text, struct str *out)
+unsigned guest_fix_cmdline(const struct guest *g, struct guest_span text, bool alone, struct str *out)
 {
 	unsigned fixed = 0;
 
@@ -295,7 +303,7 @@ unsigned guest_fix_cmdline(const struct guest *g, struct guest_span text, struct
 			v = g->root_volume;
 			kind = GUEST_SPEC_FRAGILE;
 		}
-		if (kind == GUEST_SPEC_FRAGILE && guest_device_name(v, name, sizeof(name))) {
+		if (kind == GUEST_SPEC_FRAGILE && cmdline_name(v, alone, name, sizeof(name))) {
 			str_add_mem(out, text.s + i, key);
 			str_add(out, name);
 			fixed++;

@@ -136,8 +136,9 @@ enum guest_spec {
 enum guest_spec guest_device_find(const struct guest *g, const char *spec, const struct guest_volume **ret);
 /* "UUID=..." or "PARTUUID=..."; false when the volume has neither. */
 bool guest_device_name(const struct guest_volume *v, char *out, size_t size);
-/* Rewrites root=/dev/... and resume=/dev/... wherever they stand as a word of their own; returns how many. */
-unsigned guest_fix_cmdline(const struct guest *g, struct guest_span text, struct str *out);
+/* Rewrites root=/dev/... and resume=/dev/... wherever they stand as a word of their own; returns how many. `alone`: for
+ * a kernel without an initramfs, which can't look up the UUID of a filesystem. */
+unsigned guest_fix_cmdline(const struct guest *g, struct guest_span text, bool alone, struct str *out);
 
 /* ---- guest.c ---- */
 void guest_note(struct guest_result *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,7 +1,8 @@
 /*
  * GRUB on BIOS: its code lies where it lay, because whole disks were copied. What the kernel is told changes: the root
- * by UUID, and a serial console beside the screen. grub.cfg is edited, not generated anew (that takes long and may find
- * other things); /etc/default gets the same, so that the next update-grub keeps it.
+ * by UUID (by the partition's where no initramfs looks it up), and a serial console beside the screen. grub.cfg is
+ * edited, not generated anew (that takes long and may find other things); /etc/default gets the same, so that the next
+ * update-grub keeps it.
  */
 #include "guest/guest_int.h"
 
@@ -40,7 +41,27 @@ static bool grub_has_word(struct guest_span line, const char *prefix)
 	return grub_find_word(line, prefix) < line.n;
 }
 
-static void grub_linux_line(const struct guest *g, struct guest_span line, struct str *out)
+/* Does the entry that goes on with `rest` load an initramfs? */
+static bool grub_has_initrd(struct guest_span rest)
+{
+	static const char *const names[] = {"initrd", "initrd16", "initrdefi"};
+	struct guest_span line, word;
+
+	while (guest_next_line(&rest, &line) && !guest_is_linux(line)) {
+		struct guest_span words = line;
+
+		if (!guest_next_word(&words, &word))
+			continue;
+		if (guest_span_is(word, "}"))
+			return false;
+		for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+			if (guest_span_is(word, names[i]))
+				return true;
+	}
+	return false;
+}
+
+static void grub_linux_line(const struct guest *g, struct guest_span line, bool alone, struct str *out)
 {
 	_cleanup_(str_release) struct str fixed = {0};
 	bool serial = grub_has_word(line, "console=ttyS");
@@ -48,7 +69,7 @@ static void grub_linux_line(const struct guest *g, struct guest_span line, struc
 	struct guest_span now;
 	size_t console;
 
-	if (!guest_fix_cmdline(g, line, &fixed) && serial && !resume) {
+	if (!guest_fix_cmdline(g, line, alone, &fixed) && serial && !resume) {
 		str_add_mem(out, line.s, line.n);
 		return;
 	}
@@ -75,7 +96,7 @@ unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, s
 
 	while (guest_next_line(&text, &line)) {
 		if (guest_is_linux(line)) {
-			grub_linux_line(g, line, out);
+			grub_linux_line(g, line, !grub_has_initrd(text), out);
 			entries++;
 		} else {
 			str_add_mem(out, line.s, line.n);
@@ -104,10 +125,28 @@ static int grub_cfg(struct guest *g, struct guest_result *r, struct err *e)
 	return guest_write(g, r, GRUB_CFG, out.s, out.len, 0600, e);
 }
 
+/* The defaults are for all kernels: one without an initramfs decides, because its name of the root suits them all. */
+static bool grub_kernel_is_alone(const struct guest *g)
+{
+	json_t *kernel;
+	size_t i;
+
+	json_array_foreach(g->kernels, i, kernel)
+	{
+		char path[400];
+
+		snprintf(path, sizeof(path), "/boot/initrd.img-%s", json_string_value(kernel));
+		if (!guest_exists(g, path))
+			return true;
+	}
+	return false;
+}
+
 static int grub_defaults(struct guest *g, struct guest_result *r, const char *path, struct err *e)
 {
 	_cleanup_(str_release) struct str out = {0};
 	_cleanup_free_ char *text = NULL;
+	bool alone = grub_kernel_is_alone(g);
 	struct guest_span rest, line;
 	size_t len;
 	int rc = guest_read(g, path, &text, &len, e);
@@ -120,7 +159,7 @@ static int grub_defaults(struct guest *g, struct guest_result *r, const char *pa
 
 		/* A comment may well say root=. */
 		if (guest_next_word(&words, &word) && *word.s != '#')
-			guest_fix_cmdline(g, line, &out);
+			guest_fix_cmdline(g, line, alone, &out);
 		else
 			str_add_mem(&out, line.s, line.n);
 		if (line.s + line.n < text + len)

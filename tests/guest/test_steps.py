@@ -266,6 +266,42 @@ def test_grub_root_and_console(tree):
     assert f'GRUB_CMDLINE_LINUX="root=UUID={ROOT_UUID}"' in tree.read("/etc/default/grub")
 
 
+def with_partuuid():
+    volumes = json.loads(json.dumps(VOLUMES))
+    volumes["volumes"][1]["partuuid"] = "abcd-01"
+    volumes["volumes"][3]["partuuid"] = "abcd-03"
+    return volumes
+
+
+ALONE = "menuentry 'Own kernel' {\n\tlinux\t/vmlinuz-own root=/dev/sda1 resume=/dev/sda3 ro\n}\n"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_kernel_without_initramfs_finds_its_root(tree, order):
+    """It knows nothing of filesystems' UUIDs; those that have an initramfs keep to them."""
+    tree.write("/boot/grub/grub.cfg", "".join([GRUB_CFG, ALONE][::order]))
+    tree.convert(with_partuuid())
+    found = {line.split()[1]: line.split()[2:4] for line in tree.read("/boot/grub/grub.cfg").splitlines()
+             if line.startswith("\tlinux")}
+    assert found == {f"/vmlinuz-{KERNEL}": [f"root=UUID={ROOT_UUID}", "ro"],
+                     "/vmlinuz-own": ["root=PARTUUID=abcd-01", "resume=PARTUUID=abcd-03"]}
+
+
+def test_defaults_suit_a_kernel_without_initramfs(tree):
+    tree.write("/boot/vmlinuz-own", "")
+    tree.write("/lib/modules/own/modules.builtin", "".join(f"kernel/drivers/{name}.ko\n" for name in ALL_MODULES))
+    tree.convert(with_partuuid())
+    assert 'GRUB_CMDLINE_LINUX="root=PARTUUID=abcd-01"' in tree.read("/etc/default/grub")
+
+
+def test_root_that_a_kernel_alone_can_not_find_is_told(tree):
+    """No partition's UUID is known: the old name stays, and is named."""
+    tree.write("/boot/grub/grub.cfg", ALONE)
+    report = tree.convert()
+    assert " root=/dev/sda1 " in linux_line(tree)
+    assert any("/boot/grub/grub.cfg" in warning for warning in report["warnings"])
+
+
 @pytest.mark.parametrize("given, expected", [
     ("console=ttyS0,9600", "console=ttyS0,9600"),
     ("console=tty0 console=ttyS1", "console=tty0 console=ttyS1"),
