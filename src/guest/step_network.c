@@ -17,9 +17,11 @@
 #define NETPLAN_FILE  "/etc/netplan/99-replant-dhcp.yaml"
 #define MARK          "#replant# "
 
+/* By name, as netplan's below: Type=ether matches no card before systemd 245, and bridges, taps and veths as well where
+ * Kind= (later still) is not known to keep them out. */
 static const char networkd_text[] =
     "# Written by Replant: every ethernet card that nothing else configures comes up by DHCP.\n"
-    "[Match]\nType=ether\nKind=!*\n\n"
+    "[Match]\nName=e*\n\n"
     "[Network]\nDHCP=yes\n\n"
     "[DHCPv4]\nClientIdentifier=mac\n";
 
