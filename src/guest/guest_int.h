@@ -112,6 +112,8 @@ struct guest_span {
 };
 /* The next line without its newline; false at the end. */
 bool guest_next_line(struct guest_span *rest, struct guest_span *line);
+/* Ends in `out` the line that was just taken, as it ended in the text: the last one may have no newline. */
+void guest_end_line(struct guest_span line, struct guest_span rest, struct str *out);
 /* The next word between blanks; false when there is none. */
 bool guest_next_word(struct guest_span *rest, struct guest_span *word);
 bool guest_span_is(struct guest_span s, const char *text);

@@ -26,6 +26,12 @@ bool guest_next_line(struct guest_span *rest, struct guest_span *line)
 	return true;
 }
 
+void guest_end_line(struct guest_span line, struct guest_span rest, struct str *out)
+{
+	if (rest.s > line.s + line.n)
+		str_add(out, "\n");
+}
+
 bool guest_next_word(struct guest_span *rest, struct guest_span *word)
 {
 	while (rest->n && guest_is_blank(*rest->s)) {

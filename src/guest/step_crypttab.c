@@ -28,13 +28,11 @@ static void crypttab_line(struct guest *g, struct guest_result *r, struct guest_
 
 void guest_rewrite_crypttab(struct guest *g, struct guest_result *r, struct guest_span text, struct str *out)
 {
-	const char *end = text.s + text.n;
 	struct guest_span line;
 
 	while (guest_next_line(&text, &line)) {
 		crypttab_line(g, r, line, out);
-		if (line.s + line.n < end)
-			str_add(out, "\n");
+		guest_end_line(line, text, out);
 	}
 }
 

@@ -116,14 +116,12 @@ static void fstab_line(struct guest *g, struct guest_result *r, struct guest_spa
 
 unsigned guest_rewrite_fstab(struct guest *g, struct guest_result *r, struct guest_span text, struct str *out)
 {
-	const char *end = text.s + text.n;
 	struct guest_span line;
 	unsigned renamed = 0;
 
 	while (guest_next_line(&text, &line)) {
 		fstab_line(g, r, line, out, &renamed);
-		if (line.s + line.n < end)
-			str_add(out, "\n");
+		guest_end_line(line, text, out);
 	}
 	return renamed;
 }

@@ -90,7 +90,6 @@ static void grub_linux_line(const struct guest *g, struct guest_span line, bool 
 
 unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, struct str *out)
 {
-	const char *end = text.s + text.n;
 	struct guest_span line;
 	unsigned entries = 0;
 
@@ -101,8 +100,7 @@ unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, s
 		} else {
 			str_add_mem(out, line.s, line.n);
 		}
-		if (line.s + line.n < end)
-			str_add(out, "\n");
+		guest_end_line(line, text, out);
 	}
 	return entries;
 }
@@ -162,8 +160,7 @@ static int grub_defaults(struct guest *g, struct guest_result *r, const char *pa
 			guest_fix_cmdline(g, line, alone, &out);
 		else
 			str_add_mem(&out, line.s, line.n);
-		if (line.s + line.n < text + len)
-			str_add(&out, "\n");
+		guest_end_line(line, rest, &out);
 	}
 	if (!out.len)
 		return 0;

@@ -149,7 +149,6 @@ static bool ifupdown_is_card(struct guest_span line, bool *ret_stanza)
 /* Comments out every stanza of a card with the lines that belong to it. */
 unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out)
 {
-	const char *end = text.s + text.n;
 	struct guest_span line, word;
 	bool card = false;
 	unsigned stripped = 0;
@@ -166,8 +165,7 @@ unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out)
 			stripped++;
 		}
 		str_add_mem(out, line.s, line.n);
-		if (line.s + line.n < end)
-			str_add(out, "\n");
+		guest_end_line(line, text, out);
 	}
 	return stripped;
 }
