@@ -116,55 +116,113 @@ static void network_note_resolv(struct guest *g, struct guest_result *r)
 
 /* ---- ifupdown ---- */
 
-/* Does a stanza's first line speak of a card (anything but the loopback)? `*ret_stanza`: it is the beginning of one. */
-static bool ifupdown_is_card(struct guest_span line, bool *ret_stanza)
-{
-	static const char *const firsts[] = {"auto", "iface", "mapping", "rename"};
-	struct guest_span rest = line, word, name;
-	bool known = false;
+enum ifupdown_line {
+	IFUPDOWN_INSIDE, /* of a stanza, or between them */
+	IFUPDOWN_OTHER,  /* begins a stanza that stays */
+	IFUPDOWN_CARD,   /* begins one about a card */
+	IFUPDOWN_MIXED   /* names the loopback and cards */
+};
 
-	*ret_stanza = false;
-	if (!guest_next_word(&rest, &word) || *word.s == '#')
+/* One line of the file as ifupdown reads it: a backslash at the end, not of a comment, joins it with the next. */
+static bool ifupdown_next(struct guest_span *text, struct guest_span *line)
+{
+	struct guest_span words, more;
+
+	if (!guest_next_line(text, line))
 		return false;
-	if (guest_span_is(word, "source") || guest_span_is(word, "source-directory") ||
-	    guest_span_is(word, "no-auto-down") || guest_span_is(word, "no-scripts")) {
-		*ret_stanza = true;
-		return false;
-	}
-	for (size_t i = 0; i < ARRAY_SIZE(firsts); i++)
-		known |= guest_span_is(word, firsts[i]);
-	known |= word.n > 6 && memcmp(word.s, "allow-", 6) == 0;
-	if (!known)
-		return false;
-	*ret_stanza = true;
-	while (guest_next_word(&rest, &name)) {
-		if (guest_span_is(name, "lo"))
-			return false;
-		if (guest_span_is(word, "iface"))
-			return true;
-	}
+	words = *line;
+	if (guest_next_word(&words, &more) && *more.s == '#')
+		return true;
+	while (line->n && line->s[line->n - 1] == '\\' && guest_next_line(text, &more))
+		line->n = (size_t)(more.s + more.n - line->s);
 	return true;
+}
+
+/* The next word of a line that may be joined from several. */
+static bool ifupdown_word(struct guest_span *line, struct guest_span *word)
+{
+	for (;;) {
+		size_t n = line->n >= 2 && memcmp(line->s, "\\\n", 2) == 0 ? 2 : line->n && strchr(" \t\r\n", *line->s);
+
+		if (!n)
+			break;
+		line->s += n;
+		line->n -= n;
+	}
+	word->s = line->s;
+	for (word->n = 0; line->n && !strchr(" \t\r\n", *line->s); word->n++, line->s++, line->n--)
+		if (line->n >= 2 && memcmp(line->s, "\\\n", 2) == 0)
+			break;
+	return word->n;
+}
+
+static enum ifupdown_line ifupdown_kind(struct guest_span line)
+{
+	static const char *const others[] = {"source", "source-directory", "no-auto-down", "no-scripts"};
+	struct guest_span word, name;
+	bool loopback = false, card = false, first;
+
+	if (!ifupdown_word(&line, &word) || *word.s == '#')
+		return IFUPDOWN_INSIDE;
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+		if (guest_span_is(word, others[i]))
+			return IFUPDOWN_OTHER;
+	first = guest_span_is(word, "iface");
+	if (!first && !guest_span_is(word, "auto") && !guest_span_is(word, "mapping") &&
+	    !guest_span_is(word, "rename") && !(word.n > 6 && memcmp(word.s, "allow-", 6) == 0))
+		return IFUPDOWN_INSIDE;
+	while (ifupdown_word(&line, &name)) {
+		if (guest_span_is(name, "lo"))
+			loopback = true;
+		else
+			card = true;
+		if (first)
+			break;
+	}
+	return loopback && card ? IFUPDOWN_MIXED : loopback ? IFUPDOWN_OTHER : IFUPDOWN_CARD;
+}
+
+/* Returns how many of its lines weren't comments. */
+static unsigned ifupdown_comment_out(struct guest_span joined, struct str *out)
+{
+	struct guest_span line, word;
+	unsigned stripped = 0;
+
+	while (guest_next_line(&joined, &line)) {
+		struct guest_span words = line;
+
+		if (guest_next_word(&words, &word) && *word.s != '#') {
+			str_add(out, MARK);
+			stripped++;
+		}
+		str_add_mem(out, line.s, line.n);
+		guest_end_line(line, joined, out);
+	}
+	return stripped;
 }
 
 /* Comments out every stanza of a card with the lines that belong to it. */
 unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out)
 {
-	struct guest_span line, word;
+	struct guest_span line, rest, verb;
 	bool card = false;
 	unsigned stripped = 0;
 
-	while (guest_next_line(&text, &line)) {
-		struct guest_span rest = line;
-		bool stanza, is_card = ifupdown_is_card(line, &stanza);
-		bool comment = !guest_next_word(&rest, &word) || *word.s == '#';
+	while (ifupdown_next(&text, &line)) {
+		enum ifupdown_line kind = ifupdown_kind(line);
 
-		if (stanza)
-			card = is_card;
-		if (card && !comment) {
-			str_add(out, MARK);
-			stripped++;
+		if (kind != IFUPDOWN_INSIDE)
+			card = kind == IFUPDOWN_CARD;
+		if (kind == IFUPDOWN_MIXED) {
+			rest = line;
+			ifupdown_word(&rest, &verb);
+			str_add_mem(out, verb.s, verb.n);
+			str_add(out, " lo\n");
 		}
-		str_add_mem(out, line.s, line.n);
+		if (card || kind == IFUPDOWN_MIXED)
+			stripped += ifupdown_comment_out(line, out);
+		else
+			str_add_mem(out, line.s, line.n);
 		guest_end_line(line, text, out);
 	}
 	return stripped;

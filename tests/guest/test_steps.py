@@ -429,6 +429,21 @@ def test_ifupdown(tree):
     assert os.readlink(wants) == "/lib/systemd/system/systemd-networkd.service"
 
 
+@pytest.mark.parametrize("old, active", [
+    ("auto lo eth0\niface lo inet loopback\n", ["auto lo", "iface lo inet loopback"]),
+    ("iface lo inet loopback\nallow-hotplug eth0 lo", ["iface lo inet loopback", "allow-hotplug lo"]),
+    ("auto lo \\\n  eth0\niface lo inet loopback\n", ["auto lo", "iface lo inet loopback"]),
+    ("auto \\\n\tlo\niface lo inet loopback\n", ["auto \\", "\tlo", "iface lo inet loopback"]),
+    ("iface eth0 inet dhcp\n  up ip route add \\\n    auto lo\nauto lo", ["auto lo"])])
+def test_ifupdown_keeps_the_loopback_alone(tree, old, active):
+    """networking.service fails on a card that is named but described nowhere."""
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", old + "# end\niface eth0 inet dhcp\n" if old[-1] == "\n" else old)
+    tree.convert()
+    text = tree.read("/etc/network/interfaces")
+    assert [line for line in text.splitlines() if line and not line.startswith("#")] == active
+
+
 def test_network_says_what_dhcp_does_not_bring_back(tree):
     tree.write("/sbin/ifup", "")
     tree.write("/etc/network/interfaces", INTERFACES + "auto bond0\niface bond0 inet dhcp\n  bond-slaves eth1 eth2\n")
