@@ -143,7 +143,8 @@ int local_layers_serve(const struct local *l, const char *dir, const char *run_d
 void local_layers_drop(struct local_layers *ly)
 {
 	for (size_t i = 0; i < ly->n; i++)
-		util_closep(&ly->fd[i]);
+		if (ly->fd[i] >= 0)
+			close(take_fd(&ly->fd[i]));
 }
 
 void local_layers_stop(struct local_layers *ly)

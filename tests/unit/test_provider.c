@@ -5,6 +5,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #include "base/err.h"
@@ -109,6 +110,23 @@ static void test_boot_report(void **state)
 	json_decref(probe);
 }
 
+/* The sockets are closed once: what gets their numbers later is somebody else's. */
+static void test_layers_are_dropped_once(void **state)
+{
+	struct local_layers ly = {.pid = -1, .n = 2};
+	int stranger;
+
+	ly.fd[0] = -1;
+	ly.fd[1] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	assert_true(ly.fd[1] >= 0);
+	local_layers_drop(&ly);
+	stranger = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	assert_true(stranger >= 0);
+	local_layers_stop(&ly);
+	assert_true(fcntl(stranger, F_GETFD) >= 0);
+	close(stranger);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -116,6 +134,7 @@ int main(void)
 	    cmocka_unit_test(test_lines),
 	    cmocka_unit_test(test_line_without_end),
 	    cmocka_unit_test(test_boot_report),
+	    cmocka_unit_test(test_layers_are_dropped_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
