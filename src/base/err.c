@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "base/util.h"
 
 int err_set(struct err *e, int code, const char *fmt, ...)
@@ -17,6 +18,7 @@ int err_set(struct err *e, int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(e->msg, sizeof(e->msg), fmt, ap);
 	va_end(ap);
+	str_utf8(e->msg);
 	return code;
 }
 
@@ -34,6 +36,7 @@ int err_sys(struct err *e, const char *fmt, ...)
 	va_end(ap);
 	n = strlen(e->msg);
 	snprintf(e->msg + n, sizeof(e->msg) - n, ": %s", strerror(-code));
+	str_utf8(e->msg);
 	return code;
 }
 
@@ -51,6 +54,7 @@ int err_prefix(struct err *e, const char *fmt, ...)
 	va_end(ap);
 	n = strlen(e->msg);
 	snprintf(e->msg + n, sizeof(e->msg) - n, ": %s", old);
+	str_utf8(e->msg);
 	return e->code;
 }
 

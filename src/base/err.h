@@ -1,7 +1,8 @@
 /*
  * Errors that a person will read. A function that can fail in a way a person must understand takes `struct err *e` as
  * its last argument and returns the negative errno kept in it. The message says the fact, quotes the value in '...' and
- * says what to do; lower case, no full stop. Untouched on success. `e` may be NULL where only the code matters.
+ * says what to do; lower case, no full stop; it is always UTF-8. Untouched on success. `e` may be NULL where only the
+ * code matters.
  */
 #pragma once
 

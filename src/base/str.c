@@ -163,6 +163,50 @@ const char *str_bytes(uint64_t n, char *buf, size_t size)
 	return buf;
 }
 
+size_t str_cut(const char *s, size_t max)
+{
+	size_t n = strnlen(s, max + 1);
+
+	if (n <= max)
+		return n;
+	for (n = max; n > 0 && ((unsigned char)s[n] & 0xc0) == 0x80;)
+		n--;
+	return n;
+}
+
+/* Length of the character at `p`; 0 when it is none, *ret_cut when it only ends too early. */
+static size_t str_character(const unsigned char *p, bool *ret_cut)
+{
+	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+	size_t n = *p < 0x80 ? 1 : *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
+	uint32_t c = *p & (0x7fu >> n);
+
+	*ret_cut = false;
+	if (n == 1)
+		return 1;
+	if (*p < 0xc2 || *p > 0xf4)
+		return 0;
+	for (size_t i = 1; i < n; i++) {
+		*ret_cut = !p[i];
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (p[i] & 0x3f);
+	}
+	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
+}
+
+void str_utf8(char *s)
+{
+	while (*s) {
+		bool cut;
+		size_t n = str_character((const unsigned char *)s, &cut);
+
+		if (n == 0)
+			*s = cut ? '\0' : '?';
+		s += MAX(n, (size_t)!cut);
+	}
+}
+
 void str_hex(const void *p, size_t n, char *out)
 {
 	static const char digits[] = "0123456789abcdef";

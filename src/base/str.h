@@ -31,6 +31,11 @@ char *str_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 bool str_starts(const char *s, const char *prefix);
 bool str_ends(const char *s, const char *suffix);
 
+/* How many bytes of `s`, at most `max`, may stay so that no character of UTF-8 is cut. */
+size_t str_cut(const char *s, size_t max);
+/* What was cut off at the end goes, and every other byte that is no UTF-8 becomes '?': JSON takes nothing else. */
+void str_utf8(char *s);
+
 /* Whole-string parsers; -EINVAL when anything else is there, -ERANGE outside min..max. */
 int str_u64(const char *s, uint64_t min, uint64_t max, uint64_t *ret);
 /* "10", "64K", "1.5G" (powers of 1024) -> bytes. */

@@ -92,6 +92,90 @@ static void test_str_numbers(void **state)
 	assert_int_equal(str_size("1.5GB", &v), -EINVAL);
 }
 
+/* Jansson's own idea of UTF-8 decides. */
+static bool json_takes(const char *s)
+{
+	_cleanup_json_ json_t *j = json_string(s);
+
+	return j;
+}
+
+static void test_str_utf8(void **state)
+{
+	static const struct {
+		const char *from, *to;
+	} cases[] = {{"", ""},
+		     {"plain", "plain"},
+		     {"\u00fc\u20ac\U0001f600", "\u00fc\u20ac\U0001f600"},
+		     {"a\xc3", "a"},
+		     {"a\xe2\x82", "a"},
+		     {"a\xf0\x9f\x98", "a"},
+		     {"a\xc3 b", "a? b"},
+		     {"a\xffz\xfe", "a?z?"},
+		     {"\xed\xa0\x80", "???"},
+		     {"\xc0\x80\x80", "???"}};
+	static const unsigned char some[] = {0x41, 0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0,
+					     0xc2, 0xdf, 0xe0, 0xed, 0xef, 0xf0, 0xf4, 0xf5, 0xff};
+	const size_t n = sizeof(some);
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		char text[32];
+
+		snprintf(text, sizeof(text), "%s", cases[i].from);
+		str_utf8(text);
+		assert_string_equal(text, cases[i].to);
+	}
+	for (size_t i = 0; i < n * n * n * n * n; i++) {
+		char text[6] = {(char)some[i % n], (char)some[i / n % n], (char)some[i / n / n % n],
+				(char)some[i / n / n / n % n], (char)some[i / n / n / n / n]};
+		char before[6];
+		bool good = json_takes(text);
+
+		memcpy(before, text, sizeof(text));
+		str_utf8(text);
+		assert_true(json_takes(text));
+		assert_int_equal(good, strcmp(text, before) == 0);
+	}
+}
+
+static void test_str_cut(void **state)
+{
+	const char *s = "a\u00fc\u20ac";
+
+	assert_int_equal(str_cut(s, 0), 0);
+	assert_int_equal(str_cut(s, 1), 1);
+	assert_int_equal(str_cut(s, 2), 1);
+	assert_int_equal(str_cut(s, 3), 3);
+	assert_int_equal(str_cut(s, 5), 3);
+	assert_int_equal(str_cut(s, 6), 6);
+	assert_int_equal(str_cut(s, 60), 6);
+}
+
+/* A message that had to be cut, or quotes any bytes, can still be said in JSON. */
+static void test_err_is_utf8(void **state)
+{
+	char text[2 * ERR_MSG_MAX];
+	struct err e = {0};
+
+	for (size_t i = 0; i < 2; i++) {
+		memset(text, 0, sizeof(text));
+		for (size_t k = 0; k < ERR_MSG_MAX; k += 2)
+			memcpy(text + i + k, "\u00fc", 2);
+		memcpy(text, "x", i);
+		err_set(&e, -EIO, "%s", text);
+		assert_true(json_takes(e.msg));
+		assert_true(strlen(e.msg) >= ERR_MSG_MAX - 2);
+		errno = ENOENT;
+		err_sys(&e, "%s", text);
+		assert_true(json_takes(e.msg));
+		err_set(&e, -EIO, "%.700s", text);
+		err_prefix(&e, "%.65s", text);
+		assert_true(json_takes(e.msg));
+	}
+	err_set(&e, -EIO, "cannot open '%s'", "\xff.txt");
+	assert_string_equal(e.msg, "cannot open '?.txt'");
+}
+
 static void test_str_hex(void **state)
 {
 	uint8_t raw[3];
@@ -164,15 +248,12 @@ static void test_proc_run(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_err_prefix),
-	    cmocka_unit_test(test_str_numbers),
-	    cmocka_unit_test(test_str_hex),
-	    cmocka_unit_test(test_bitmap),
-	    cmocka_unit_test(test_id),
-	    cmocka_unit_test(test_jsn),
-	    cmocka_unit_test(test_proc_run),
-	    cmocka_unit_test(test_min_max),
-	    cmocka_unit_test(test_proc_run_unless),
+	    cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers),
+	    cmocka_unit_test(test_str_hex),    cmocka_unit_test(test_str_utf8),
+	    cmocka_unit_test(test_str_cut),    cmocka_unit_test(test_err_is_utf8),
+	    cmocka_unit_test(test_bitmap),     cmocka_unit_test(test_id),
+	    cmocka_unit_test(test_jsn),        cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_min_max),    cmocka_unit_test(test_proc_run_unless),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
