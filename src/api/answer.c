@@ -11,6 +11,8 @@ static int fault_setv(struct api_fault *f, int status, const char *code, const c
 	snprintf(f->code, sizeof(f->code), "%s", code);
 	snprintf(f->field, sizeof(f->field), "%s", field ? field : "");
 	vsnprintf(f->message, sizeof(f->message), fmt, ap);
+	str_utf8(f->field);
+	str_utf8(f->message);
 	return -1;
 }
 

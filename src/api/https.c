@@ -49,8 +49,6 @@ static void make_fault_json(struct api_request *q)
 	/* The field of a 405 is its Allow header. */
 	q->json = json_pack("{s:{s:s, s:s, s:s*}}", "error", "code", f->code, "message", f->message, "field",
 			    f->field[0] && f->status != 405 ? f->field : NULL);
-	if (!q->json) /* the message quotes bytes that aren't UTF-8 */
-		q->json = json_pack("{s:{s:s, s:s}}", "error", "code", f->code, "message", "the request is not valid");
 }
 
 static enum MHD_Result respond(struct api_request *q)

@@ -61,6 +61,7 @@ static int read_parameters(struct api_request *q, const json_t *given, const jso
 
 		snprintf(inner, sizeof(inner), "%s", q->fault.field);
 		snprintf(q->fault.field, sizeof(q->fault.field), "parameters.%.50s", inner);
+		str_utf8(q->fault.field);
 		return -1;
 	}
 	*ret = model_parameters_json(&p);
@@ -87,7 +88,7 @@ static int check_new_job(struct api_request *q, const struct model_source *src, 
 static int fill_job(struct api_request *q, const struct model_job_request *in, const struct model_source *src,
 		    struct model_job *job)
 {
-	_cleanup_free_ char *default_name = str_printf("%.100s", src->name);
+	_cleanup_free_ char *default_name = strndup(src->name, str_cut(src->name, 100));
 	char id[ID_MAX];
 
 	id_new("job", id);

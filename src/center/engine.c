@@ -42,6 +42,7 @@ void engine_step(struct live *l, const char *name, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
+	str_utf8(text);
 	ENGINE_LOCK(l->engine);
 	if (strcmp(l->step_name, name) == 0 && strcmp(l->step_text, text) == 0)
 		return;
@@ -323,9 +324,7 @@ static void take_report(struct live *l, const struct model_task_request *t, cons
 		merge_progress(l, t->progress);
 	if (t->state == TASK_FAILED && !l->agent_failed) {
 		l->agent_failed = true;
-		snprintf(l->agent_failure.code, sizeof(l->agent_failure.code), "%s", error->code);
-		snprintf(l->agent_failure.message, sizeof(l->agent_failure.message), "%s", error->message);
-		l->agent_failure.temporary = error->temporary;
+		runner_fail(&l->agent_failure, error->code, error->temporary, "%s", error->message);
 	}
 }
 

@@ -184,6 +184,8 @@ bool pace_look(const struct live *l, double *ret_percent, double *ret_left);
 int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f);
 int runner_fail(struct engine_failure *f, const char *code, bool temporary, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
+/* The same where space is missing. */
+int runner_no_space(struct engine_failure *f, const char *message);
 bool runner_cancelled(void *arg);
 
 /* seen.c: heartbeats */

@@ -14,8 +14,7 @@
 static int fail_err(struct engine_failure *f, const char *code, const struct err *e)
 {
 	if (e->code == -ENOSPC)
-		return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again",
-				   e->msg);
+		return runner_no_space(f, e->msg);
 	return runner_fail(f, code, e->code == -EAGAIN || e->code == -EBUSY, "%s", e->msg);
 }
 
@@ -127,7 +126,7 @@ static json_t *request_disk(const json_t *inventory, const char *path)
 	size_t i;
 
 	if (name && str_starts(path, "/dev/disk/")) {
-		source = json_sprintf("/dev/%.200s", name);
+		source = json_sprintf("/dev/%.*s", (int)str_cut(name, 200), name);
 		json_array_append_new(aliases, json_string(path));
 	} else {
 		source = json_string(path);
@@ -169,7 +168,8 @@ static void name_of(const struct model_job *job, char name[MODEL_NAME_MAX + 1])
 	const char *base = job->image_name ? job->image_name : job->name;
 
 	if (model_is_incremental(job))
-		snprintf(name, MODEL_NAME_MAX + 1, "%.100s-run%llu", base, (unsigned long long)job->number);
+		snprintf(name, MODEL_NAME_MAX + 1, "%.*s-run%llu", (int)str_cut(base, 100), base,
+			 (unsigned long long)job->number);
 	else
 		snprintf(name, MODEL_NAME_MAX + 1, "%s", base);
 }
@@ -313,9 +313,9 @@ static int boot_marked(struct live *l, const struct model_job *job, struct engin
 	if (!passed)
 		return runner_fail(
 		    f, "test_boot_failed", false,
-		    "the image was made but did not pass its test boot%s%.300s; see its report and screenshot, then "
+		    "the image was made but did not pass its test boot%s%.*s; see its report and screenshot, then "
 		    "start the job again to repeat the boot",
-		    problem ? ": " : "", problem ? problem : "");
+		    problem ? ": " : "", problem ? (int)str_cut(problem, 300) : 0, problem ? problem : "");
 	return 0;
 }
 

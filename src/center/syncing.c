@@ -19,6 +19,8 @@ int runner_fail(struct engine_failure *f, const char *code, bool temporary, cons
 	va_start(ap, fmt);
 	vsnprintf(f->message, sizeof(f->message), fmt, ap);
 	va_end(ap);
+	str_utf8(f->code);
+	str_utf8(f->message);
 	f->temporary = temporary;
 	return -1;
 }
@@ -244,9 +246,10 @@ static void offer_close(struct live *l)
 	explicit_bzero(l->psk, sizeof(l->psk));
 }
 
-static int no_space(struct engine_failure *f, const char *message)
+int runner_no_space(struct engine_failure *f, const char *message)
 {
-	return runner_fail(f, "no_space", true, "%.600s; free space in the region, then start the job again", message);
+	return runner_fail(f, "no_space", true, "%.*s; free space in the region, then start the job again",
+			   (int)str_cut(message, 600), message);
 }
 
 static int explain(struct live *l, int r, const struct err *e, struct engine_failure *f)
@@ -254,7 +257,7 @@ static int explain(struct live *l, int r, const struct err *e, struct engine_fai
 	ENGINE_LOCK(l->engine);
 
 	if (r == -ENOSPC || (l->receiver_failed && strcmp(l->receiver_failure.code, "no_space") == 0))
-		return no_space(f, l->receiver_failed ? l->receiver_failure.message : e->msg);
+		return runner_no_space(f, l->receiver_failed ? l->receiver_failure.message : e->msg);
 	if (l->gave_up)
 		*f = l->give_up;
 	else if (l->agent_failed)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "base/util.h"
 
 const char *const model_source_states[] = {"available", "in_use", "unavailable", "deleting", NULL};
@@ -297,14 +298,7 @@ json_t *model_json(const struct model_noun *n, const void *obj, bool brief, doub
 /* Outside text of at most `max` bytes, cut between characters. */
 static json_t *bounded_text(const char *s, size_t max)
 {
-	size_t n = s ? strlen(s) : 0;
-
-	if (!s)
-		return json_null();
-	if (n > max)
-		for (n = max; n > 0 && ((unsigned char)s[n] & 0xc0) == 0x80;)
-			n--;
-	return json_stringn(s, n);
+	return s ? json_stringn(s, str_cut(s, max)) : json_null();
 }
 
 static json_t *source_event(const struct model_source *s)

@@ -3,7 +3,7 @@
  * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
  * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
  * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
- * `receive` commits when $SCRIPT/commit.RUN exists.
+ * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -144,10 +144,12 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 static int s_convert(struct provider *p, const char *job, const json_t *request, const struct provider_watch *w,
 		     json_t **ret, struct err *e)
 {
+	_cleanup_free_ char *step = script_read("convert", "step");
 	int r;
 
 	given("convert", request);
-	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", "fstab", "index", 1, "count", 12));
+	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", step ? step : "fstab", "index", 1, "count",
+			  12));
 	r = play("convert", job, w, e);
 	if (r == 0)
 		*ret = json_pack("{s:[]}", "steps");

@@ -260,6 +260,50 @@ def test_a_job_expires_after_its_last_change(fresh):
     assert abs(row["expires"] - row["updated"] - 30 * 86400) < 1
 
 
+def test_long_names_are_cut_between_characters(center):
+    """All that quotes them is JSON, which has no halves of a character."""
+    long = "x" + "\u00fc" * 63
+    agent = center.agent()
+    center.ok("PATCH", f"/v1/sources/{agent.source}", {"name": long})
+    plain = center.new_job(agent.source)
+    assert center.job(plain)["name"] == long[:50]
+    center.ok("DELETE", f"/v1/jobs/{plain}")
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{plain}").status == 404)
+    job = center.started_job(agent.source, name=long, parameters={"test_boot": False, "incremental": True})
+    center.play("convert", "step", "xy" + long)
+    center.play("convert", "hold")
+    center.play("convert", "fail", "x" + "\u00fc" * 600)
+    task = agent.wait_task()
+    center.commit(task["run"])
+    step = wait_for("the step", lambda: (lambda s: s["text"].startswith("step") and s)(center.job(job)["step"]))
+    assert step["text"].startswith("step 1 of 12: xyx\u00fc") and center.get("/v1/jobs").status == 200
+    center.unplay("convert", "hold")
+    error = center.wait_job(job, "in_error")["error"]
+    assert error["code"] == "convert_failed" and error["message"].endswith("\u00fc")
+    center.play("convert", "fail", "no_space: x" + "\u00fc" * 600)
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    wait_for("again", lambda: len(center.calls("convert")) > 1 and center.job(job)["state"] == "in_error")
+    error = center.job(job)["error"]
+    assert error["code"] == "no_space" and "\u00fc; free space" in error["message"]
+    center.unplay("convert", "fail")
+    center.unplay("convert", "step")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    row = center.wait_job(job, "waiting")
+    image = center.ok("GET", f"/v1/images/{row['image']}")
+    assert image["name"] == long[:50] + "-run1"
+    center.play("image_export", "fail", "x" + "\u00fc" * 600)
+    export = center.ok("POST", f"/v1/images/{row['image']}/exports", {"format": "raw"})["id"]
+    failed = wait_for("failed", lambda: (lambda x: x["state"] == "in_error" and x)(center.ok("GET", f"/v1/exports/{export}")))
+    center.unplay("image_export", "fail")
+    assert failed["error"]["message"].endswith("\u00fc")
+    # What the agent says is cut, too.
+    center.ok("POST", f"/v1/jobs/{job}/run", {})
+    run = agent.wait_task(other_than=task["run"])["run"]
+    agent.report(run, "failed", error={"code": "x" + "\u00fc" * 30, "message": "x" + "\u00fc" * 1000, "temporary": False})
+    error = center.wait_job(job, "in_error")["error"]
+    assert error["code"] == "x" + "\u00fc" * 23 and error["message"].endswith("\u00fc")
+
+
 def test_two_agents_at_once(center):
     agents = [center.agent(), center.agent()]
     jobs = [center.started_job(a.source) for a in agents]
