@@ -90,8 +90,10 @@ static void on_listening(struct live *l, const json_t *event)
 {
 	json_int_t port = json_integer_value(json_object_get(event, "port"));
 
-	if (port > 0 && port <= UINT16_MAX)
-		l->port = (uint16_t)port;
+	if (port <= 0 || port > UINT16_MAX)
+		return;
+	l->port = (uint16_t)port;
+	l->active = id_now_mono();
 }
 
 static void on_progress(struct live *l, const json_t *event)
@@ -146,7 +148,7 @@ static void on_event(void *arg, const json_t *event)
 		l->active = id_now_mono();
 }
 
-static void describe(struct live *l, bool online, bool reported)
+static void describe(struct live *l, bool listening, bool online, bool reported)
 {
 	static const struct {
 		const char *phase, *text;
@@ -159,6 +161,10 @@ static void describe(struct live *l, bool online, bool reported)
 		      {"done", "writing everything to disk"}};
 	char phase[32] = "";
 
+	if (!listening) {
+		engine_step(l, "opening", "getting ready to receive");
+		return;
+	}
 	if (!online || !reported) {
 		engine_step(l, "waiting", "waiting for the source");
 		return;
@@ -176,7 +182,8 @@ static void describe(struct live *l, bool online, bool reported)
 
 /*
  * A source that is there and sends nothing is given up soon: somebody has to look. One that is away may be back in an
- * hour, and then needs a while to begin. Under the lock.
+ * hour, and then needs a while to begin. Nothing can come before the receiver listens, and layers that are put together
+ * before that may take hours. Under the lock.
  */
 static void watch_time(struct live *l, bool online, double ago)
 {
@@ -184,6 +191,8 @@ static void watch_time(struct live *l, bool online, double ago)
 
 	if (!online)
 		l->absent = now;
+	if (!l->port)
+		l->active = now;
 	if (l->gave_up)
 		return;
 	if (MIN(ago, now - l->active) > absence) {
@@ -206,17 +215,18 @@ static bool sync_cancelled(void *arg)
 {
 	struct live *l = arg;
 	double ago = seen_ago(l->engine, l->source);
-	bool online = seen_online(l->engine, l->source), give_up, reported, busy;
+	bool online = seen_online(l->engine, l->source), give_up, reported, busy, listening;
 
 	if (runner_cancelled(l))
 		return true;
 	pthread_mutex_lock(&l->engine->lock);
 	watch_time(l, online, ago);
 	busy = id_now_mono() - l->active < 10;
+	listening = l->port;
 	reported = l->received || json_object_get(l->progress, "phase");
 	give_up = l->gave_up || l->agent_failed;
 	pthread_mutex_unlock(&l->engine->lock);
-	describe(l, online || busy, reported);
+	describe(l, listening, online || busy, reported);
 	return give_up;
 }
 
@@ -287,7 +297,7 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	if (r < 0)
 		return runner_fail(f, "internal", false, "%s", e.msg);
 	offer_open(l, run, psk, job->parameters);
-	engine_step(l, "waiting", "waiting for the source");
+	engine_step(l, "opening", "getting ready to receive");
 	receive.run = run;
 	receive.psk_hex = psk;
 	receive.number = model_is_incremental(job) ? job->number : 0;

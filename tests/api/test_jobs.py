@@ -248,6 +248,21 @@ def test_a_source_that_is_there_and_silent(fresh):
     assert center.job(job)["error"]["code"] == "source_silent"
 
 
+def test_a_receiver_that_needs_long_to_begin(fresh):
+    """Layers are put together before it listens: the source can't send then, and isn't silent."""
+    center = fresh(HEARTBEAT=0.1, PATIENCE=1.5, ABSENCE=1.5)
+    agent = center.agent()
+    center.play("receive", "hold")
+    job = center.started_job(agent.source)
+    wait_for("the call", lambda: center.calls("receive"))
+    time.sleep(3)
+    assert center.job(job)["step"]["text"] == "getting ready to receive" and agent.sync()["task"] is None
+    center.unplay("receive", "hold")
+    agent.send_all()
+    assert len(center.wait_job(job)["runs"]) == 1
+    assert len(center.calls("receive")) == 1
+
+
 def test_a_job_expires_after_its_last_change(fresh):
     center = fresh()
     job = center.new_job(center.agent().source)
