@@ -216,10 +216,24 @@ static int receive_error_code(const char *code, bool temporary)
 	return temporary ? -EAGAIN : -EIO;
 }
 
+/* The receiver reads what strangers send. What it may tell is passed on, and not what is ours to tell, such as that an
+ * image has changed. */
+static bool receive_may_tell(const char *event)
+{
+	static const char *const told[] = {"listening", "progress", "committed", "error"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(told); i++)
+		if (strcmp(event, told[i]) == 0)
+			return true;
+	return false;
+}
+
 static void receive_event(struct local_receiver *rc, const json_t *o, const struct provider_watch *w)
 {
 	const char *event = json_string_value(json_object_get(o, "event")) ?: "";
 
+	if (!receive_may_tell(event))
+		return;
 	if (strcmp(event, "committed") == 0)
 		rc->committed = true;
 	if (strcmp(event, "error") == 0) {

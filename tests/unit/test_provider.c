@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "base/jsn.h"
 #include "provider/local_int.h"
 
@@ -127,6 +128,48 @@ static void test_layers_are_dropped_once(void **state)
 	close(stranger);
 }
 
+static void heard(void *arg, const json_t *event)
+{
+	json_array_append(arg, (json_t *)(uintptr_t)event);
+}
+
+static bool never_cancelled(void *arg)
+{
+	return false;
+}
+
+/* A receiver that was taken over tells what isn't its own: nobody hears of it. */
+static void test_receiver_may_not_tell_all(void **state)
+{
+	static const char script[] =
+	    "#!/bin/sh\ncat <<'E'\n"
+	    "{\"event\":\"listening\",\"port\":7}\n"
+	    "{\"event\":\"image_changed\",\"image\":\"image-0123456789abcdef\",\"manifest\":{}}\n"
+	    "{\"event\":\"step\"}\n{\"event\":1}\n{}\n"
+	    "{\"event\":\"progress\",\"bytes_written\":1}\n"
+	    "{\"event\":\"committed\"}\nE\n";
+	static const char *const want[] = {"listening", "progress", "committed"};
+	struct provider_receive receive = {.run = "run-0123456789abcdef", .psk_hex = "00", .listen = "127.0.0.1"};
+	char dir[] = "/tmp/replant-provider-XXXXXX", program[64];
+	struct provider_settings settings = {.dir = dir, .cache = dir, .programs = dir};
+	json_t *events = json_array();
+	struct provider_watch watch = {events, heard, never_cancelled};
+	struct provider *p = NULL;
+	struct err e = {0};
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(program, sizeof(program), "%s/replant-transition", dir);
+	assert_int_equal(io_write_file_atomic(program, script, strlen(script), 0755, &e), 0);
+	assert_int_equal(provider_open("local", &settings, &p, &e), 0);
+	assert_int_equal(p->ops->receive(p, "job-0123456789abcdef", &receive, &watch, &e), 0);
+	assert_int_equal(json_array_size(events), ARRAY_SIZE(want));
+	for (size_t i = 0; i < ARRAY_SIZE(want); i++)
+		assert_string_equal(json_string_value(json_object_get(json_array_get(events, i), "event")), want[i]);
+	p->ops->close(p);
+	json_decref(events);
+	assert_int_equal(io_remove_tree(dir, &e), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -135,6 +178,7 @@ int main(void)
 	    cmocka_unit_test(test_line_without_end),
 	    cmocka_unit_test(test_boot_report),
 	    cmocka_unit_test(test_layers_are_dropped_once),
+	    cmocka_unit_test(test_receiver_may_not_tell_all),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
