@@ -133,7 +133,9 @@ void schedule_replan(struct engine *en, const char *id)
 
 static int collect_image(void *arg, void *row)
 {
-	return collect(arg, ((const struct model_image *)row)->id);
+	const struct model_image *im = row;
+
+	return im->deleting ? 0 : collect(arg, im->id);
 }
 
 void schedule_keep_images(struct engine *en, const struct model_job *job)

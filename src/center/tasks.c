@@ -137,6 +137,19 @@ static bool image_in_job(struct engine *en, const struct model_image *im)
 	       schedule_has_image(&job) && strcmp(job.image, im->id) == 0;
 }
 
+/* image_mark() of one that isn't partly gone. */
+static bool mark_whole(struct engine *en, const char *image, enum image_use use)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+
+	if (!image_mark(en, image, use))
+		return false;
+	if (en->store->ops->get(en->store, &model_images, image, &im, NULL) == 0 && !im.deleting)
+		return true;
+	image_unmark(en, image, use);
+	return false;
+}
+
 int task_boot(void *arg, const char *image, struct api_fault *f)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
@@ -145,7 +158,7 @@ int task_boot(void *arg, const char *image, struct api_fault *f)
 
 	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0)
 		return api_fault_err(f, &e);
-	if (image_in_job(en, &im) || !image_mark(en, image, IMAGE_BOOT))
+	if (image_in_job(en, &im) || !mark_whole(en, image, IMAGE_BOOT))
 		return api_fault_set(f, 409, "invalid_state", NULL,
 				     "the image is being booted, made or removed; wait for its end");
 	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0) {
@@ -212,22 +225,41 @@ static int count_row(void *arg, void *row)
 	return 0;
 }
 
-static int remove_marked(struct engine *en, const char *image, struct api_fault *f)
+/* From here there is no way back: a part of an image is none. Inside a transaction. */
+static int note_removal(struct engine *en, const char *image, struct model_image *im, struct api_fault *f)
 {
-	_cleanup_(model_image_release) struct model_image im = {0};
 	struct store_filter filter = {"image", image};
 	struct store_query q = {.filters = &filter, .nfilters = 1};
+	struct store *s = en->store;
 	struct err e = {0};
 	size_t exports = 0;
 
-	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0 ||
-	    en->store->ops->list(en->store, &model_exports, &q, count_row, &exports, NULL, &e) < 0)
+	if (s->ops->get(s, &model_images, image, im, &e) < 0 ||
+	    s->ops->list(s, &model_exports, &q, count_row, &exports, NULL, &e) < 0)
 		return api_fault_err(f, &e);
 	if (exports)
 		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first", exports);
-	if (image_in_job(en, &im))
+	if (image_in_job(en, im))
 		return api_fault_set(f, 409, "in_use", NULL, "the image is being made; wait for its end");
-	/* Files first: a row without files can be deleted again, files without a row are lost space. */
+	im->deleting = true;
+	return s->ops->put(s, &model_images, im, &e) < 0 ? api_fault_err(f, &e) : 0;
+}
+
+static int remove_marked(struct engine *en, const char *image, struct api_fault *f)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	struct store *s = en->store;
+	struct err e = {0};
+
+	if (s->ops->begin(s, &e) < 0)
+		return api_fault_err(f, &e);
+	if (note_removal(en, image, &im, f) < 0) {
+		s->ops->rollback(s);
+		return -1;
+	}
+	if (s->ops->commit(s, &e) < 0)
+		return api_fault_err(f, &e);
+	/* Files first: what is left of them is taken up again by the row. */
 	if (en->provider->ops->image_remove(en->provider, image, &e) < 0 || forget_image(en, &im, &e) < 0)
 		return api_fault_err(f, &e);
 	return 0;
@@ -376,7 +408,7 @@ int task_export(void *arg, const char *export, struct api_fault *f)
 
 	if (en->store->ops->get(en->store, &model_exports, export, &x, &e) < 0)
 		return api_fault_err(f, &e);
-	if (!image_mark(en, x.image, IMAGE_EXPORT)) {
+	if (!mark_whole(en, x.image, IMAGE_EXPORT)) {
 		/* Its row must not keep the image's. */
 		if (forget_export(en->store, export, &e) < 0)
 			return api_fault_err(f, &e);
@@ -667,11 +699,13 @@ static int resume_export(void *arg, void *row)
 	return resume_marked(arg, TASK_EXPORT, x->id, x->image, IMAGE_EXPORT);
 }
 
-static int resume_boot(void *arg, void *row)
+static int resume_image(void *arg, void *row)
 {
 	const struct model_image *im = row;
 	const char *state = json_string_value(json_object_get(im->boot, "state"));
 
+	if (im->deleting)
+		return resume_marked(arg, TASK_REMOVE_IMAGE, im->id, im->id, IMAGE_REMOVE);
 	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, im))
 		return 0;
 	return resume_marked(arg, TASK_BOOT, im->id, im->id, IMAGE_BOOT);
@@ -694,5 +728,5 @@ int task_resume_all(struct engine *en, struct err *e)
 
 	if (r == 0)
 		r = s->ops->list(s, &model_exports, &exports, resume_export, en, NULL, e);
-	return r < 0 ? r : s->ops->list(s, &model_images, &all, resume_boot, en, NULL, e);
+	return r < 0 ? r : s->ops->list(s, &model_images, &all, resume_image, en, NULL, e);
 }

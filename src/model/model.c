@@ -103,9 +103,19 @@ static const struct model_field run_fields[] = {
 #undef model_this
 #define model_this model_image
 static const struct model_field image_fields[] = {
-    ROW(TEXT, id),        ROW(TEXT, name),   ROW(TEXT, description),   ROW(TEXT, job),
-    ROW(TEXT, source),    ROW(TEXT, region), ROW(REAL, created),       ROW(JSON, manifest),
-    HIDDEN(JSON, report), ROW(JSON, boot),   HIDDEN(TEXT, screenshot), END,
+    ROW(TEXT, id),
+    ROW(TEXT, name),
+    ROW(TEXT, description),
+    ROW(TEXT, job),
+    ROW(TEXT, source),
+    ROW(TEXT, region),
+    ROW(REAL, created),
+    ROW(JSON, manifest),
+    HIDDEN(JSON, report),
+    ROW(JSON, boot),
+    HIDDEN(TEXT, screenshot),
+    ROW(BOOL, deleting),
+    END,
 };
 #undef model_this
 #define model_this model_code

@@ -87,6 +87,7 @@ struct model_run {
 
 struct model_image {
 	char *id, *name, *description, *job, *source, *region, *screenshot;
+	bool deleting; /* its files go, or are gone */
 	double created;
 	json_t *manifest, *report, *boot;
 };

@@ -185,11 +185,34 @@ def test_a_long_removal_holds_nobody_up(fresh):
 
 
 def test_a_failed_removal_says_why(center, image):
+    """Nobody knows what is left of it: it can only go."""
     center.play("image_remove", "fail", "the disk is on fire")
     got = center.call("DELETE", f"/v1/images/{image}")
     assert got.status == 500 and "on fire" in got.json["error"]["message"]
+    assert center.ok("GET", f"/v1/images/{image}")["deleting"] is True
+    assert center.post(f"/v1/images/{image}/boot").status == 409
+    assert center.post(f"/v1/images/{image}/exports", {"format": "raw"}).status == 409
+    assert center.ok("GET", f"/v1/exports?image={image}")["total"] == 0
     center.unplay("image_remove", "fail")
-    assert center.get(f"/v1/images/{image}").status == 200
+    assert center.call("DELETE", f"/v1/images/{image}").status in (204, 404, 409)
+    wait_for("gone", lambda: center.get(f"/v1/images/{image}").status == 404)
+
+
+def test_a_removal_goes_on_after_a_kill(fresh):
+    center = fresh()
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    agent.send_all()
+    image = center.wait_job(job)["image"]
+    assert center.ok("GET", f"/v1/images/{image}")["deleting"] is False
+    center.play("image_remove", "hold")
+    assert center.call("DELETE", f"/v1/images/{image}").status == 202
+    center.restart()
+    assert center.ok("GET", f"/v1/images/{image}")["deleting"] is True
+    assert center.post(f"/v1/images/{image}/boot").status == 409
+    wait_for("the same again", lambda: center.calls("image_remove") == [["image_remove", image]] * 2)
+    center.unplay("image_remove", "hold")
+    wait_for("gone", lambda: center.get(f"/v1/images/{image}").status == 404)
 
 
 def test_rename(center, image):

@@ -162,6 +162,24 @@ def test_images_in_use_stay(center):
     assert sorted(images(center, job)) == ["web-run4"]
 
 
+def test_an_image_that_goes_slowly_counts_no_more(center):
+    """Else one too many would go."""
+    agent = center.agent()
+    job = job_of(center, agent, max_images=2)
+    task, row = None, None
+    before = len(center.calls("image_remove"))
+    center.play("image_remove", "hold")
+    for i in range(1, 5):
+        if i > 1:
+            center.ok("POST", f"/v1/jobs/{job}/run", {})
+        task, row = one_run(center, agent, job, task and task["run"])
+    there = images(center, job)
+    assert sorted(there) == [f"web-run{i}" for i in range(1, 5)]
+    assert [c[1] for c in center.calls("image_remove")[before:]] == [there["web-run1"], there["web-run2"]]
+    center.unplay("image_remove", "hold")
+    wait_for("two", lambda: sorted(images(center, job)) == ["web-run3", "web-run4"])
+
+
 def test_what_may_change_when(center):
     agent = center.agent()
     job = center.new_job(agent.source, parameters={"incremental": True})
