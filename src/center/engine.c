@@ -169,6 +169,25 @@ static void act(struct engine *en, const struct model_job *job, unsigned actions
 	engine_wake(en);
 }
 
+/* What it goes on with must be there. */
+static int check_image(struct engine *en, const struct model_job *job, enum job_event event, struct job_answer *a,
+		       struct err *e)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	int r;
+
+	if (a->refused || job->state == JOB_RUNNING || (a->stage != JOB_PROCESSING && a->stage != JOB_CLEANING))
+		return 0;
+	if (event == JOB_CUT_OVER && !job->image)
+		a->refused = "the job's last image was deleted; cut it over with a last synchronization";
+	if (!job->image || !schedule_has_image(job))
+		return 0;
+	r = en->store->ops->get(en->store, &model_images, job->image, &im, e);
+	if (r == 0 && im.deleting)
+		a->refused = "the job's image is being deleted; wait for its end";
+	return r == -ENOENT ? 0 : r;
+}
+
 int engine_job_event(struct engine *en, const char *id, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f)
 {
@@ -183,8 +202,9 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 	r = s->ops->get(s, &model_jobs, id, &job, &e);
 	if (r == 0) {
 		a = job_step(job.state, job.stage, model_is_incremental(&job) && !job.last, event);
-		if (!a.refused && event == JOB_CUT_OVER && !job.image)
-			a.refused = "the job's last image was deleted; cut it over with a last synchronization";
+		r = check_image(en, &job, event, &a, &e);
+	}
+	if (r == 0) {
 		if (a.refused || (expected >= 0 && (job.state != JOB_RUNNING || job.stage != expected))) {
 			s->ops->rollback(s);
 			return api_fault_set(f, 409, "invalid_state", NULL, "%s",

@@ -98,6 +98,25 @@ def test_an_image_of_a_failed_job_can_go(center):
     assert center.wait_job(job)["image"] not in (None, image)
 
 
+def test_a_job_waits_for_the_removal_of_its_image(center):
+    """Else it went on behind files that go, and its row was written under it."""
+    agent = center.agent()
+    center.play("test_boot", "bad")
+    job = center.started_job(agent.source)
+    agent.send_all()
+    image = center.wait_job(job, "in_error")["image"]
+    center.unplay("test_boot", "bad")
+    center.play("image_remove", "hold")
+    assert center.call("DELETE", f"/v1/images/{image}").status == 202
+    got = center.post(f"/v1/jobs/{job}/start")
+    assert (got.status, got.code) == (409, "invalid_state") and "being deleted" in got.json["error"]["message"]
+    center.unplay("image_remove", "hold")
+    wait_for("gone", lambda: center.get(f"/v1/images/{image}").status == 404)
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    assert center.wait_job(job)["image"] not in (None, image)
+
+
 def test_an_image_without_a_row_goes_with_its_job(center):
     agent = center.agent()
     center.play("image_create", "fail", "half way")

@@ -82,6 +82,22 @@ def test_cut_over_without_a_last_run(center):
     assert done["image"] == row["image"] and done["runs_done"] == 1 and len(center.calls("receive")) == calls
 
 
+def test_cut_over_waits_for_the_removal_of_the_image(center):
+    agent = center.agent()
+    job = job_of(center, agent)
+    task, row = one_run(center, agent, job)
+    center.play("image_remove", "hold")
+    assert center.call("DELETE", f"/v1/images/{row['image']}").status == 202
+    got = center.post(f"/v1/jobs/{job}/cutover", {"sync": False})
+    assert got.status == 409 and "being deleted" in got.json["error"]["message"]
+    # One that makes a new image needs it not.
+    assert center.post(f"/v1/jobs/{job}/cutover", {"sync": True}).status == 202
+    center.unplay("image_remove", "hold")
+    wait_for("gone", lambda: center.get(f"/v1/images/{row['image']}").status == 404)
+    one_run(center, agent, job, task["run"])
+    assert center.wait_job(job)["image"] not in (None, row["image"])
+
+
 def test_cut_over_needs_an_image(center):
     agent = center.agent()
     job = job_of(center, agent)
