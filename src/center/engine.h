@@ -158,7 +158,7 @@ void schedule_tick(struct engine *en);
 /* The interval has changed. */
 void schedule_replan(struct engine *en, const char *job);
 /* More images than the job keeps: the oldest that nobody uses go. */
-void schedule_keep_images(struct engine *en, const struct model_job *job);
+void schedule_keep_images(struct engine *en, const char *job);
 /* What couldn't be removed behind its run, or a killed center had no time for. */
 void schedule_tend(struct engine *en);
 /* The image of the run that is on has been made. */

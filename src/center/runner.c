@@ -342,7 +342,7 @@ static int process(struct live *l, struct model_job *job, struct engine_failure 
 	if (boot_wanted(job) && boot_image(l, job, f) < 0)
 		return -1;
 	if (model_is_incremental(job))
-		schedule_keep_images(l->engine, job);
+		schedule_keep_images(l->engine, job->id);
 	return 0;
 }
 

@@ -138,27 +138,34 @@ static int collect_image(void *arg, void *row)
 	return im->deleting ? 0 : collect(arg, im->id);
 }
 
-void schedule_keep_images(struct engine *en, const struct model_job *job)
+void schedule_keep_images(struct engine *en, const char *id)
 {
-	json_int_t max = json_integer_value(json_object_get(job->parameters, "max_images"));
-	struct store_filter f = {"job", job->id};
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store_filter f = {"job", id};
 	struct store_query q = {.filters = &f, .nfilters = 1};
 	struct ids d = {0};
 	struct err e = {0};
+	json_int_t max;
 	size_t left;
 
-	if (en->store->ops->list(en->store, &model_images, &q, collect_image, &d, NULL, &e) < 0)
-		log_warn("job %s: %s", job->id, e.msg);
+	/* What a person says while the run is on counts, too. */
+	if (en->store->ops->get(en->store, &model_jobs, id, &job, &e) < 0 ||
+	    en->store->ops->list(en->store, &model_images, &q, collect_image, &d, NULL, &e) < 0) {
+		log_warn("job %s: %s", id, e.msg);
+		free(d.v);
+		return;
+	}
+	max = json_integer_value(json_object_get(job.parameters, "max_images"));
 	left = d.n;
 	/* Newest first; the newest itself always stays. */
 	for (size_t i = d.n; i-- > 1 && left > (size_t)MAX(max, (json_int_t)1);) {
 		struct api_fault fault = {0};
 
 		if (task_image_remove(en, d.v[i], &fault) >= 0) {
-			log_info("job %s: image %s is removed for a newer one", job->id, d.v[i]);
+			log_info("job %s: image %s is removed for a newer one", id, d.v[i]);
 			left--;
 		} else {
-			log_info("job %s: image %s stays for now: %s", job->id, d.v[i], fault.message);
+			log_info("job %s: image %s stays for now: %s", id, d.v[i], fault.message);
 		}
 	}
 	free(d.v);
@@ -180,11 +187,7 @@ void schedule_tend(struct engine *en)
 
 	if (en->store->ops->list(en->store, &model_jobs, &q, collect_incremental, &d, NULL, &e) < 0)
 		log_warn("%s", e.msg);
-	for (size_t i = 0; i < d.n; i++) {
-		_cleanup_(model_job_release) struct model_job job = {0};
-
-		if (en->store->ops->get(en->store, &model_jobs, d.v[i], &job, NULL) == 0)
-			schedule_keep_images(en, &job);
-	}
+	for (size_t i = 0; i < d.n; i++)
+		schedule_keep_images(en, d.v[i]);
 	free(d.v);
 }

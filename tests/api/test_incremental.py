@@ -178,6 +178,22 @@ def test_images_in_use_stay(center):
     assert sorted(images(center, job)) == ["web-run4"]
 
 
+def test_more_images_are_kept_from_now_on(center):
+    """Said while the run that would remove one is nearly over."""
+    agent = center.agent()
+    job = job_of(center, agent, max_images=1)
+    task, row = one_run(center, agent, job)
+    center.ok("POST", f"/v1/jobs/{job}/run", {})
+    calls = len(center.calls("convert"))
+    center.play("convert", "hold")
+    center.commit(agent.wait_task(other_than=task["run"])["run"])
+    wait_for("processing", lambda: len(center.calls("convert")) > calls)
+    center.ok("PATCH", f"/v1/jobs/{job}", {"parameters": {"max_images": 2}})
+    center.unplay("convert", "hold")
+    center.wait_job(job, "waiting")
+    assert sorted(images(center, job)) == ["web-run1", "web-run2"]
+
+
 def test_an_image_that_goes_slowly_counts_no_more(center):
     """Else one too many would go."""
     agent = center.agent()
