@@ -466,27 +466,24 @@ struct api_engine engine_api(struct engine *en)
 
 /* ---- the clockwork ---- */
 
-struct ids {
-	char (*v)[ID_MAX];
-	size_t n;
-	double now;
-};
+int engine_ids_add(struct engine_ids *l, const char *id)
+{
+	char(*v)[ID_MAX] = realloc(l->v, (l->n + 1) * sizeof(*v));
+
+	if (!v)
+		return -ENOMEM;
+	l->v = v;
+	snprintf(l->v[l->n++], ID_MAX, "%s", id);
+	return 0;
+}
 
 static int collect_over(void *arg, void *row)
 {
 	const struct model_job *job = row;
-	struct ids *l = arg;
+	struct engine_ids *l = arg;
 	bool expired = job->state == JOB_EXPIRED;
-	char(*v)[ID_MAX];
 
-	if (l->now < job->expires + (expired ? EXPIRED_DAYS * DAY : 0))
-		return 0;
-	v = realloc(l->v, (l->n + 1) * sizeof(*v));
-	if (!v)
-		return -ENOMEM;
-	l->v = v;
-	snprintf(l->v[l->n++], ID_MAX, "%s", job->id);
-	return 0;
+	return l->now < job->expires + (expired ? EXPIRED_DAYS * DAY : 0) ? 0 : engine_ids_add(l, job->id);
 }
 
 static void expire_jobs(struct engine *en)
@@ -496,7 +493,7 @@ static void expire_jobs(struct engine *en)
 	for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
 		struct store_filter f = {"state", model_job_states[states[i]]};
 		struct store_query q = {.filters = &f, .nfilters = 1};
-		struct ids l = {.now = id_now()};
+		struct engine_ids l = {.now = id_now()};
 		struct api_fault fault;
 
 		if (en->store->ops->list(en->store, &model_jobs, &q, collect_over, &l, NULL, NULL) == 0)

@@ -145,6 +145,14 @@ int engine_job_event(struct engine *en, const char *job, int expected, enum job_
 int engine_job_change(struct engine *en, const char *job, int stage, bool announce,
 		      void (*change)(struct model_job *job, void *arg), void *arg, struct err *e);
 void engine_wake(struct engine *en);
+
+/* Rows to do something about when their listing is over: nothing may be written in it. */
+struct engine_ids {
+	char (*v)[ID_MAX];
+	size_t n;
+	double now; /* for who collects */
+};
+int engine_ids_add(struct engine_ids *l, const char *id);
 struct live *engine_live(struct engine *en, const char *job); /* under the lock */
 struct live *engine_live_of_source(struct engine *en, const char *source);
 void engine_step(struct live *l, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

@@ -63,29 +63,12 @@ void schedule_apply(struct engine *en, struct model_job *job, const struct job_a
 
 /* ---- what is due ---- */
 
-struct ids {
-	char (*v)[ID_MAX];
-	size_t n;
-	double now;
-};
-
-static int collect(struct ids *l, const char *id)
-{
-	char(*v)[ID_MAX] = realloc(l->v, (l->n + 1) * sizeof(*v));
-
-	if (!v)
-		return -ENOMEM;
-	l->v = v;
-	snprintf(l->v[l->n++], ID_MAX, "%s", id);
-	return 0;
-}
-
 static int collect_due(void *arg, void *row)
 {
 	const struct model_job *job = row;
-	struct ids *l = arg;
+	struct engine_ids *l = arg;
 
-	return job->next_run > 0 && job->next_run <= l->now ? collect(l, job->id) : 0;
+	return job->next_run > 0 && job->next_run <= l->now ? engine_ids_add(l, job->id) : 0;
 }
 
 void schedule_tick(struct engine *en)
@@ -95,7 +78,7 @@ void schedule_tick(struct engine *en)
 	for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
 		struct store_filter f = {"state", states[i]};
 		struct store_query q = {.filters = &f, .nfilters = 1};
-		struct ids d = {.now = id_now()};
+		struct engine_ids d = {.now = id_now()};
 		struct api_fault fault;
 
 		if (en->store->ops->list(en->store, &model_jobs, &q, collect_due, &d, NULL, NULL) == 0)
@@ -135,7 +118,7 @@ static int collect_image(void *arg, void *row)
 {
 	const struct model_image *im = row;
 
-	return im->deleting ? 0 : collect(arg, im->id);
+	return im->deleting ? 0 : engine_ids_add(arg, im->id);
 }
 
 void schedule_keep_images(struct engine *en, const char *id)
@@ -143,7 +126,7 @@ void schedule_keep_images(struct engine *en, const char *id)
 	_cleanup_(model_job_release) struct model_job job = {0};
 	struct store_filter f = {"job", id};
 	struct store_query q = {.filters = &f, .nfilters = 1};
-	struct ids d = {0};
+	struct engine_ids d = {0};
 	struct err e = {0};
 	json_int_t max;
 	size_t left;
@@ -175,14 +158,14 @@ static int collect_incremental(void *arg, void *row)
 {
 	const struct model_job *job = row;
 
-	return model_is_incremental(job) ? collect(arg, job->id) : 0;
+	return model_is_incremental(job) ? engine_ids_add(arg, job->id) : 0;
 }
 
 void schedule_tend(struct engine *en)
 {
 	struct store_filter f = {"state", "waiting"};
 	struct store_query q = {.filters = &f, .nfilters = 1};
-	struct ids d = {0};
+	struct engine_ids d = {0};
 	struct err e = {0};
 
 	if (en->store->ops->list(en->store, &model_jobs, &q, collect_incremental, &d, NULL, &e) < 0)
