@@ -136,7 +136,7 @@ struct task {
 	uint16_t port;
 	uint8_t psk[STREAM_PSK_SIZE];
 	unsigned connections, compression;
-	uint64_t rate_mbit;
+	uint64_t rate_mbit, max_freeze; /* seconds; 0: the default */
 	bool checksum, zero_unreadable;
 	char disks[TASK_DISKS_MAX][80]; /* paths; none: all */
 	size_t ndisks;

@@ -373,6 +373,7 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 				       .connections = t->connections,
 				       .compression = t->compression,
 				       .rate_mbit = t->rate_mbit,
+				       .max_freeze = (double)t->max_freeze,
 				       .checksum = t->checksum,
 				       .zero_unreadable = t->zero_unreadable,
 				       .baseline = r->tracking.baseline};

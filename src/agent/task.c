@@ -15,6 +15,7 @@
 #define TASK_INTERVAL_MIN 1.0
 #define TASK_INTERVAL_MAX 3600.0
 #define TASK_NOTES_MAX    200
+#define TASK_FREEZE_MAX   3600
 
 static int task_identifier(const json_t *o, const char *key, const char *noun, char out[48], struct err *e)
 {
@@ -66,7 +67,7 @@ static int task_disks(const json_t *o, struct task *t, struct err *e)
 
 static int task_parameters(const json_t *p, struct task *t, struct err *e)
 {
-	uint64_t connections = 4, compression = STREAM_COMPRESSION_AUTO, rate = 0;
+	uint64_t connections = 4, compression = STREAM_COMPRESSION_AUTO, rate = 0, max_freeze = 0;
 	const char *on_error = "fail", *word = json_string_value(json_object_get(p, "compression"));
 	bool checksum = false;
 
@@ -76,6 +77,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	    (!(word && strcmp(word, "auto") == 0) &&
 	     jsn_get_u64(p, "compression", false, 0, STREAM_COMPRESSION_MAX, &compression, e) < 0) ||
 	    jsn_get_u64(p, "rate_mbit", false, 0, 1000000, &rate, e) < 0 ||
+	    jsn_get_u64(p, "max_freeze", false, 1, TASK_FREEZE_MAX, &max_freeze, e) < 0 ||
 	    jsn_get_bool(p, "checksum", false, &checksum, e) < 0 ||
 	    jsn_get_str(p, "on_read_error", false, 16, &on_error, e) < 0)
 		return -EINVAL;
@@ -84,6 +86,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	t->connections = (unsigned)connections;
 	t->compression = (unsigned)compression;
 	t->rate_mbit = rate;
+	t->max_freeze = max_freeze;
 	t->checksum = checksum;
 	t->zero_unreadable = strcmp(on_error, "zero") == 0;
 	return 0;

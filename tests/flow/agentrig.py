@@ -172,10 +172,10 @@ def until(condition, seconds=20, what="it"):
 class Service:
     """replant-agent run, with its own configuration."""
 
-    def __init__(self, tmp, name="service"):
+    def __init__(self, tmp, name="service", under=()):
         self.tmp, self.config, self.runtime = tmp, tmp / "config", tmp / "runtime"
-        self.log = tmp / f"{name}.log"
-        self.proc = subprocess.Popen([str(AGENT), "run", "--config", str(self.config), "--runtime", str(self.runtime)],
+        self.log, self.under = tmp / f"{name}.log", under
+        self.proc = subprocess.Popen([*under, str(AGENT), "run", "--config", str(self.config), "--runtime", str(self.runtime)],
                                      stderr=open(self.log, "ab"), stdout=subprocess.DEVNULL)
 
     def status(self):
@@ -183,7 +183,10 @@ class Service:
 
     def stop(self):
         if self.proc.poll() is None:
-            self.proc.terminate()
+            if self.under:
+                run("pkill", "-TERM", "-P", self.proc.pid)
+            else:
+                self.proc.terminate()
             try:
                 self.proc.wait(30)
             except subprocess.TimeoutExpired:

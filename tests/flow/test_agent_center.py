@@ -2,9 +2,11 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 
 import pytest
@@ -272,6 +274,37 @@ def test_limit_changes_while_sending(bench):
     assert connections == 2 * 3 and r.finish() == 0  # one for control, two for data: none was opened anew
 
 
+WRITER = """
+import mmap, os, random, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+page = mmap.mmap(-1, 4096)
+for i in range(8192):
+    os.pwrite(fd, page, i << 12)
+while True:
+    page[:8] = os.urandom(8)
+    os.pwrite(fd, page, random.randrange(8192) << 12)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_longer_freeze_is_allowed(bench):
+    """On a slow disk 32 MiB are always left: too much for a second of frozen reading, and little for a minute of it."""
+    bench.service.stop()
+    bench.service = Service(bench.tmp, "slow", ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=pread64", "-e",
+                                                "inject=pread64:delay_exit=25000"])
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, bench.point / "busy"])
+    try:
+        r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+        bench.center.task = task(r.port, max_freeze=60, connections=1)
+        done = until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 90)
+        # Of the one second that is the default it would be half at most.
+        assert done["progress"]["mode"] == "tracked" and done["progress"]["expected_freeze_seconds"] > 0.7
+        assert r.finish() == 0
+    finally:
+        writer.kill()
+        writer.wait()
+
+
 def test_task_taken_away(bench):
     r = streamrig.Receiver(bench.tmp / "replica", bench.key)
     bench.center.task = task(r.port, rate_mbit=8)
@@ -342,15 +375,13 @@ def test_forger_takes_the_address(bench, ca, tmp_path_factory):
 
 def test_quiet_while_frozen(bench):
     """From FIFREEZE to FITHAW no thread of the agent opens a file, writes, or talks with the center."""
-    import shutil
-    import subprocess
     if not shutil.which("strace"):
         pytest.skip("no strace")
     trace = bench.tmp / "trace"
     bench.service.stop()
     bench.service = Service.__new__(Service)
     s = bench.service
-    s.tmp, s.config, s.runtime, s.log = bench.tmp, bench.tmp / "config", bench.tmp / "runtime", bench.tmp / "traced.log"
+    s.tmp, s.config, s.runtime, s.log, s.under = bench.tmp, bench.tmp / "config", bench.tmp / "runtime", bench.tmp / "traced.log", ()
     tracer = subprocess.Popen(["strace", "-f", "-ttt", "-y", "-e", "trace=ioctl,openat,write,sendto,sendmsg,rename,connect,fsync",
                                "-o", str(trace), str(agentrig.AGENT), "run", "--config", str(s.config), "--runtime", str(s.runtime)],
                               stderr=open(s.log, "ab"))

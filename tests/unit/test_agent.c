@@ -135,6 +135,8 @@ static void test_reply(void **state)
 	    TASK(", \"parameters\": {\"on_read_error\": \"ignore\"}"),
 	    TASK(", \"parameters\": {\"rate_mbit\": -1}"),
 	    TASK(", \"parameters\": {\"checksum\": 1}"),
+	    TASK(", \"parameters\": {\"max_freeze\": 0}"),
+	    TASK(", \"parameters\": {\"max_freeze\": 3601}"),
 	};
 	struct task_reply r = {0};
 	struct err e = {0};
@@ -152,13 +154,15 @@ static void test_reply(void **state)
 	assert_int_equal(r.task.psk[31], 0x1f);
 	assert_int_equal(r.task.connections, 4);
 	assert_int_equal(r.task.ndisks, 0);
-	assert_int_equal(reply(TASK(", \"disks\": [\"sda\", \"/dev/mapper/x-y\"], \"parameters\": {\"connections\": 2, "
-				    "\"on_read_error\": \"zero\", \"checksum\": true, \"test_boot\": true}"),
-			       &r, &e),
-			 0);
+	assert_int_equal(
+	    reply(TASK(", \"disks\": [\"sda\", \"/dev/mapper/x-y\"], \"parameters\": {\"connections\": 2, "
+		       "\"on_read_error\": \"zero\", \"checksum\": true, \"test_boot\": true, \"max_freeze\": 60}"),
+		  &r, &e),
+	    0);
 	assert_string_equal(r.task.disks[0], "/dev/sda");
 	assert_string_equal(r.task.disks[1], "/dev/mapper/x-y");
 	assert_true(r.task.zero_unreadable && r.task.checksum);
+	assert_int_equal(r.task.max_freeze, 60);
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
 		if (reply(bad[i], &r, &e) == 0)
 			fail_msg("taken: %s", bad[i]);
