@@ -70,7 +70,7 @@ static int hook_wait(pid_t pid, const char *path, const char *when, double secon
 			return err_sys(e, "cannot wait for the hook '%s'", path);
 		if (id_now_mono() > end) {
 			proc_stop(pid, 0.2);
-			return err_set(e, -ETIME, "the hook '%s %s' took longer than %.0f seconds", path, when,
+			return err_set(e, -ECHILD, "the hook '%s %s' took longer than %.0f seconds", path, when,
 				       seconds);
 		}
 		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);

@@ -268,6 +268,8 @@ json_t *task_error(const struct err *e)
 		     {-ECONNRESET, "connection_failed", true},
 		     {-EPIPE, "connection_failed", true},
 		     {-ETIMEDOUT, "timed_out", true},
+		     {-ETIME, "source_busy", false},
+		     {-ECHILD, "hook_failed", false},
 		     {-EHOSTUNREACH, "connection_failed", true},
 		     {-ENETUNREACH, "connection_failed", true},
 		     {-ENETDOWN, "connection_failed", true},

@@ -79,6 +79,12 @@ const char *cli_remedy(const json_t *job)
 	    {"connection_failed",
 	     "See that the server reaches the center's host on every port the receiver may use, then "
 	     "start the job again."},
+	    {"source_busy",
+	     "Start the job again at a quieter time, or allow a longer freeze with --max-freeze; what was "
+	     "copied stays."},
+	    {"hook_failed",
+	     "See what is wrong with the hook on the server, in /etc/replant/hooks.d, then start the job "
+	     "again."},
 	    {"timed_out", "See that the connection between server and center is stable, then start the job again."},
 	    {"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
 	    {"convert_failed",

@@ -174,7 +174,7 @@ int rounds_gave_up(const char *why, struct err *e)
 {
 	struct err last = *e;
 
-	return err_set(e, -ETIMEDOUT, "%s (tried %u times, last: %.400s); migrate it at a quieter time", why,
+	return err_set(e, -ETIME, "%s (tried %u times, last: %.400s); migrate it at a quieter time", why,
 		       ROUNDS_TRIES, last.msg);
 }
 

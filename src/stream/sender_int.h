@@ -229,7 +229,7 @@ double gauge_converge(double pending, double target, double done, double churn);
 #define ROUNDS_TRIES     3u   /* of the final pass */
 #define ROUNDS_LIMIT_MIN 10.0 /* seconds the guard grants at least */
 
-/* Instead of a last try of the final pass: -ETIMEDOUT, with what the try said. */
+/* Instead of a last try of the final pass: -ETIME, with what the try said. */
 int rounds_gave_up(const char *why, struct err *e);
 
 struct rounds {

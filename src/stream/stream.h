@@ -189,7 +189,8 @@ struct stream_result {
 
 /*
  * 0 when the receiver has committed. -ECANCELED; -ENOSPC: the destination is full; -EIO: the source can't be read;
- * -EACCES: the receiver refuses run or key; -EALREADY: another sender took the run over; stream_is_temporary() of the
+ * -EACCES: the receiver refuses run or key; -EALREADY: another sender took the run over; -ETIME: the source
+ * is too busy to be frozen within the limits, trying again at once would freeze it again; stream_is_temporary() of the
  * rest. A later call goes on where this one ended.
  */
 int stream_send(const struct stream_send_params *p, struct disk *const *disks, size_t n,

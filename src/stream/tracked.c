@@ -286,7 +286,7 @@ static int tracked_give_up(struct rounds *r, double expect, struct err *e)
 	const struct stream_gauges *g = &r->s->progress.gauges;
 	char churn[32], link[32], disk[32];
 
-	return err_set(e, -ETIMEDOUT,
+	return err_set(e, -ETIME,
 		       "the source writes faster than it can be followed: it changes %s, the link carries %s and the "
 		       "disk gives %s per second, and %.0f %% of the processors are used; the bottleneck is the %s; "
 		       "freezing now would take %.1f s, %.1f s are wanted (allow a longer freeze, a higher rate, or "

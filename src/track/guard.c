@@ -422,7 +422,7 @@ static void guard_on_limit(struct guard_child *c)
 	/* If it was stopped, then maybe with one frozen that it has not noted yet. It thaws that now. */
 	kill(c->freezer_pid, SIGCONT);
 	c->aborted = true;
-	guard_answer(c, -ETIMEDOUT, at);
+	guard_answer(c, -ETIME, at);
 }
 
 /* Milliseconds to the limit; 0: it has passed; -1: nothing to wait for. */
@@ -704,7 +704,7 @@ static int guard_explain(const struct track_guard *g, const struct guard_reply *
 		return err_set(e, r->code,
 			       "cannot freeze '%s': somebody else holds it frozen (thaw it with 'fsfreeze -u %s')",
 			       name, name);
-	case -ETIMEDOUT:
+	case -ETIME:
 		return err_set(
 		    e, r->code,
 		    "freezing took longer than the limit of %.1f s (at '%s') and was undone; try again when fewer "

@@ -174,6 +174,13 @@ def test_error_tells_the_remedy(cli, center):
     assert f"Error              {ERROR['message']}\n" in done.stdout and "What to do         Free space" in done.stdout
 
 
+@pytest.mark.parametrize("code,words", [("source_busy", "--max-freeze"), ("hook_failed", "hooks.d")])
+def test_remedies_of_the_freeze(cli, center, code, words):
+    error = {"code": code, "message": "it is like that", "temporary": False}
+    center.script[PATH] = story(job(9, NAME, "in_error", "syncing", error=error))
+    assert words in cli.run("jobs", "watch", NAME).stdout.partition("What to do")[2]
+
+
 @pytest.mark.parametrize("state", ["stopped", "expired", "deleting", "ready"])
 def test_other_ends_are_no_success(cli, center, state):
     center.script[PATH] = [running(1), (200, job(9, NAME, state, None))]

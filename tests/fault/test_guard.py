@@ -247,7 +247,7 @@ def test_freezer_stops_in_its_call(scene):
     os.kill(freezer, signal.SIGSTOP)
     scene.free(LIMIT + 2)
     out = p.communicate(timeout=30)[0]
-    assert "error -110" in out, out
+    assert "error -62" in out, out
     until(lambda: not scene.holders(), what="the end of guard and freezer")
 
 

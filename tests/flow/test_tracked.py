@@ -330,6 +330,6 @@ def test_hook_that_hangs_in_the_freeze(tracked):
     tracked.hook("hang", "[ $1 = post-freeze ] && exec sleep 60; exit 0")
     began = time.time()
     s = tracked.sender()
-    assert s.finish() == 1
+    assert s.finish() == 1 and s.event("error")["code"] == "hook_failed"
     assert "took longer" in s.stderr and time.time() - began < 25
     (tracked.mnt / "writable").write_text("still")

@@ -188,6 +188,27 @@ static void test_progress(void **state)
 	assert_true(json_number_value(json_object_get(o, "freeze_ms")) == 250.0);
 }
 
+/* What a repeated run would only freeze the server for once more is no temporary failure. */
+static void test_error(void **state)
+{
+	static const struct {
+		int code;
+		const char *name;
+		bool temporary;
+	} rows[] = {{-ETIME, "source_busy", false},      {-ECHILD, "hook_failed", false},
+		    {-ETIMEDOUT, "timed_out", true},     {-EIO, "read_error", false},
+		    {-EPIPE, "connection_failed", true}, {-EXDEV, "send_failed", false}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		const struct err e = {.code = rows[i].code, .msg = "reason"};
+		_cleanup_json_ json_t *o = task_error(&e);
+
+		assert_string_equal(os(o, "code"), rows[i].name);
+		assert_string_equal(os(o, "message"), "reason");
+		assert_int_equal(json_is_true(json_object_get(o, "temporary")), rows[i].temporary);
+	}
+}
+
 static void test_refusal(void **state)
 {
 	_cleanup_json_ json_t *o = json_pack("{s:{s:s, s:s}}", "error", "code", "x", "message", "the code has expired");
@@ -235,7 +256,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_code),  cmocka_unit_test(test_url),      cmocka_unit_test(test_os_release),
 	    cmocka_unit_test(test_reply), cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
-	    cmocka_unit_test(test_conf),
+	    cmocka_unit_test(test_conf),  cmocka_unit_test(test_error),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
