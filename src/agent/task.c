@@ -270,6 +270,8 @@ json_t *task_error(const struct err *e)
 		     {-ETIMEDOUT, "timed_out", true},
 		     {-ETIME, "source_busy", false},
 		     {-ECHILD, "hook_failed", false},
+		     {-EOWNERDEAD, "guard_lost", true},
+		     {-ENOTRECOVERABLE, "freeze_failed", false},
 		     {-EHOSTUNREACH, "connection_failed", true},
 		     {-ENETUNREACH, "connection_failed", true},
 		     {-ENETDOWN, "connection_failed", true},

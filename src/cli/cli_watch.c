@@ -85,6 +85,10 @@ const char *cli_remedy(const json_t *job)
 	    {"hook_failed",
 	     "See what is wrong with the hook on the server, in /etc/replant/hooks.d, then start the job "
 	     "again."},
+	    {"guard_lost",
+	     "See what killed the agent's helper on the server (too little memory, as a rule), then start the "
+	     "job again."},
+	    {"freeze_failed", "See what the server's kernel log says of that filesystem, then start the job again."},
 	    {"timed_out", "See that the connection between server and center is stable, then start the job again."},
 	    {"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
 	    {"convert_failed",

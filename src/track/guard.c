@@ -323,7 +323,7 @@ static void guard_begin(struct guard_child *c, double limit)
 	struct guard_shared *s = c->shared;
 
 	if (atomic_load(&s->state) != GUARD_IDLE || c->freezer < 0) {
-		guard_answer(c, c->freezer < 0 ? -EIO : -EALREADY, 0);
+		guard_answer(c, c->freezer < 0 ? -EOWNERDEAD : -EALREADY, 0);
 		return;
 	}
 	for (size_t i = 0; i < c->n; i++)
@@ -336,7 +336,7 @@ static void guard_begin(struct guard_child *c, double limit)
 	atomic_store(&s->state, GUARD_FREEZING);
 	if (send(c->freezer, "", 1, MSG_NOSIGNAL) < 0) {
 		atomic_store(&s->state, GUARD_IDLE);
-		guard_answer(c, -EIO, 0);
+		guard_answer(c, -EOWNERDEAD, 0);
 	}
 }
 
@@ -399,7 +399,7 @@ static void guard_on_freezer(struct guard_child *c)
 	guard_thaw_all(s, c->fds, c->n);
 	atomic_store(&s->state, GUARD_IDLE);
 	if (!c->aborted)
-		guard_answer(c, gone ? -EIO : r.code, gone ? 0 : r.at);
+		guard_answer(c, gone ? -EOWNERDEAD : r.code, gone ? 0 : r.at);
 	c->aborted = false;
 }
 
@@ -712,12 +712,15 @@ static int guard_explain(const struct track_guard *g, const struct guard_reply *
 		    limit, name);
 	case -EALREADY:
 		return err_set(e, r->code, "a freeze is already on or still being undone");
-	case -EPIPE:
-	case -EIO:
+	case -EOWNERDEAD:
 		return err_set(e, r->code, "the freeze guard was killed or stopped; everything was thawed");
-	default:
+	case -EPERM:
+	case -ENOMEM:
 		errno = -r->code;
 		return err_sys(e, "cannot freeze '%s'", name);
+	default:
+		/* Whatever the filesystem says, it isn't the network's, nor a read's. */
+		return err_set(e, -ENOTRECOVERABLE, "cannot freeze '%s': %s", name, strerror(-r->code));
 	}
 }
 
@@ -752,7 +755,7 @@ static char *guard_unfrozen(const struct track_guard *g)
 
 int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_unfrozen, struct err *e)
 {
-	struct guard_reply r = {.code = -EPIPE};
+	struct guard_reply r = {0};
 	char *unfrozen;
 
 	if (!(limit_seconds > 0) || limit_seconds > TRACK_LIMIT_MAX)
@@ -760,7 +763,7 @@ int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_u
 			       TRACK_LIMIT_MAX);
 	if (guard_ask(g, GUARD_FREEZE, limit_seconds, &r) < 0) {
 		guard_take_over(g);
-		r.code = -EPIPE;
+		r.code = -EOWNERDEAD;
 	}
 	if (r.code < 0)
 		return guard_explain(g, &r, limit_seconds, e);

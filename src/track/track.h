@@ -23,7 +23,8 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 /*
  * Freezes all of them or none. limit_seconds: the guard thaws by itself after that. A filesystem that can't be frozen
  * (EOPNOTSUPP, e.g. vfat) is synced and named in *ret_unfrozen (comma separated, "" when none; caller frees).
- * -EBUSY: somebody else holds it frozen; -ETIME: the limit passed before all were; none is frozen then.
+ * -EBUSY: somebody else holds it frozen; -ETIME: the limit passed before all were; -EOWNERDEAD: the guard is
+ * gone; -EPERM, -ENOMEM; -ENOTRECOVERABLE: a filesystem refused. None is frozen then.
  */
 int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_unfrozen, struct err *e);
 /* Thaws. *ret_seconds: how long they were frozen; *ret_intact: false when the guard had thawed before it was asked. */

@@ -174,7 +174,8 @@ def test_error_tells_the_remedy(cli, center):
     assert f"Error              {ERROR['message']}\n" in done.stdout and "What to do         Free space" in done.stdout
 
 
-@pytest.mark.parametrize("code,words", [("source_busy", "--max-freeze"), ("hook_failed", "hooks.d")])
+@pytest.mark.parametrize("code,words", [("source_busy", "--max-freeze"), ("hook_failed", "hooks.d"), ("guard_lost", "memory"),
+                                        ("freeze_failed", "kernel log")])
 def test_remedies_of_the_freeze(cli, center, code, words):
     error = {"code": code, "message": "it is like that", "temporary": False}
     center.script[PATH] = story(job(9, NAME, "in_error", "syncing", error=error))

@@ -2,6 +2,7 @@
 
 Writers outside measure it: each writes all the time and notes the longest a write has taken. Loops are short by default;
 REPLANT_LOOPS=200 makes them long."""
+import errno
 import itertools
 import json
 import mmap
@@ -232,7 +233,9 @@ def test_killed_between_freezing_and_noting_it(scene, victims, nth):
     for v in victims:
         os.kill(pids[v], signal.SIGKILL)
     scene.free(6 + 4)
-    p.communicate(timeout=30)
+    out = p.communicate(timeout=30)[0]
+    if "tool" not in victims:
+        assert f"error -{errno.EOWNERDEAD} " in out, out  # not what a disk or the network would say
     until(lambda: not scene.holders(), what="the end of guard and freezer")
     assert scene.free(6 + 4) < 6
 
@@ -327,6 +330,15 @@ def test_filesystem_that_can_not_be_frozen(scene, code):
     calls = [line for line in log.read_text().splitlines() if "syncfs" in line or "FIFREEZE" in line]
     # Synced before the freeze with all others, and once more after.
     assert [("FIFREEZE" in c) for c in calls] == [False, False, True, True, False], calls
+    scene.free()
+
+
+@pytest.mark.parametrize("code", ["EIO", "ETIMEDOUT"])
+def test_filesystem_that_fails(scene, code):
+    """It is neither a read error nor the network's, which would both be taken for something else."""
+    p = scene.tool(8, 300, 1, "strace", "-f", "-o", "/dev/null", "-e", "trace=ioctl", "-e", f"inject=ioctl:error={code}:when=1")
+    out = p.communicate(timeout=30)[0]
+    assert out.startswith(f"error -{errno.ENOTRECOVERABLE} ") and str(scene.points[0]) in out, out
     scene.free()
 
 

@@ -195,9 +195,14 @@ static void test_error(void **state)
 		int code;
 		const char *name;
 		bool temporary;
-	} rows[] = {{-ETIME, "source_busy", false},      {-ECHILD, "hook_failed", false},
-		    {-ETIMEDOUT, "timed_out", true},     {-EIO, "read_error", false},
-		    {-EPIPE, "connection_failed", true}, {-EXDEV, "send_failed", false}};
+	} rows[] = {{-ETIME, "source_busy", false},
+		    {-ECHILD, "hook_failed", false},
+		    {-ETIMEDOUT, "timed_out", true},
+		    {-EOWNERDEAD, "guard_lost", true},
+		    {-ENOTRECOVERABLE, "freeze_failed", false},
+		    {-EIO, "read_error", false},
+		    {-EPIPE, "connection_failed", true},
+		    {-EXDEV, "send_failed", false}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		const struct err e = {.code = rows[i].code, .msg = "reason"};
