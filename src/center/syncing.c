@@ -324,6 +324,13 @@ static void take_progress(struct live *l, const struct model_job *job)
 		l->progress = json_deep_copy(job->progress);
 }
 
+/* A transfer that got on is tried again for ever, but not when it was the source that stopped it, in or before a
+ * freeze: it would be frozen again each time. */
+static bool sync_got_on(const struct live *l, const struct engine_failure *f)
+{
+	return l->received && strcmp(f->code, "guard_lost") != 0 && strcmp(f->code, "busy") != 0;
+}
+
 int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	unsigned idle = 0;
@@ -338,7 +345,7 @@ int runner_sync(struct live *l, struct model_job *job, struct engine_failure *f)
 			return r;
 		pthread_mutex_lock(&l->engine->lock);
 		final = !f->temporary || l->gave_up || strcmp(f->code, "no_space") == 0;
-		idle = l->received ? 0 : idle + 1;
+		idle = sync_got_on(l, f) ? 0 : idle + 1;
 		pthread_mutex_unlock(&l->engine->lock);
 		if (final || idle >= ENGINE_RETRIES)
 			return r;

@@ -201,6 +201,31 @@ def test_a_temporary_failure_is_tried_again(center):
     assert [r["state"] for r in row["runs"]].count("done") == 1 and len(row["runs"]) >= 3
 
 
+@pytest.mark.parametrize("code,ends", [("guard_lost", True), ("busy", True), ("timed_out", False)])
+def test_a_source_is_not_frozen_for_ever(center, code, ends):
+    """However much each run brings: what stops it is the source, at its freeze."""
+    agent = center.agent()
+    center.play("receiving", "bytes")
+    job = center.started_job(agent.source)
+    run = None
+    for _ in range(8):
+        task = wait_for("a task or the end", lambda: center.job(job)["state"] == "in_error" or
+                        ((t := agent.sync()["task"]) and t["run"] != run and t))
+        if task is True:
+            break
+        run = task["run"]
+        wait_for("bytes", lambda: (center.job(job)["progress"] or {}).get("bytes_received"))
+        agent.report(run, "failed", error={"code": code, "message": "it is like that", "temporary": True})
+    center.unplay("receiving", "bytes")
+    assert (center.job(job)["state"] == "in_error") == ends
+    if ends:
+        assert center.job(job)["error"]["code"] == code
+        center.ok("DELETE", f"/v1/jobs/{job}")
+    else:
+        agent.send_all()
+        center.wait_job(job)
+
+
 def test_a_transfer_that_never_works_gives_up(center):
     agent = center.agent()
     center.play("receive", "fail", "the receiver doesn't start")
