@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/opt.h"
 #include "stream/stream.h"
@@ -172,6 +173,7 @@ struct freeze {
 	char **mounts;
 	size_t nmounts;
 	bool hooked;
+	pid_t left; /* a hook that was killed and could not end */
 };
 /* While all is at work still: hooks "pre-freeze", if asked for; what is dirty is written back. */
 int freeze_prepare(struct freeze *f, bool hooks, struct err *e);

@@ -26,6 +26,7 @@
 
 #define HOOK_SECONDS 30.0 /* for each, less while frozen */
 #define HOOKS_MAX    256
+#define HOOK_END     10.0 /* for one that was killed, once nothing is frozen */
 #define NOTE_MAX     (1u << 20)
 
 /* ---- hooks ---- */
@@ -56,7 +57,32 @@ static int hook_check(const char *path, bool dir, struct err *e)
 	return 0;
 }
 
-static int hook_wait(pid_t pid, const char *path, const char *when, double seconds, struct err *e)
+/* Waits up to that long for its end. */
+static bool hook_ended(pid_t pid, double seconds)
+{
+	double end = id_now_mono() + seconds;
+
+	while (waitpid(pid, NULL, WNOHANG) == 0) {
+		if (id_now_mono() > end)
+			return false;
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	return true;
+}
+
+/* Frozen, it may be writing to what is: then it ends after the thaw only, and is left until then. */
+static void hook_kill(pid_t pid, pid_t *left)
+{
+	if (!left) {
+		proc_stop(pid, 0.2);
+		return;
+	}
+	kill(pid, SIGKILL);
+	if (!hook_ended(pid, 0.2))
+		*left = pid;
+}
+
+static int hook_wait(pid_t pid, const char *path, const char *when, double seconds, pid_t *left, struct err *e)
 {
 	double end = id_now_mono() + seconds;
 	int status;
@@ -69,7 +95,7 @@ static int hook_wait(pid_t pid, const char *path, const char *when, double secon
 		if (r < 0 && errno != EINTR)
 			return err_sys(e, "cannot wait for the hook '%s'", path);
 		if (id_now_mono() > end) {
-			proc_stop(pid, 0.2);
+			hook_kill(pid, left);
 			return err_set(e, -ECHILD, "the hook '%s %s' took longer than %.0f seconds", path, when,
 				       seconds);
 		}
@@ -81,7 +107,7 @@ static int hook_wait(pid_t pid, const char *path, const char *when, double secon
 		       WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
 }
 
-static int hook_run(const char *path, const char *when, double seconds, struct err *e)
+static int hook_run(const char *path, const char *when, double seconds, pid_t *left, struct err *e)
 {
 	const char *const argv[] = {path, when, NULL};
 	struct proc_opts o = PROC_OPTS_INIT;
@@ -95,11 +121,12 @@ static int hook_run(const char *path, const char *when, double seconds, struct e
 		return 0; /* switched off */
 	o.die_with_us = true;
 	r = proc_spawn(argv, &o, &pid, e);
-	return r < 0 ? r : hook_wait(pid, path, when, seconds, e);
+	return r < 0 ? r : hook_wait(pid, path, when, seconds, left, e);
 }
 
-/* All in order of their names. `all`: also after one has failed; the first failure is returned. */
-static int hooks_run(const char *dir, const char *when, double seconds, bool all, struct err *e)
+/* All in order of their names. `all`: also after one has failed; the first failure is returned. left: all is frozen,
+ * this may be a process that could not be ended. */
+static int hooks_run(const char *dir, const char *when, double seconds, bool all, pid_t *left, struct err *e)
 {
 	struct dirent **list = NULL;
 	struct err first = {0}, why = {0};
@@ -117,7 +144,7 @@ static int hooks_run(const char *dir, const char *when, double seconds, bool all
 		_cleanup_free_ char *path = str_printf("%s/%s", dir, list[i]->d_name);
 		int k = r < 0 && !all    ? 0
 			: i >= HOOKS_MAX ? -E2BIG
-			: path           ? hook_run(path, when, seconds, &why)
+			: path           ? hook_run(path, when, seconds, left, &why)
 					 : -ENOMEM;
 
 		if (k < 0 && r == 0) {
@@ -181,7 +208,7 @@ int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
 
 	freeze_after(f, NULL); /* of one that was prepared and not made */
 	f->hooked = hooks;
-	r = hooks ? hooks_run(f->hooks, "pre-freeze", HOOK_SECONDS, false, e) : 0;
+	r = hooks ? hooks_run(f->hooks, "pre-freeze", HOOK_SECONDS, false, NULL, e) : 0;
 	/* The mounts are looked up at every freeze: they may have changed since the last one. */
 	if (r == 0)
 		r = track_mounts(f->disks, f->n, &f->mounts, &f->nmounts, e);
@@ -200,7 +227,7 @@ int freeze_hold(struct freeze *f, double limit, char **ret_unfrozen, struct err 
 	if (r == 0)
 		r = track_guard_freeze(f->guard, limit, &unfrozen, e);
 	if (r == 0 && f->hooked)
-		r = hooks_run(f->hooks, "post-freeze", MIN(HOOK_SECONDS, limit / 2), false, e);
+		r = hooks_run(f->hooks, "post-freeze", MIN(HOOK_SECONDS, limit / 2), false, &f->left, e);
 	if (r < 0)
 		return r;
 	*ret_unfrozen = take_ptr(&unfrozen);
@@ -228,12 +255,15 @@ int freeze_after(struct freeze *f, struct err *e)
 
 	freeze_let_go(f);
 	f->hooked = false;
-	return hooked ? hooks_run(f->hooks, "post-thaw", HOOK_SECONDS, true, e) : 0;
+	return hooked ? hooks_run(f->hooks, "post-thaw", HOOK_SECONDS, true, NULL, e) : 0;
 }
 
 void freeze_let_go(struct freeze *f)
 {
 	track_guard_free(f->guard);
+	if (f->left > 0)
+		hook_ended(f->left, HOOK_END);
+	f->left = 0;
 	if (f->note && f->mounts)
 		unlink(f->note);
 	f->guard = NULL;

@@ -306,6 +306,19 @@ def test_failing_hook(tracked, when):
     (tracked.mnt / "writable").write_text("still")
 
 
+def test_hook_that_writes_to_what_is_frozen(tracked):
+    """It can't be ended before the thaw, which must not wait for its end: half of the limit of 10 seconds, no more."""
+    tracked.disk("ext4", fill=5)
+    tracked.hook("write", f"[ $1 = post-freeze ] && touch {tracked.tmp}/began && echo x > {tracked.mnt}/file; exit 0")
+    s = tracked.sender()
+    agentrig.until((tracked.tmp / "began").exists)
+    began = time.time()
+    (tracked.mnt / "waits").write_text("x")
+    assert 1 < time.time() - began < 8
+    assert s.finish() == 1 and s.event("error")["code"] == "hook_failed"
+    assert not subprocess.run(["pgrep", "-f", str(tracked.hooks / "write")], capture_output=True).stdout
+
+
 @pytest.mark.parametrize("whose", ["mode", "owner", "folder", "link"])
 def test_hook_of_somebody_else(tracked, whose):
     tracked.disk("ext4", fill=5)
