@@ -10,6 +10,7 @@
 #include <linux/bpf.h>
 
 #include "tracker_bpf.h"
+#include "tracker_event.h"
 
 #define SEC(name)     __attribute__((section(name), used))
 #define always_inline inline __attribute__((always_inline))
@@ -36,25 +37,11 @@ struct event {
 	__u32 cdb;    /* where it lies, in the lower half */
 };
 
-enum op { OP_NONE, OP_WRITE, OP_DISCARD, OP_OTHER };
-
-/*
- * "FWFS": an optional F for a flush first, then the operation. What has no letter of its own is N: write zeroes and
- * zone operations on older kernels, and passthrough. What isn't known is taken for a write.
- */
-static always_inline enum op event_op(volatile struct event *e)
+static always_inline enum tracker_op event_op(volatile struct event *e)
 {
-	__u8 c = e->rwbs[0], next = e->rwbs[1];
+	__u8 c = e->rwbs[0], next = e->rwbs[1], third = e->rwbs[2];
 
-	if (c == 'F') {
-		c = next;
-		next = e->rwbs[2];
-	}
-	if (c == 'R' || c == 'F' || c == 0)
-		return OP_NONE;
-	if (c == 'N')
-		return OP_OTHER;
-	return c == 'D' && next != 'E' ? OP_DISCARD : OP_WRITE; /* DE, secure erase, is accounted as a write */
+	return tracker_op(c, next, third);
 }
 
 static always_inline void mark_region(__u32 region, __u32 from, __u32 to)
@@ -132,18 +119,18 @@ static always_inline const struct tracker_slot *slot_of(volatile struct event *e
 SEC("tp/submit") int submit(volatile struct event *e)
 {
 	__u32 nr = e->nr_sector;
-	enum op op = event_op(e);
+	enum tracker_op op = event_op(e);
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
-	if (op == OP_NONE || !nr)
+	if (op == TRACKER_NONE || !nr)
 		return 0;
 	s = slot_of(e, &c);
 	if (!s || dropped(s->drop_submit, c))
 		return 0;
 	if (mark(s, e->sector, nr))
 		__sync_fetch_and_add(&c->outside, 1);
-	__sync_fetch_and_add(op == OP_DISCARD ? &c->submit_discard : &c->submit_write, nr);
+	__sync_fetch_and_add(op == TRACKER_DISCARD ? &c->submit_discard : &c->submit_write, nr);
 	__sync_fetch_and_add(&c->events, 1);
 	return 0;
 }
@@ -151,19 +138,19 @@ SEC("tp/submit") int submit(volatile struct event *e)
 SEC("tp/complete") int complete(volatile struct event *e)
 {
 	__u32 nr = e->nr_sector;
-	enum op op = event_op(e);
+	enum tracker_op op = event_op(e);
 	const struct tracker_slot *s;
 	struct tracker_counts *c;
 
-	if (op == OP_NONE || !nr)
+	if (op == TRACKER_NONE || !nr)
 		return 0;
 	s = slot_of(e, &c);
 	if (!s || dropped(s->drop_complete, c))
 		return 0;
 	mark(s, e->sector, nr); /* anywhere, if it was a passthrough: too many marks do no harm */
-	if (op == OP_DISCARD)
+	if (op == TRACKER_DISCARD)
 		__sync_fetch_and_add(&c->complete_discard, nr);
-	else if (op == OP_WRITE)
+	else if (op == TRACKER_WRITE)
 		__sync_fetch_and_add(&c->complete_write, nr);
 	else
 		__sync_fetch_and_add(&c->complete_other, nr);
@@ -191,39 +178,15 @@ SEC("tp/issue") int issue(volatile struct event *e)
 	return 0;
 }
 
-/*
- * Commands that only ask. None of them is what the kernel uses to read and write itself: such a command, dispatched in
- * between, mustn't excuse another.
- */
 static always_inline int harmless(volatile struct event *e)
 {
-	switch (e->opcode) {
-	case 0x00: /* TEST UNIT READY */
-	case 0x03: /* REQUEST SENSE */
-	case 0x12: /* INQUIRY */
-	case 0x1a: /* MODE SENSE */
-	case 0x5a:
-	case 0x1c: /* RECEIVE DIAGNOSTIC RESULTS */
-	case 0x25: /* READ CAPACITY */
-	case 0x9e: /* SERVICE ACTION IN */
-	case 0x37: /* READ DEFECT DATA */
-	case 0xb7:
-	case 0x4d: /* LOG SENSE */
-	case 0x5e: /* PERSISTENT RESERVE IN */
-	case 0xa0: /* REPORT LUNS */
-	case 0xa3: /* MAINTENANCE IN */
-		return 1;
-	case 0x85: { /* ATA PASS-THROUGH (16): data in by PIO; no data, and CHECK POWER MODE or SMART */
-		__u8 cdb[16] = {0}, protocol, command;
+	__u32 opcode = e->opcode;
+	__u8 cdb[16] = {0};
 
-		probe_read(cdb, sizeof(cdb), (const char *)(__u64)e + (e->cdb & 0xffff));
-		protocol = cdb[1] >> 1 & 15;
-		command = cdb[14];
-		return cdb[0] == 0x85 && (protocol == 4 || (protocol == 3 && (command == 0xe5 || command == 0xb0)));
-	}
-	default:
-		return 0;
-	}
+	if (opcode != TRACKER_ATA)
+		return tracker_asks(opcode);
+	probe_read(cdb, sizeof(cdb), (const char *)(__u64)e + (e->cdb & 0xffff));
+	return tracker_ata_asks(cdb);
 }
 
 SEC("tp/scsi") int scsi(volatile struct event *e)
