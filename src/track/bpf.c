@@ -28,7 +28,6 @@
 
 #define BPFFS_USUAL  "/sys/fs/bpf"
 #define BPF_LOG_SIZE (1u << 20)
-#define BPF_CPUS_MAX 8192
 
 static const struct {
 	const char *name;
@@ -46,13 +45,13 @@ static const struct {
 };
 
 static const struct {
-	const char *name, *event;
+	const char *name;
 	const struct bpf_code *code;
-} prog_kinds[BPF_PROGS] = {
-    {"submit", "block/block_bio_queue", &bpf_submit},
-    {"complete", "block/block_rq_complete", &bpf_complete},
-    {"issue", "block/block_rq_issue", &bpf_issue},
-    {"scsi", "scsi/scsi_dispatch_cmd_start", &bpf_scsi},
+} prog_kinds[EVENT_KINDS] = {
+    [EVENT_SUBMIT] = {"submit", &bpf_submit},
+    [EVENT_COMPLETE] = {"complete", &bpf_complete},
+    [EVENT_ISSUE] = {"issue", &bpf_issue},
+    [EVENT_SCSI] = {"scsi", &bpf_scsi},
 };
 
 static int call(int cmd, union bpf_attr *a)
@@ -65,7 +64,7 @@ void bpf_init(struct bpf *b)
 	*b = (struct bpf){0};
 	for (int i = 0; i < BPF_MAPS; i++)
 		b->maps[i] = -1;
-	for (int i = 0; i < BPF_PROGS; i++)
+	for (int i = 0; i < EVENT_KINDS; i++)
 		b->progs[i] = b->links[i] = b->perfs[i] = -1;
 }
 
@@ -115,24 +114,49 @@ static int map_make(struct bpf *b, int i, uint64_t entries, struct err *e)
 	return map_memory(b, i, e);
 }
 
+static uint64_t map_entries(enum bpf_map_index i, uint64_t regions, size_t state)
+{
+	switch (i) {
+	case MAP_MARKS:
+		return regions;
+	case MAP_BIG:
+		return util_div_up(regions, TRACKER_BIG);
+	case MAP_TAKEN:
+		return util_div_up(regions * (TRACKER_REGION / 8), 4096);
+	case MAP_STATE:
+		return util_div_up(state, 4096);
+	case MAP_PASSING:
+		return 1;
+	default:
+		return TRACKER_DISKS;
+	}
+}
+
 int bpf_make(struct bpf *b, uint64_t regions, size_t state, struct err *e)
 {
-	const uint64_t entries[BPF_MAPS] = {
-	    [MAP_SLOTS] = TRACKER_DISKS,
-	    [MAP_MARKS] = regions,
-	    [MAP_BIG] = (regions + TRACKER_BIG - 1) / TRACKER_BIG,
-	    [MAP_COUNTS] = TRACKER_DISKS,
-	    [MAP_TAKEN] = (regions * (TRACKER_REGION / 8) + 4095) / 4096,
-	    [MAP_STATE] = (state + 4095) / 4096,
-	    [MAP_PASSING] = 1,
-	};
 	struct rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
 	int r = 0;
 
 	setrlimit(RLIMIT_MEMLOCK, &unlimited); /* for kernels before 5.11; newer ones account otherwise */
 	for (int i = 0; i < BPF_MAPS && !r; i++)
-		r = map_make(b, i, entries[i], e);
+		r = map_make(b, i, map_entries((enum bpf_map_index)i, regions, state), e);
 	return r;
+}
+
+int bpf_make_plain(struct bpf *b, uint64_t regions, size_t state, struct err *e)
+{
+	for (int i = 0; i < BPF_MAPS; i++) {
+		void *p;
+
+		if (!map_kinds[i].mapped)
+			continue;
+		b->sizes[i] = map_entries((enum bpf_map_index)i, regions, state) * map_kinds[i].value;
+		p = mmap(NULL, b->sizes[i], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (p == MAP_FAILED)
+			return err_nomem(e);
+		b->mem[i] = p;
+	}
+	return 0;
 }
 
 int bpf_slot(struct bpf *b, dev_t dev, const struct tracker_slot *s, struct err *e)
@@ -144,25 +168,10 @@ int bpf_slot(struct bpf *b, dev_t dev, const struct tracker_slot *s, struct err 
 	return call(BPF_MAP_UPDATE_ELEM, &a) ? err_sys(e, "cannot tell the kernel of a disk") : 0;
 }
 
-static int possible_cpus(void)
-{
-	_cleanup_free_ char *s = NULL;
-	const char *last;
-	uint64_t v;
-
-	if (io_read_file("/sys/devices/system/cpu/possible", 4096, &s, NULL, NULL))
-		return -EIO;
-	s[strcspn(s, "\n")] = '\0';
-	last = s + strlen(s);
-	while (last > s && last[-1] != '-' && last[-1] != ',')
-		last--;
-	return str_u64(last, 0, BPF_CPUS_MAX - 1, &v) ? -EIO : (int)v + 1;
-}
-
 int bpf_counts(const struct bpf *b, uint32_t index, struct tracker_counts *ret, struct err *e)
 {
 	const size_t words = sizeof(*ret) / sizeof(uint64_t);
-	int cpus = possible_cpus();
+	int cpus = leaf_cpus();
 	_cleanup_free_ uint64_t *v = cpus > 0 ? calloc((size_t)cpus, sizeof(*ret)) : NULL;
 	union bpf_attr a = {.map_fd = (uint32_t)b->maps[MAP_COUNTS], .key = (uintptr_t)&index, .value = (uintptr_t)v};
 	uint64_t sum[sizeof(*ret) / sizeof(uint64_t)] = {0};
@@ -248,37 +257,37 @@ static int prog_attach(struct bpf *b, int p, const struct event *ev, struct err 
 	    .type = PERF_TYPE_TRACEPOINT, .size = sizeof(pa), .config = ev->id, .sample_period = 1, .wakeup_events = 1};
 	union bpf_attr a = {.link_create = {.prog_fd = (uint32_t)b->progs[p], .attach_type = BPF_PERF_EVENT}};
 
-	for (int cpu = 0; cpu < BPF_CPUS_MAX && b->perfs[p] < 0; cpu++) {
+	for (int cpu = 0; cpu < LEAF_CPUS_MAX && b->perfs[p] < 0; cpu++) {
 		b->perfs[p] = (int)syscall(SYS_perf_event_open, &pa, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC);
 		if (b->perfs[p] < 0 && errno != ENODEV)
 			break;
 	}
 	if (b->perfs[p] < 0)
-		return err_set(e, -EOPNOTSUPP, "the kernel doesn't let us use its tracepoint '%s' (%s)",
-			       prog_kinds[p].event, strerror(errno));
+		return err_set(e, -EOPNOTSUPP, "the kernel doesn't let us use its tracepoint '%s' (%s)", event_names[p],
+			       strerror(errno));
 	a.link_create.target_fd = (uint32_t)b->perfs[p];
 	b->links[p] = call(BPF_LINK_CREATE, &a);
 	if (b->links[p] < 0 && ioctl(b->perfs[p], PERF_EVENT_IOC_SET_BPF, b->progs[p]))
-		return err_sys(e, "cannot attach a program to '%s'", prog_kinds[p].event);
+		return err_sys(e, "cannot attach a program to '%s'", event_names[p]);
 	if (ioctl(b->perfs[p], PERF_EVENT_IOC_ENABLE, 0))
-		return err_sys(e, "cannot switch '%s' on", prog_kinds[p].event);
+		return err_sys(e, "cannot switch '%s' on", event_names[p]);
 	return 0;
 }
 
 int bpf_attach(struct bpf *b, struct err *e)
 {
-	struct event ev[BPF_PROGS] = {0};
+	struct event ev[EVENT_KINDS] = {0};
 	int r = 0;
 
-	for (int p = 0; p < BPF_NEEDED && !r; p++)
-		r = event_find(prog_kinds[p].event, &ev[p], e);
-	for (int p = 0; p < BPF_NEEDED && !r; p++)
+	for (int p = 0; p < EVENT_NEEDED && !r; p++)
+		r = event_find(event_names[p], &ev[p], e);
+	for (int p = 0; p < EVENT_NEEDED && !r; p++)
 		r = prog_make(b, p, &ev[p], e);
-	for (int p = 0; p < BPF_NEEDED && !r; p++)
+	for (int p = 0; p < EVENT_NEEDED && !r; p++)
 		r = prog_attach(b, p, &ev[p], e);
 	/* Without this one every SCSI command from outside the block layer is suspicious. */
-	for (int p = BPF_NEEDED; p < BPF_PROGS && !r; p++)
-		if (event_find(prog_kinds[p].event, &ev[p], NULL) || prog_make(b, p, &ev[p], NULL) ||
+	for (int p = EVENT_NEEDED; p < EVENT_KINDS && !r; p++)
+		if (event_find(event_names[p], &ev[p], NULL) || prog_make(b, p, &ev[p], NULL) ||
 		    prog_attach(b, p, &ev[p], NULL)) {
 			util_closep(&b->links[p]);
 			util_closep(&b->perfs[p]);
@@ -291,7 +300,7 @@ int bpf_attach(struct bpf *b, struct err *e)
 
 bool bpf_can_pin(const struct bpf *b)
 {
-	for (int p = 0; p < BPF_NEEDED; p++)
+	for (int p = 0; p < EVENT_NEEDED; p++)
 		if (b->links[p] < 0)
 			return false;
 	return true;
@@ -313,7 +322,7 @@ int bpf_pin(const struct bpf *b, const char *dir, struct err *e)
 
 	for (int i = 0; i < BPF_MAPS && !r; i++)
 		r = pin(b->maps[i], dir, map_kinds[i].name, e);
-	for (int p = 0; p < BPF_PROGS && !r; p++)
+	for (int p = 0; p < EVENT_KINDS && !r; p++)
 		if (b->links[p] >= 0)
 			r = pin(b->links[p], dir, prog_kinds[p].name, e);
 	return r;
@@ -336,9 +345,9 @@ int bpf_adopt(struct bpf *b, const char *dir, struct err *e)
 		b->maps[i] = pinned(dir, map_kinds[i].name);
 		r = b->maps[i] < 0 ? -ENOENT : map_memory(b, i, e);
 	}
-	for (int p = 0; p < BPF_PROGS && !r; p++) {
+	for (int p = 0; p < EVENT_KINDS && !r; p++) {
 		b->links[p] = pinned(dir, prog_kinds[p].name); /* or a negative errno */
-		r = b->links[p] < 0 && p < BPF_NEEDED ? -ENOENT : 0;
+		r = b->links[p] < 0 && p < EVENT_NEEDED ? -ENOENT : 0;
 	}
 	return r;
 }
@@ -353,7 +362,7 @@ static int link_info(int fd, struct bpf_link_info *ret)
 
 int bpf_alive(const struct bpf *b, const char *dir, struct err *e)
 {
-	for (int p = 0; p < BPF_NEEDED; p++) {
+	for (int p = 0; p < EVENT_NEEDED; p++) {
 		_cleanup_close_ int fd = dir ? pinned(dir, prog_kinds[p].name) : -1;
 		struct bpf_link_info ours, theirs;
 
@@ -375,7 +384,7 @@ void bpf_release(struct bpf *b)
 			munmap(b->mem[i], b->sizes[i]);
 		util_closep(&b->maps[i]);
 	}
-	for (int p = 0; p < BPF_PROGS; p++) {
+	for (int p = 0; p < EVENT_KINDS; p++) {
 		util_closep(&b->links[p]);
 		util_closep(&b->perfs[p]);
 		util_closep(&b->progs[p]);
@@ -396,7 +405,7 @@ int bpf_unpin(const char *dir, struct err *e)
 {
 	int r = 0;
 
-	for (int p = 0; p < BPF_PROGS && !r; p++)
+	for (int p = 0; p < EVENT_KINDS && !r; p++)
 		r = unpin(dir, prog_kinds[p].name, e);
 	for (int i = 0; i < BPF_MAPS && !r; i++)
 		r = unpin(dir, map_kinds[i].name, e);
@@ -418,7 +427,8 @@ int bpf_dir(const char *dir, struct err *e)
 
 	if (usual && !on_bpffs(BPFFS_USUAL) &&
 	    mount("bpf", BPFFS_USUAL, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700"))
-		return err_sys(e, "cannot mount the bpf filesystem on " BPFFS_USUAL);
+		return err_set(e, -EOPNOTSUPP, "cannot mount the bpf filesystem on " BPFFS_USUAL " (%s)",
+			       strerror(errno));
 	if (mkdir(dir, 0700) && errno != EEXIST) {
 		int r = io_mkdirs(dir, 0700, e);
 

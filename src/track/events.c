@@ -12,7 +12,8 @@
 #include "base/util.h"
 #include "track/track_int.h"
 
-#define FORMAT_MAX 65536
+#define FORMAT_MAX      65536
+#define EVENT_PLACE_MAX (1u << 20)
 
 /* As in struct event of tracker.bpf.c, from EVENT_BASE on; an array may be longer. */
 static const struct {
@@ -49,44 +50,64 @@ static int value(const char *line, const char *key, uint32_t *ret)
 	if (!p || (eol && p > eol))
 		return -EINVAL;
 	v = strtoul(p + strlen(key), &end, 10);
-	if (*end != ';' || v > 4096)
+	if (*end != ';' || v > EVENT_PLACE_MAX)
 		return -EINVAL;
 	*ret = (uint32_t)v;
 	return 0;
+}
+
+int event_place(const char *text, const char *name, uint32_t *ret_offset, uint32_t *ret_size)
+{
+	for (const char *p = strstr(text, "\tfield:"); p; p = strstr(p + 1, "\tfield:")) {
+		uint32_t offset, size;
+
+		if (!names(p + strlen("\tfield:"), name))
+			continue;
+		if (value(p, "offset:", &offset) || value(p, "size:", &size))
+			return -EINVAL;
+		*ret_offset = offset;
+		*ret_size = size;
+		return 0;
+	}
+	return -ENOENT;
 }
 
 int event_parse(const char *text, struct event *ret, struct err *e)
 {
 	struct event ev = {.id = ret->id};
 
-	for (const char *p = strstr(text, "\tfield:"); p; p = strstr(p + 1, "\tfield:")) {
-		const char *decl = p + strlen("\tfield:");
+	for (int f = 0; f < EVENT_FIELDS; f++) {
 		uint32_t offset, size;
+		int r = event_place(text, fields[f].name, &offset, &size);
 
-		if (value(p, "offset:", &offset) || value(p, "size:", &size))
-			return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has a form we don't know");
-		for (int f = 0; f < EVENT_FIELDS; f++) {
-			if (!names(decl, fields[f].name) || offset < 8)
-				continue;
-			if (fields[f].array ? size < fields[f].size : size != fields[f].size || offset % size)
-				return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has an unknown form of '%s'",
-					       fields[f].name);
-			ev.offset[f] = offset;
-		}
+		if (r == -ENOENT)
+			continue;
+		/* no further than what a program's instruction can name */
+		if (r || offset < 8 || offset > INT16_MAX - sizeof(uint64_t) ||
+		    (fields[f].array ? size < fields[f].size : size != fields[f].size || offset % size))
+			return err_set(e, -EOPNOTSUPP, "this kernel's tracepoint has an unknown form of '%s'",
+				       fields[f].name);
+		ev.offset[f] = offset;
 	}
 	*ret = ev;
 	return 0;
 }
 
-/* A mount of tracefs nobody sees and that ends with the descriptor; else one of the usual places. */
-static int open_tracefs(void)
+const char *const event_names[EVENT_KINDS] = {
+    [EVENT_SUBMIT] = "block/block_bio_queue",
+    [EVENT_COMPLETE] = "block/block_rq_complete",
+    [EVENT_ISSUE] = "block/block_rq_issue",
+    [EVENT_SCSI] = "scsi/scsi_dispatch_cmd_start",
+};
+
+int event_tracefs(bool writable)
 {
 	static const char *const usual[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
 	_cleanup_close_ int fs = fsopen("tracefs", FSOPEN_CLOEXEC);
 	int fd = -1;
 
 	if (fs >= 0 && !fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		fd = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY);
+		fd = fsmount(fs, FSMOUNT_CLOEXEC, writable ? 0 : MOUNT_ATTR_RDONLY);
 	for (size_t i = 0; fd < 0 && i < ARRAY_SIZE(usual); i++) {
 		fd = open(usual[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (fd >= 0 && faccessat(fd, "events", R_OK, 0)) {
@@ -106,7 +127,7 @@ static int read_of(int fd, const char *event, const char *file, char **ret, stru
 
 int event_find(const char *name, struct event *ret, struct err *e)
 {
-	_cleanup_close_ int fd = open_tracefs();
+	_cleanup_close_ int fd = event_tracefs(false);
 	_cleanup_free_ char *id = NULL, *format = NULL;
 	struct event ev = {0};
 	int r;

@@ -236,3 +236,18 @@ int leaf_boot_id(char ret[TRACK_EPOCH], struct err *e)
 	ret[TRACK_EPOCH - 1] = '\0';
 	return 0;
 }
+
+int leaf_cpus(void)
+{
+	_cleanup_free_ char *s = NULL;
+	const char *last;
+	uint64_t v;
+
+	if (io_read_file("/sys/devices/system/cpu/possible", ATTR_MAX, &s, NULL, NULL))
+		return -EIO;
+	s[strcspn(s, "\n")] = '\0';
+	last = s + strlen(s);
+	while (last > s && last[-1] != '-' && last[-1] != ',')
+		last--;
+	return str_u64(last, 0, LEAF_CPUS_MAX - 1, &v) ? -EIO : (int)v + 1;
+}

@@ -25,6 +25,12 @@ void ledger_release(struct ledger *l)
 	bitmap_release(&l->doubt);
 }
 
+void ledger_mark(struct ledger *l, uint64_t first, uint64_t last)
+{
+	for (uint64_t b = first; b <= last && b < l->blocks; b++)
+		__atomic_store_n(&l->marks[b], 1, __ATOMIC_RELEASE);
+}
+
 static void take(struct ledger *l, uint64_t block)
 {
 	__atomic_fetch_or(&l->taken[block / 64], UINT64_C(1) << (block % 64), __ATOMIC_SEQ_CST);

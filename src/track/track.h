@@ -68,7 +68,8 @@ void track_mountinfo_free(struct track_mount *m, size_t n);
 #define TRACK_EPOCH 37     /* a UUID as text with its NUL */
 
 enum track_mode {
-	TRACK_BPF /* marks in memory shared with the kernel */
+	TRACK_BPF, /* marks in memory shared with the kernel */
+	TRACK_RING /* read from the kernel's tracer, where BPF can't be used: ends with this process */
 };
 
 struct track;
@@ -86,6 +87,8 @@ int track_start(const char *const *devices, size_t n, const char *pin, struct tr
  */
 const char *track_epoch(const struct track *t);
 enum track_mode track_mode(const struct track *t);
+/* Why it isn't BPF; "" when it is. */
+const char *track_why(const struct track *t);
 /*
  * Takes the marks of disk i (index into devices): ORs into `into`, a bit per block, what was written since the last
  * collect, and once more what that one took (its writes may have been in flight). Blocks have to be read after this

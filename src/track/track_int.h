@@ -33,6 +33,8 @@ struct ledger {
 
 int ledger_init(struct ledger *l, uint64_t blocks, struct err *e);
 void ledger_release(struct ledger *l);
+/* What is behind the end of the disk is left out. */
+void ledger_mark(struct ledger *l, uint64_t first, uint64_t last);
 /*
  * track_collect(). quiet: since the last collect there was a moment at which every write submitted before had
  * completed; so what was taken until then needs one more reading, now, and none after.
@@ -107,6 +109,9 @@ int leaf_same(const struct leaf *l, struct err *e);
 /* The accounted sectors, and whether writes are under way. */
 int leaf_read(const struct leaf *l, uint64_t ret_account[TALLY_CLASSES], bool *ret_inflight, struct err *e);
 int leaf_boot_id(char ret[TRACK_EPOCH], struct err *e);
+/* One more than the highest number a CPU may have, or a negative errno. */
+int leaf_cpus(void);
+#define LEAF_CPUS_MAX 8192
 
 /* ---- events.c: what the running kernel's tracepoints look like ---- */
 
@@ -120,12 +125,54 @@ struct event {
 	uint32_t offset[EVENT_FIELDS]; /* 0: it has no such field */
 };
 
+enum event_kind { EVENT_SUBMIT, EVENT_COMPLETE, EVENT_ISSUE, EVENT_SCSI };
+#define EVENT_KINDS  4
+#define EVENT_NEEDED 3 /* the last isn't there where there's no SCSI */
+extern const char *const event_names[EVENT_KINDS];
+
+/* A mount of tracefs nobody sees and that ends with the descriptor; else one of the usual places. -1: there's none. */
+int event_tracefs(bool writable);
+
+/* Where a field of that name lies, by a text of "field:" lines. -ENOENT: there's none; -EINVAL: not understood. */
+int event_place(const char *text, const char *name, uint32_t *ret_offset, uint32_t *ret_size);
 /* The text of a tracepoint's `format` file. */
 int event_parse(const char *text, struct event *ret, struct err *e);
 /* "block/block_bio_queue", from tracefs, which needs not be mounted. */
 int event_find(const char *name, struct event *ret, struct err *e);
 /* Puts the places into a program. */
 int event_patch(const struct event *ev, struct bpf_insn *code, size_t n, struct err *e);
+
+/* ---- page.c: the tracer's pages, as it gives them to be read raw ---- */
+
+struct page_form {
+	uint32_t size; /* of all of it */
+	uint32_t commit_at, commit_size;
+	uint32_t data_at;
+};
+
+/* Of a disk: what the programs in the kernel have in their maps. */
+struct page_disk {
+	uint32_t dev; /* as the kernel has it */
+	struct tracker_slot slot;
+	struct ledger *ledger; /* borrowed */
+	struct tracker_counts counts;
+};
+
+struct page_reader {
+	struct page_form form;
+	struct event events[EVENT_KINDS]; /* id 0: the kernel has none */
+	struct page_disk disks[TRACKER_DISKS];
+	size_t n;
+	uint64_t random;
+};
+
+/* The texts of "header_page" and "header_event". */
+int page_form_parse(const char *page, const char *event, struct page_form *ret, struct err *e);
+/*
+ * Sets the marks and counts of a page's events, as tracker.bpf.c does. *passing, one per CPU, starts as 0.
+ * -EOVERFLOW: events before it were lost; -EBADMSG: not understood.
+ */
+int page_read(struct page_reader *r, const uint8_t *page, size_t len, uint32_t *passing);
 
 /* ---- bpf.c: maps and programs in the kernel ---- */
 
@@ -143,22 +190,22 @@ struct bpf_code {
 extern const struct bpf_code bpf_submit, bpf_complete, bpf_issue, bpf_scsi; /* made from tracker.bpf.c */
 
 enum bpf_map_index { MAP_SLOTS, MAP_MARKS, MAP_BIG, MAP_COUNTS, MAP_TAKEN, MAP_STATE, MAP_PASSING };
-#define BPF_MAPS   7
-#define BPF_PROGS  4 /* the last isn't there where there's no SCSI */
-#define BPF_NEEDED 3
+#define BPF_MAPS 7
 
 struct bpf {
 	int maps[BPF_MAPS];
 	size_t sizes[BPF_MAPS]; /* of those that are mapped */
 	void *mem[BPF_MAPS];
-	int progs[BPF_PROGS];
-	int links[BPF_PROGS]; /* or -1: the kernel has none, the program goes with the process */
-	int perfs[BPF_PROGS];
+	int progs[EVENT_KINDS];
+	int links[EVENT_KINDS]; /* or -1: the kernel has none, the program goes with the process */
+	int perfs[EVENT_KINDS];
 };
 
 void bpf_init(struct bpf *b);
 /* Makes and maps the maps: room for so many regions, and `state` bytes. */
 int bpf_make(struct bpf *b, uint64_t regions, size_t state, struct err *e);
+/* Those that the tracker itself reads, as memory of this process: for the ring. */
+int bpf_make_plain(struct bpf *b, uint64_t regions, size_t state, struct err *e);
 int bpf_slot(struct bpf *b, dev_t dev, const struct tracker_slot *s, struct err *e);
 int bpf_attach(struct bpf *b, struct err *e);
 /* Can it outlive the process? */
@@ -174,8 +221,31 @@ int bpf_unpin(const char *dir, struct err *e);
 /* Makes `dir`, on a bpffs that is mounted at the usual place if there is none. */
 int bpf_dir(const char *dir, struct err *e);
 
+/* ---- ring.c: the kernel's tracer, where it isn't BPF ---- */
+
+struct ring;
+
+struct ring *ring_new(void);
+/* Before the start: what disk i is. Later for tests. The ledger is borrowed until ring_free(). */
+void ring_slot(struct ring *r, size_t i, dev_t dev, const struct tracker_slot *s, struct ledger *l);
+/* size: bytes per CPU; 0: what is usual. -EOPNOTSUPP: not possible here. */
+int ring_start(struct ring *r, uint64_t size, struct err *e);
+/* All events that were recorded before are marks now. -ESTALE: some were lost. */
+int ring_flush(struct ring *r, struct err *e);
+/* Flushes first. */
+int ring_counts(struct ring *r, size_t i, struct tracker_counts *ret, struct err *e);
+/* Was nothing lost, and is all set up as we left it? */
+int ring_alive(struct ring *r, struct err *e);
+void ring_free(struct ring *r);
+/* Clears away what processes that died left behind. */
+void ring_remove(void);
+/* For tests: switches an event off. */
+void ring_detach(struct ring *r);
+
 /* ---- for tests ---- */
 
+/* track_start() with the ring at once, of so many bytes per CPU (0: what is usual). */
+int track_start_ring(const char *const *devices, size_t n, uint64_t size, struct track **ret, struct err *e);
 /* Loses, on purpose, one event in so many of each kind; 0: none. */
 int track_drop(struct track *t, uint32_t submit, uint32_t complete, struct err *e);
 /* Ends the programs behind the tracker's back. */

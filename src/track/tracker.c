@@ -1,6 +1,6 @@
 /*
- * The tracker: disks (leaf.c), maps and programs (bpf.c) and the ledger (ledger.c) put together. What must outlive the
- * process is in the map "state".
+ * The tracker: disks (leaf.c), maps and programs (bpf.c), or a ring (ring.c), and the ledger (ledger.c) put together.
+ * What must outlive the process is in the map "state".
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -48,7 +48,11 @@ struct track {
 	char *pin; /* NULL: nothing outlives this process */
 	bool pinned;
 	int lock; /* the directory of pins, so that two don't take the same marks */
+	enum track_mode mode;
+	char why[ERR_MSG_MAX]; /* it isn't BPF */
 	struct bpf bpf;
+	struct ring *ring; /* NULL: BPF */
+	uint64_t ring_size;
 	struct state *state;
 	struct leaf *leaves;
 	struct ledger *ledgers;
@@ -59,6 +63,11 @@ static void pause_ns(long ns)
 	nanosleep(&(struct timespec){.tv_nsec = ns}, NULL);
 }
 
+static int counts(struct track *t, size_t i, struct tracker_counts *ret, struct err *e)
+{
+	return t->ring ? ring_counts(t->ring, i, ret, e) : bpf_counts(&t->bpf, (uint32_t)i, ret, e);
+}
+
 static int read_tally(struct track *t, size_t i, struct tally *ret, struct tracker_counts *ret_counts,
 		      bool *ret_inflight, struct err *e)
 {
@@ -66,7 +75,7 @@ static int read_tally(struct track *t, size_t i, struct tally *ret, struct track
 	int r = leaf_read(&t->leaves[i], ret->account, ret_inflight, e);
 
 	if (!r)
-		r = bpf_counts(&t->bpf, (uint32_t)i, &c, e);
+		r = counts(t, i, &c, e); /* after the accounts: what those hold has been an event before */
 	if (r)
 		return r;
 	ret->submit[TALLY_WRITE] = c.submit_write;
@@ -149,6 +158,8 @@ static uint64_t regions_of(const struct leaf *l)
 
 static void close_leaves(struct track *t)
 {
+	ring_free(t->ring); /* its thread works on the ledgers */
+	t->ring = NULL;
 	for (size_t i = 0; t->leaves && i < t->n; i++)
 		leaf_close(&t->leaves[i]);
 	for (size_t i = 0; t->ledgers && i < t->n; i++)
@@ -209,7 +220,10 @@ static int set_slots(struct track *t, uint32_t drop_submit, uint32_t drop_comple
 					 .drop_submit = drop_submit,
 					 .drop_complete = drop_complete};
 
-		r = bpf_slot(&t->bpf, t->leaves[i].dev, &s, e);
+		if (t->ring)
+			ring_slot(t->ring, i, t->leaves[i].dev, &s, &t->ledgers[i]);
+		else
+			r = bpf_slot(&t->bpf, t->leaves[i].dev, &s, e);
 		region += regions_of(&t->leaves[i]);
 	}
 	return r;
@@ -249,17 +263,36 @@ static int go_on(struct track *t, const char *boot, struct err *e)
 	return 0;
 }
 
-static int begin(struct track *t, const char *boot, struct err *e)
+static int begin_bpf(struct track *t, struct err *e)
 {
 	int r = bpf_make(&t->bpf, lay_out(t), sizeof(*t->state), e);
+
+	lay_out(t);
+	if (!r)
+		r = set_slots(t, 0, 0, e);
+	return r ?: bpf_attach(&t->bpf, e);
+}
+
+static int begin_ring(struct track *t, struct err *e)
+{
+	int r = bpf_make_plain(&t->bpf, lay_out(t), sizeof(*t->state), e);
+
+	lay_out(t);
+	t->ring = ring_new();
+	if (!t->ring)
+		return err_nomem(e);
+	if (!r)
+		r = set_slots(t, 0, 0, e);
+	return r ?: ring_start(t->ring, t->ring_size, e);
+}
+
+static int begin(struct track *t, const char *boot, struct err *e)
+{
+	int r = t->mode == TRACK_BPF ? begin_bpf(t, e) : begin_ring(t, e);
 
 	if (r)
 		return r;
 	t->state = t->bpf.mem[MAP_STATE];
-	lay_out(t);
-	r = set_slots(t, 0, 0, e);
-	if (!r)
-		r = bpf_attach(&t->bpf, e);
 	t->state->version = STATE_VERSION;
 	t->state->n = (uint32_t)t->n;
 	snprintf(t->state->boot, sizeof(t->state->boot), "%s", boot);
@@ -270,10 +303,6 @@ static int begin(struct track *t, const char *boot, struct err *e)
 		r = set_base(t, i, e);
 	}
 	t->state->magic = STATE_MAGIC;
-	if (!r && t->pin && bpf_can_pin(&t->bpf)) {
-		r = bpf_pin(&t->bpf, t->pin, e);
-		t->pinned = !r;
-	}
 	return r;
 }
 
@@ -304,15 +333,10 @@ static int forget(struct track *t, struct err *e)
 	return r || !t->pin ? r : lock_pin(t, e);
 }
 
-static int start(struct track *t, bool may_go_on, struct err *e)
+static int start_bpf(struct track *t, bool may_go_on, const char *boot, struct err *e)
 {
-	char boot[TRACK_EPOCH];
-	int r = leaf_boot_id(boot, e);
+	int r = t->pin && t->lock < 0 ? lock_pin(t, e) : 0;
 
-	if (!r)
-		r = open_leaves(t, e);
-	if (!r && t->pin && t->lock < 0)
-		r = lock_pin(t, e);
 	if (r)
 		return r;
 	if (t->pin && may_go_on && !go_on(t, boot, NULL))
@@ -320,12 +344,42 @@ static int start(struct track *t, bool may_go_on, struct err *e)
 	r = forget(t, e);
 	if (!r)
 		r = begin(t, boot, e);
+	if (!r && t->pin && bpf_can_pin(&t->bpf)) {
+		r = bpf_pin(&t->bpf, t->pin, e);
+		t->pinned = !r;
+	}
 	if (r && t->pin)
 		bpf_unpin(t->pin, NULL);
 	return r;
 }
 
-int track_start(const char *const *devices, size_t n, const char *pin, struct track **ret, struct err *e)
+static int start(struct track *t, bool may_go_on, struct err *e)
+{
+	char boot[TRACK_EPOCH];
+	struct err why = {0};
+	int r = leaf_boot_id(boot, e);
+
+	if (!r)
+		r = open_leaves(t, e);
+	if (r)
+		return r;
+	if (t->mode == TRACK_BPF) {
+		r = start_bpf(t, may_go_on, boot, &why);
+		if (r != -EOPNOTSUPP && r != -EPERM && r != -ENOSYS)
+			return r ? err_set(e, r, "%s", why.msg) : 0;
+		snprintf(t->why, sizeof(t->why), "%s", why.msg);
+		t->mode = TRACK_RING;
+	}
+	t->state = NULL;
+	bpf_release(&t->bpf);
+	r = begin(t, boot, &why);
+	if (r && t->why[0])
+		return err_set(e, r, "%.300s; and %.300s", t->why, why.msg);
+	return r ? err_set(e, r, "%s", why.msg) : 0;
+}
+
+static int start_as(const char *const *devices, size_t n, const char *pin, enum track_mode mode, uint64_t ring_size,
+		    struct track **ret, struct err *e)
 {
 	struct track *t;
 	int r = 0;
@@ -337,6 +391,8 @@ int track_start(const char *const *devices, size_t n, const char *pin, struct tr
 		return err_nomem(e);
 	t->lock = -1;
 	t->n = n;
+	t->mode = mode;
+	t->ring_size = ring_size;
 	bpf_init(&t->bpf);
 	t->devices = calloc(n, sizeof(*t->devices));
 	t->pin = pin ? strdup(pin) : NULL;
@@ -354,6 +410,16 @@ int track_start(const char *const *devices, size_t n, const char *pin, struct tr
 	return r;
 }
 
+int track_start(const char *const *devices, size_t n, const char *pin, struct track **ret, struct err *e)
+{
+	return start_as(devices, n, pin, TRACK_BPF, 0, ret, e);
+}
+
+int track_start_ring(const char *const *devices, size_t n, uint64_t size, struct track **ret, struct err *e)
+{
+	return start_as(devices, n, NULL, TRACK_RING, size, ret, e);
+}
+
 const char *track_epoch(const struct track *t)
 {
 	return t->state->epoch;
@@ -361,7 +427,12 @@ const char *track_epoch(const struct track *t)
 
 enum track_mode track_mode(const struct track *t)
 {
-	return TRACK_BPF;
+	return t->mode;
+}
+
+const char *track_why(const struct track *t)
+{
+	return t->why;
 }
 
 /* ---- marks ---- */
@@ -390,6 +461,8 @@ int track_collect(struct track *t, size_t i, struct bitmap *into, struct err *e)
 		return err_set(e, -EINVAL, "a map of %llu blocks can't take the marks of disk '%s'",
 			       (unsigned long long)into->nbits, t->leaves[i].name);
 	quiet = quiet_moment(t, i, &before, TRIES_COLLECT);
+	if (t->ring)
+		ring_flush(t->ring, NULL); /* what it lost taints at the audit */
 	ledger_collect(&t->ledgers[i], quiet, into);
 	/* Nothing was in flight while the marks were taken, as in a freeze: what they stand for is on the disk. */
 	if (quiet && quiet_moment(t, i, &after, 1) && !memcmp(before.submit, after.submit, sizeof(before.submit)))
@@ -400,6 +473,8 @@ int track_collect(struct track *t, size_t i, struct bitmap *into, struct err *e)
 uint64_t track_pending(struct track *t, size_t i)
 {
 	must(i < t->n);
+	if (t->ring)
+		ring_flush(t->ring, NULL);
 	return ledger_pending(&t->ledgers[i]);
 }
 
@@ -423,7 +498,7 @@ static int taint(struct track *t, const char *why, struct err *e)
 static int check_counts(struct track *t, size_t i, struct err *e)
 {
 	struct tracker_counts c;
-	int r = bpf_counts(&t->bpf, (uint32_t)i, &c, e);
+	int r = counts(t, i, &c, e);
 
 	if (r)
 		return r;
@@ -476,7 +551,7 @@ int track_audit(struct track *t, bool frozen, struct err *e)
 
 	if (t->state->tainted)
 		return taint(t, t->state->why, e);
-	r = bpf_alive(&t->bpf, t->pinned ? t->pin : NULL, &why);
+	r = t->ring ? ring_alive(t->ring, &why) : bpf_alive(&t->bpf, t->pinned ? t->pin : NULL, &why);
 	for (size_t i = 0; i < t->n && !r; i++) {
 		r = leaf_same(&t->leaves[i], &why);
 		if (!r)
@@ -511,6 +586,7 @@ void track_close(struct track *t)
 
 int track_remove(const char *pin, struct err *e)
 {
+	ring_remove();
 	return bpf_unpin(pin, e);
 }
 
@@ -523,7 +599,9 @@ int track_drop(struct track *t, uint32_t submit, uint32_t complete, struct err *
 
 void track_detach(struct track *t)
 {
-	for (int p = 0; p < BPF_PROGS; p++) {
+	if (t->ring)
+		ring_detach(t->ring);
+	for (int p = 0; p < EVENT_KINDS; p++) {
 		util_closep(&t->bpf.links[p]);
 		util_closep(&t->bpf.perfs[p]);
 		t->bpf.links[p] = t->bpf.perfs[p] = -1;
@@ -533,5 +611,5 @@ void track_detach(struct track *t)
 int track_counts(struct track *t, size_t i, struct tracker_counts *ret, struct err *e)
 {
 	must(i < t->n);
-	return bpf_counts(&t->bpf, (uint32_t)i, ret, e);
+	return counts(t, i, ret, e);
 }

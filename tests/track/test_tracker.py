@@ -3,14 +3,19 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import sys
 import uuid
 
 import pytest
 
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD", "build")).resolve()
 TOOL = BUILD / "tests/track/track-tool"
+DENIED = [sys.executable, pathlib.Path(__file__).resolve().parent.parent / "denied.py"]
 SEED = os.environ.get("REPLANT_SEED")
+WAYS = pytest.mark.parametrize("way", [{}, {"ring": 0}], ids=["bpf", "ring"])
+RING = {"ring": 0}
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -60,6 +65,18 @@ def make_mounted(disk, tmp_path, request):
     subprocess.run(["umount", where], check=True)
 
 
+@pytest.fixture(name="instances")
+def make_instances(tmp_path):
+    """The folder of the tracer's instances."""
+    where = tmp_path / "tracing"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tracefs", "none", where], check=True)
+    try:
+        yield where / "instances"
+    finally:
+        subprocess.run(["umount", "--lazy", where], check=True)
+
+
 def prove(disk, **options):
     if SEED:
         options.setdefault("seed", SEED)
@@ -75,8 +92,9 @@ def prove(disk, **options):
 class Drive:
     """The tracker at the end of a pipe."""
 
-    def __init__(self, disk, pin=None):
-        self.process = subprocess.Popen([TOOL, "drive", disk] + ([pin] if pin else []), stdin=subprocess.PIPE,
+    def __init__(self, disk, pin=None, ring=None, prefix=()):
+        options = ([f"pin={pin}"] if pin else []) + ([f"ring={ring}"] if ring is not None else [])
+        self.process = subprocess.Popen([*prefix, TOOL, "drive", disk, *options], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
         self.started = self.answer()
 
@@ -120,8 +138,21 @@ def test_raw_writers(disk, pin):
     assert not pin.exists()
 
 
-def test_without_pins(disk):
-    assert prove(disk, rounds=4)["exact"] > 0
+@WAYS
+def test_without_pins(disk, way):
+    assert prove(disk, rounds=4, **way)["exact"] > 0
+
+
+def test_ring_raw_writers(disk):
+    """As above; but what is killed goes on with nothing."""
+    r = prove(disk, rounds=4, kills=1, **RING)
+    assert r["exact"] + r["tainted"] == 4 and r["exact"] > 0 and r["went_on"] == 0
+
+
+@pytest.mark.parametrize("mounted", ["ext4", "xfs"], indirect=True)
+def test_ring_filesystem_writers(disk, mounted):
+    r = prove(disk, rounds=2, mount=mounted, **RING)
+    assert r["exact"] + r["tainted"] == 2 and r["exact"] > 0
 
 
 @pytest.mark.parametrize("mounted", ["ext4", "xfs"], indirect=True)
@@ -130,23 +161,26 @@ def test_filesystem_writers(disk, mounted, pin):
     assert r["exact"] + r["tainted"] == 4 and r["exact"] > 0
 
 
-def test_lost_events_taint(disk):
+@WAYS
+def test_lost_events_taint(disk, way):
     """One event in so many is dropped on purpose, of submissions and of completions: each round knows. Of few, all may
     be of one kind: then the others suffice, and the round is exact."""
-    often = prove(disk, rounds=4, drop_submit=20, drop_complete=20)
+    often = prove(disk, rounds=4, drop_submit=20, drop_complete=20, **way)
     assert often["untold"] == 0 and often["tainted"] > 0
-    seldom = prove(disk, rounds=4, drop_submit=300, drop_complete=300)
+    seldom = prove(disk, rounds=4, drop_submit=300, drop_complete=300, **way)
     assert seldom["exact"] + seldom["tainted"] == 4 and seldom["wrong"] == 0
 
 
+@WAYS
 @pytest.mark.parametrize("kind", ["drop_submit", "drop_complete"])
-def test_one_kind_suffices(disk, kind):
+def test_one_kind_suffices(disk, kind, way):
     """As long as all events of the other kind come, none is missed."""
-    assert prove(disk, rounds=3, **{kind: 50})["wrong"] == 0
+    assert prove(disk, rounds=3, **{kind: 50}, **way)["wrong"] == 0
 
 
-def test_marks(disk):
-    with Drive(disk) as t:
+@WAYS
+def test_marks(disk, way):
+    with Drive(disk, **way) as t:
         assert t.started == "ok"
         write(disk, 3, 2)
         write(disk, 700)
@@ -162,8 +196,9 @@ def test_marks(disk):
         assert t("audit frozen") == "ok"
 
 
-def test_buffered_writes_are_marked(disk):
-    with Drive(disk) as t:
+@WAYS
+def test_buffered_writes_are_marked(disk, way):
+    with Drive(disk, **way) as t:
         write(disk, 11, how="sync")
         assert "11" in t("collect").split()
 
@@ -231,10 +266,11 @@ def test_accounting_switched_off(disk):
         switch.write_text("1")
 
 
-def test_accounting_switched_off_for_a_while(disk):
+@WAYS
+def test_accounting_switched_off_for_a_while(disk, way):
     """Nobody looked while it was off; the accounts tell all the same."""
     switch = pathlib.Path("/sys/block", disk.removeprefix("/dev/"), "queue/iostats")
-    with Drive(disk) as t:
+    with Drive(disk, **way) as t:
         switch.write_text("0")
         write(disk, 5, 4)
         switch.write_text("1")
@@ -257,3 +293,114 @@ def test_refused(tmp_path):
     if ram.exists():
         with Drive(str(ram)) as t:
             assert "error 95" in t.started and "request queue" in t.started
+
+
+# -- the ring: what may happen to it -------------------------------------------------------------------------------------
+
+
+def burst(disk, blocks=700):
+    subprocess.run(["dd", "if=/dev/zero", f"of={disk}", "bs=4k", f"count={blocks}", "oflag=direct", "conv=notrunc",
+                    "status=none"], check=True)
+
+
+def test_ring_that_is_full_taints(disk):
+    """Each time: the reader sleeps while more is written than fits."""
+    with Drive(disk, ring=4) as t:
+        for _ in range(10):
+            write(disk, 5)
+            assert t("audit frozen") == "ok"
+            t.process.send_signal(signal.SIGSTOP)
+            burst(disk)
+            t.process.send_signal(signal.SIGCONT)
+            assert "error 116 the tracer lost events" in t("audit")
+            assert "error 116 the tracer lost events" in t("audit frozen"), "a taint stays"
+            assert t("restart") == "ok"
+
+
+def test_ring_that_is_large_enough(disk):
+    """The same, and all of it fits."""
+    with Drive(disk, **RING) as t:
+        t.process.send_signal(signal.SIGSTOP)
+        burst(disk)
+        t.process.send_signal(signal.SIGCONT)
+        assert t("collect") == ok(*range(44))
+        assert t("audit frozen") == "ok"
+
+
+SUBMIT, COMPLETE = "events/block/block_bio_queue", "events/block/block_rq_complete"
+
+
+@pytest.mark.parametrize("meddle,word", [
+    ({f"{SUBMIT}/enable": "0"}, "switched off"),
+    ({f"{COMPLETE}/enable": "0"}, "switched off"),
+    ({"events/block/enable": "0"}, "switched off"),
+    ({f"{SUBMIT}/filter": "nr_sector == 1"}, "filter"),
+    ({f"{COMPLETE}/filter": "0"}, "filter"),
+    ({"tracing_on": "0"}, "switched off"),
+    ({"write": "", "trace": ""}, "missed"),  # what nobody had read yet is gone
+    ({"events/block/enable": "0", "write": "", f"{SUBMIT}/enable": "1", f"{COMPLETE}/enable": "1",
+      "events/block/block_rq_issue/enable": "1"}, "missed"),
+    ({"tracing_on": "0", "write": "", "tracing_on ": "1"}, "missed"),
+], ids=lambda value: "-".join(name.strip().split("/")[-2 if "/" in name else 0] for name in value)
+   if isinstance(value, dict) else "")
+def test_ring_that_others_change(disk, instances, meddle, word):
+    with Drive(disk, **RING) as t:
+        mine = next(instances.glob(f"replant-{t.process.pid}-*"))
+        t.process.send_signal(signal.SIGSTOP)
+        for name, value in meddle.items():
+            if name == "write":
+                write(disk, 9)
+            else:
+                (mine / name.strip()).write_text(value + "\n")
+        t.process.send_signal(signal.SIGCONT)
+        told = t("audit frozen")
+        assert told.startswith("error 116") and word in told
+        assert t("restart") == "ok"
+        write(disk, 9)
+        assert t("collect") == ok(9)
+        assert t("audit frozen") == "ok"
+
+
+def test_ring_instances(disk, instances):
+    """One that lives is left alone, that of a dead one goes; and those of others aren't ours."""
+    other = instances / f"other-{uuid.uuid4().hex[:8]}"
+    other.mkdir()
+    try:
+        with Drive(disk, **RING) as t, Drive(disk, **RING) as second:
+            assert (t.started, second.started) == ("ok", "ok")
+            dead, lives = (next(instances.glob(f"replant-{d.process.pid}-*")) for d in (t, second))
+            t.kill()
+            assert second("remove") == "ok"
+            assert not dead.exists() and lives.exists() and other.exists()
+            write(disk, 9)
+            assert second("collect") == ok(9)
+            assert second("audit frozen") == "ok"
+            with Drive(disk, **RING) as third:
+                assert third.started == "ok"
+            assert second("audit frozen") == "ok"
+            second.process.stdin.close()
+            second.process.wait()
+            assert not lives.exists()
+    finally:
+        other.rmdir()
+
+
+@pytest.mark.parametrize("code", ["EPERM", "ENOSYS"])
+def test_without_bpf_it_is_the_ring(disk, pin, instances, code):
+    with Drive(disk, pin, prefix=[*DENIED, "--as", code, "bpf"]) as t:
+        assert t.started == "ok"
+        assert t("mode").startswith("ok ring the kernel doesn't let us use BPF")
+        assert len(list(instances.glob(f"replant-{t.process.pid}-*"))) == 1
+        write(disk, 9)
+        assert t("collect") == ok(9)
+        assert t("audit frozen") == "ok"
+        epoch = t("epoch")
+        assert t("restart") == "ok" and t("epoch") != epoch and "ring" in t("mode")
+    with Drive(disk) as t:
+        assert t("mode") == "ok bpf"
+
+
+def test_without_either(disk):
+    with Drive(disk, prefix=[*DENIED, "bpf,mkdirat"]) as t:
+        assert t.started.startswith("error 95 the kernel doesn't let us use BPF")
+        assert "the kernel's tracer gives us no instance (Operation not permitted)" in t.started

@@ -2,7 +2,7 @@
  * Drives the tracker on a real disk, against writers of its own.
  *
  *   track-tool prove DEVICE [option=value]...   rounds of random writes, followed by marks; then replica against disk
- *   track-tool drive DEVICE [PIN]               one command per line of stdin, an answer per line on stdout
+ *   track-tool drive DEVICE [pin=DIR|ring=KIB]  one command per line of stdin, an answer per line on stdout
  *
  * In a round two processes run: one writes, each block once, since writing again would hide a miss; the other follows:
  * it collects, reads with O_DIRECT and commits to the replica, which outlives it when it is killed. Once the writers
@@ -55,6 +55,8 @@ struct shared {
 static struct {
 	const char *device, *mount, *pin;
 	uint64_t rounds, seed, threads, drop_submit, drop_complete, kills, wait_ms;
+	uint64_t ring_kib; /* of each CPU; 0: what is usual */
+	bool ring;         /* at once, instead of BPF */
 	uint64_t size, blocks;
 } opt = {.rounds = 20, .threads = 60, .wait_ms = 300};
 
@@ -88,6 +90,12 @@ static void fill(uint8_t *p, size_t n, uint64_t seed)
 static void pause_ms(double ms)
 {
 	nanosleep(&(struct timespec){.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms * 1e6) % 1000000000}, NULL);
+}
+
+static int start_tracking(struct track **ret, struct err *e)
+{
+	return opt.ring ? track_start_ring(&opt.device, 1, opt.ring_kib << 10, ret, e)
+			: track_start(&opt.device, 1, opt.pin, ret, e);
 }
 
 /* ---- writers of the bare disk ---- */
@@ -340,7 +348,7 @@ static void begin(struct follow *f)
 	f->work = mmap(NULL, opt.blocks * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (f->fd < 0 || f->work == MAP_FAILED || bitmap_init(&f->pending, opt.blocks, &e))
 		die("memory", &e);
-	if (track_start(&opt.device, 1, opt.pin, &f->t, &e))
+	if (start_tracking(&f->t, &e))
 		die("start", &e);
 	if (track_drop(f->t, (uint32_t)opt.drop_submit, (uint32_t)opt.drop_complete, &e))
 		die("drop", &e);
@@ -572,6 +580,8 @@ static void drive_one(struct track *t, const char *line)
 		answer(r ? r : passthrough((const uint8_t[6]){0}, 6, false, 0), &e);
 	} else if (!strcmp(line, "sg write")) {
 		answer(passthrough((const uint8_t[10]){0x2a, 0, 0, 0, 0, 8, 0, 0, 1}, 10, true, 512), &e);
+	} else if (!strcmp(line, "mode")) {
+		printf("ok %s %s\n", track_mode(t) == TRACK_BPF ? "bpf" : "ring", track_why(t));
 	} else if (!strcmp(line, "epoch")) {
 		printf("ok %s\n", track_epoch(t));
 	} else if (!strcmp(line, "pending")) {
@@ -583,6 +593,8 @@ static void drive_one(struct track *t, const char *line)
 	} else if (!strcmp(line, "settle")) {
 		track_settle(t);
 		printf("ok\n");
+	} else if (!strcmp(line, "remove")) {
+		answer(track_remove(opt.pin ?: "/nonexistent", &e), &e);
 	} else if (!strcmp(line, "detach")) {
 		track_detach(t);
 		printf("ok\n");
@@ -596,7 +608,7 @@ static int drive(void)
 	struct track *t = NULL;
 	struct err e = {0};
 	char line[64];
-	int r = track_start(&opt.device, 1, opt.pin, &t, &e);
+	int r = start_tracking(&t, &e);
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	answer(r, &e);
@@ -622,8 +634,10 @@ static void option(const char *arg)
 	    {"kills=", &opt.kills, 1000},
 	    {"drop-complete=", &opt.drop_complete, UINT32_MAX},
 	    {"wait=", &opt.wait_ms, 600000},
+	    {"ring=", &opt.ring_kib, 1 << 20},
 	};
 
+	opt.ring = opt.ring || str_starts(arg, "ring=");
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
 		if (str_starts(arg, numbers[i].name) &&
 		    !str_u64(arg + strlen(numbers[i].name), 0, numbers[i].max, numbers[i].value))
@@ -644,18 +658,14 @@ int main(int argc, char **argv)
 		fprintf(
 		    stderr,
 		    "usage: track-tool prove DEVICE [rounds=N] [seed=N] [threads=N] [mount=DIR] [pin=DIR] [kills=N]\n"
-		    "                        [drop-submit=N] [drop-complete=N] [wait=MS]\n"
-		    "       track-tool drive DEVICE [PIN]\n");
+		    "                        [drop-submit=N] [drop-complete=N] [wait=MS] [ring=KIB]\n"
+		    "       track-tool drive DEVICE [pin=DIR|ring=KIB]\n");
 		return 2;
 	}
 	opt.device = argv[2];
 	opt.blocks = (opt.size + BLOCK - 1) / BLOCK;
-	if (!strcmp(argv[1], "drive")) {
-		opt.pin = argc > 3 ? argv[3] : NULL;
-		return drive();
-	}
 	id_random(&opt.seed, 4);
 	for (int i = 3; i < argc; i++)
 		option(argv[i]);
-	return prove();
+	return strcmp(argv[1], "drive") ? prove() : drive();
 }
