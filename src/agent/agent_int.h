@@ -153,7 +153,7 @@ json_t *task_progress(const struct stream_progress *p);
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n);
 /* {code, message, temporary} */
 json_t *task_error(const struct err *e);
-/* How writes are tracked ("bpf"), or "compare" and why they are not. */
+/* How writes are tracked ("bpf", "ring"), or "compare"; and why not better. */
 void task_tracking(json_t *o, const char *how, const char *why);
 /* A number of seconds as people write it: -EINVAL. */
 int task_seconds(const char *text, double min, double max, double *ret);
@@ -200,12 +200,12 @@ struct tracking {
 	struct track *track; /* NULL: these disks can't be tracked, or weren't to be */
 	struct stream_tracker ops;
 	char *baseline; /* NULL: nothing is kept for the next run */
-	char why[256];  /* there is none */
+	char why[256];  /* there is none, or not the best */
 };
 /* runtime: where to keep what the next run may rely on, and the tracking goes on after this one; NULL: nothing stays.
  */
 void tracking_start(struct tracking *t, const char *const *disks, size_t n, const char *runtime);
-const char *tracking_name(const struct tracking *t); /* "bpf", "tracefs", "compare" */
+const char *tracking_name(const struct tracking *t); /* "bpf", "ring", "compare" */
 void tracking_stop(struct tracking *t);
 /* Ends what an earlier run left going on. */
 int tracking_remove(const char *runtime, struct err *e);

@@ -416,7 +416,7 @@ static int run_watch(struct run *r, struct err *e)
 	snprintf(r->untracked, sizeof(r->untracked), "%s", r->tracking.why);
 	pthread_mutex_unlock(&r->lock);
 	if (r->tracking.track)
-		log_info("writes are tracked (%s)", r->tracked);
+		log_info("writes are tracked (%s)%s%s", r->tracked, *r->untracked ? ": " : "", r->untracked);
 	else
 		log_warn("writes can't be tracked, the freeze will be longer: %s", r->untracked);
 	return 0;

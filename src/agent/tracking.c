@@ -76,6 +76,7 @@ void tracking_start(struct tracking *t, const char *const *disks, size_t n, cons
 		snprintf(t->why, sizeof(t->why), "%.255s", e.msg);
 		return;
 	}
+	snprintf(t->why, sizeof(t->why), "%.255s", track_why(t->track));
 	t->ops = (struct stream_tracker){.arg = t->track,
 					 .collect = tracking_collect,
 					 .pending = tracking_pending,
@@ -89,7 +90,7 @@ const char *tracking_name(const struct tracking *t)
 {
 	if (!t->track)
 		return "compare";
-	return track_mode(t->track) == TRACK_BPF ? "bpf" : "tracefs";
+	return track_mode(t->track) == TRACK_BPF ? "bpf" : "ring";
 }
 
 void tracking_stop(struct tracking *t)
