@@ -2,7 +2,8 @@
  * Drives the tracker inside a virtual machine, for the tests: a command a line on stdin, an answer a line on stdout,
  * "ok ..." or "err NUMBER TEXT". Sets of blocks are given in hex, lowest block in the first byte's lowest bit.
  *
- *   start PIN|- DEVICE...      collect I [TARGET [MS]]: what was given is copied to TARGET, MS later
+ *   start PIN|-|ringKIB DEVICE...
+ *   collect I [TARGET [MS]]: what was given is copied to TARGET, MS later
  *   copy I TARGET: all of it   rounds I TARGET N MS: N such collects, MS apart
  *   audit live|frozen          drop SUBMIT COMPLETE: loses one event in so many of each kind
  *   grace on|off: off, what was in flight isn't given once more, which must be noticed
@@ -99,6 +100,8 @@ static int start(char **words, size_t n, struct err *e)
 		devices[i - 2] = disks[i - 2].path = words[i];
 		r = open_disk(words[i], &disks[i - 2].size, e);
 	}
+	if (!r && pin && strncmp(pin, "ring", 4) == 0)
+		return track_start_ring(devices, n - 2, number(pin + 4) << 10, &tracker, e);
 	return r ?: track_start(devices, n - 2, pin, &tracker, e);
 }
 

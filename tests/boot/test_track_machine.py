@@ -272,6 +272,44 @@ def test_an_agent_dies(tracked):
     tracker.start(d)
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_ring(tracked, suite):
+    """Where BPF can't be used: every kernel's ring is read right, with a CPU that comes and goes meanwhile."""
+    vm, tracker = tracked(suite, "left", clear=("replica",))
+    d, cpu = dev("left"), "/sys/devices/system/cpu/cpu1/online"
+    tracker.ask("close")
+    tracker.start(d, pin="ring")
+    try:
+        vm.sh(f"mkfs.ext4 -q -F -E nodiscard {d}; mount -o discard {d} /mnt; echo 0 >{cpu}")
+        tracker.rounds(dev("replica"), 3, 20)
+        vm.sh(f"echo 1 >{cpu}")
+        vm.spawn("writers", "scribble /mnt/w 2 1")
+        while not vm.ended("writers"):
+            tracker.rounds(dev("replica"), 3, 20)
+        vm.join("writers")
+        vm.sh("fsfreeze -f /mnt; sleep 0.5")
+        tracker.ask("audit", "frozen")
+        tracker.drain(0, dev("replica"))
+        assert not tracking.differing(vm.path("left"), vm.path("replica"))
+        counts = tracker.counts()
+        print(f"{suite}: {counts}")
+        assert counts["events"] > 100 and counts["submit_write"] > 1000 and counts["submit_discard"] > 0
+    finally:
+        vm.run(f"fsfreeze -u /mnt; umount /mnt; echo 1 >{cpu}")
+    tracker.ask("close")
+    tracker.start(d, pin="ring64")
+    tool = "$(cat /run/mark-tool.pid)"
+    vm.sh(f"kill -STOP {tool}; fio --output=/dev/null --name=w --filename={d} --rw=randwrite --bs=4k --direct=1 "
+          f"--ioengine=libaio --iodepth=32 --size=200m --number_ios=3000; kill -CONT {tool}")
+    assert "lost events" in tainted(tracker, "tracer")
+    tracker.ask("restart")
+    vm.sh(f"dd if=/dev/urandom of={d} bs=64k seek=50 count=2 oflag=direct 2>&1")
+    tracker.ask("audit", "frozen")
+    assert {50, 51} <= tracker.collect()
+    vm.sh("echo 0 >/sys/kernel/tracing/instances/replant-*/events/block/block_rq_complete/enable")
+    tainted(tracker, "switched off")
+
+
 # -- disks that change; these come last, they use the machine up -------------------------------------------------------
 
 

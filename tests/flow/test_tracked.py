@@ -1,6 +1,7 @@
 """Tracked runs on real filesystems with writers at work, by the kernel's own means. The oracle is a copy of the device
 that a hook makes with O_DIRECT while all is frozen."""
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -79,11 +80,11 @@ class Tracked:
             w.wait()
         self.writers = []
 
-    def sender(self, *options, keep=True, more=()):
+    def sender(self, *options, keep=True, more=(), **kw):
         self.receiver = self.rig.receiver()
         keep = ["--keep-tracking"] if keep else []
         return self.rig.sender(self.receiver.port, [self.dev, *more], "--config", str(self.tmp / "config"), "--runtime",
-                               str(self.tmp / "run"), *keep, *options, freeze=True, env=self.env)
+                               str(self.tmp / "run"), *keep, *options, freeze=True, env=self.env, **kw)
 
     def send(self, *options, **kw):
         s = self.sender(*options, **kw)
@@ -268,6 +269,25 @@ def test_tainted_while_frozen(tracked):
         os.unlink(f"/dev/shm/{once.name}-{os.getpid()}")
     assert "tracking was interrupted" in tracked.notes(), tracked.done
     assert totals["bytes_read"] >= 40 * MIB
+    tracked.check()
+
+
+def test_without_bpf(tracked):
+    """A filter of system calls takes bpf(2) away: then it's the tracer's ring. The next run knows nothing of it."""
+    denied = [sys.executable, str(pathlib.Path(__file__).resolve().parent.parent / "denied.py"), "bpf"]
+    tracked.disk("ext4")
+    tracked.write(1)
+    tracked.write(2)
+    for _ in range(2):
+        totals = tracked.send(prefix=denied)
+        assert tracked.done["tracking"] == "ring" and totals["mode"] == "tracked", tracked.done
+        assert tracked.done["untracked"].startswith("the kernel doesn't let us use BPF")
+        assert totals["bytes_read"] >= 40 * MIB
+        tracked.check()
+    assert not os.path.exists(tracked.pin) or not os.listdir(tracked.pin)
+    # And where it may be used again, nothing is believed that the ring left.
+    totals = tracked.send()
+    assert tracked.done["tracking"] == "bpf" and totals["bytes_read"] >= 40 * MIB
     tracked.check()
 
 
