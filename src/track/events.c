@@ -138,7 +138,7 @@ int event_find(const char *name, struct event *ret, struct err *e)
 	if (!r)
 		r = read_of(fd, name, "format", &format, e);
 	if (r)
-		return err_set(e, -EOPNOTSUPP, "this kernel has no tracepoint '%s'", name);
+		return err_set(e, -EOPNOTSUPP, "this kernel has no tracepoint '%s', or its lockdown hides it", name);
 	id[strcspn(id, "\n")] = '\0';
 	if (str_u64(id, 1, UINT32_MAX, &ev.id))
 		return err_set(e, -EOPNOTSUPP, "tracepoint '%s' has the strange number '%s'", name, id);

@@ -28,8 +28,8 @@
 #include "track/tracker_event.h"
 
 #define RING_PREFIX   "replant-"
-#define RING_TOTAL    (UINT64_C(8) << 20) /* of the kernel's memory, for all CPUs */
-#define RING_CPU_MIN  (UINT64_C(128) << 10)
+#define RING_TOTAL    (UINT64_C(16) << 20) /* of the kernel's memory, for the CPUs that are on */
+#define RING_CPU_MIN  (UINT64_C(256) << 10)
 #define RING_CPU_MAX  (UINT64_C(2) << 20)
 #define RING_TICK_MS  20
 #define RING_HASTE_MS 1
@@ -205,7 +205,7 @@ static int open_instances(struct ring *r, struct err *e)
 	r->fs = event_tracefs(true);
 	r->instances = r->fs < 0 ? -1 : openat(r->fs, "instances", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (r->instances < 0)
-		return err_set(e, -EOPNOTSUPP, "this kernel has no tracer with instances, or doesn't let us see it");
+		return err_set(e, -EOPNOTSUPP, "this kernel's tracer has no instances, or its lockdown hides them");
 	return 0;
 }
 
@@ -378,7 +378,9 @@ int ring_start(struct ring *r, uint64_t size, struct err *e)
 		return err_nomem(e);
 	for (size_t i = 0; i < r->cpus; i++)
 		r->fds[i] = -1;
-	size = size ?: MAX(RING_CPU_MIN, MIN(RING_CPU_MAX, RING_TOTAL / r->cpus));
+	if (!size) /* per CPU; the kernel makes none for those that are off */
+		size =
+		    MAX(RING_CPU_MIN, MIN(RING_CPU_MAX, RING_TOTAL / (uint64_t)MAX(1, sysconf(_SC_NPROCESSORS_ONLN))));
 	k = open_instances(r, e);
 	if (!k)
 		k = make_instance(r, e);
