@@ -174,8 +174,8 @@ int rounds_gave_up(const char *why, struct err *e)
 {
 	struct err last = *e;
 
-	return err_set(e, -ETIME, "%s (tried %u times, last: %.400s); migrate it at a quieter time", why,
-		       ROUNDS_TRIES, last.msg);
+	return err_set(e, -ETIME, "%s (tried %u times, last: %.400s); migrate it at a quieter time", why, ROUNDS_TRIES,
+		       last.msg);
 }
 
 static int rounds_final(struct rounds *r, struct err *e)
