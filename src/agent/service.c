@@ -20,6 +20,8 @@
  * Hardened without a mount namespace and a device policy of its own: the agent has to see every mount as the server
  * sees it, freeze it, and read every disk. KillMode=process: the freeze guard must end by itself, after thawing.
  * What lies below /run is for the next start: what may be frozen still, and what the next run may rely on.
+ * Of the capabilities, SYS_PTRACE is for seeing which mount namespaces there are; SETUID, SETGID, and AUDIT_WRITE,
+ * without which PAM refuses, are for hooks that become another user, and KILL is for ending those.
  */
 static const char service_unit[] = "# Written by 'replant-agent enroll'; removed by 'replant-agent uninstall'.\n"
 				   "[Unit]\n"
@@ -47,7 +49,8 @@ static const char service_unit[] = "# Written by 'replant-agent enroll'; removed
 				   "NoNewPrivileges=yes\n"
 				   "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RAWIO CAP_DAC_READ_SEARCH "
 				   "CAP_DAC_OVERRIDE CAP_IPC_LOCK CAP_SYS_RESOURCE "
-				   "CAP_SYS_NICE\n"
+				   "CAP_SYS_NICE CAP_SYS_PTRACE CAP_SETUID CAP_SETGID CAP_KILL "
+				   "CAP_AUDIT_WRITE\n"
 				   "LockPersonality=yes\n"
 				   "MemoryDenyWriteExecute=yes\n"
 				   "RestrictRealtime=yes\n"

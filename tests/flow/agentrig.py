@@ -3,6 +3,8 @@ import hashlib
 import http.server
 import json
 import os
+import pathlib
+import re
 import socket
 import ssl
 import subprocess
@@ -193,6 +195,15 @@ class Service:
                 self.proc.kill()
                 self.proc.wait()
         return self.proc.returncode
+
+
+def confined():
+    """What to run a program under so that it may do what the service's unit leaves it."""
+    text = (pathlib.Path(__file__).resolve().parents[2] / "src/agent/service.c").read_text()
+    unit = "".join(re.findall(r'^\s*"((?:[^"\\]|\\.)*)"', text[text.index("service_unit[]"):text.index("bool service_systemd")], re.M))
+    caps = re.search(r"CapabilityBoundingSet=(.*?)\\n", unit)[1].split()
+    assert len(caps) > 5 and "NoNewPrivileges=yes" in unit
+    return ["setpriv", "--nnp", "--bounding-set", ",".join(["-all", *("+" + c.removeprefix("CAP_").lower() for c in caps)]), "--"]
 
 
 def enroll(tmp, center, the_code, *options, check=True, host="127.0.0.1"):

@@ -405,6 +405,34 @@ def test_quiet_while_frozen(bench):
     assert not [x for x in inside if center in x]
 
 
+def confine(bench):
+    bench.service.stop()
+    bench.service = Service(bench.tmp, "confined", agentrig.confined())
+    bench.service.under = ()  # it execs
+
+
+def test_hook_becomes_another_user(bench):
+    """Under what the unit leaves the service; and one that hangs as that user can be ended."""
+    confine(bench)
+    hooks = bench.service.config / "hooks.d"
+    hooks.mkdir()
+    (bench.tmp / "uid").mkdir(mode=0o777)
+    for p in (bench.tmp, *bench.tmp.parents):
+        if not p.stat().st_mode & 1 and str(p).startswith("/tmp/"):
+            p.chmod(0o711)
+    (bench.tmp / "uid").chmod(0o777)
+    (hooks / "user").write_text(f"#!/bin/sh\ncase $1 in pre-freeze) runuser -u nobody -- sh -c 'id -u > {bench.tmp}/uid/is' ;;\n"
+                                "post-freeze) exec setpriv --reuid nobody --clear-groups sleep 7310 ;; esac\n")
+    (hooks / "user").chmod(0o755)
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port)
+    failed = until(lambda: (t := bench.last_task()) and t["state"] == "failed" and t, 60)
+    assert failed["error"]["code"] == "hook_failed" and "took longer" in failed["error"]["message"], failed
+    assert (bench.tmp / "uid/is").read_text() == run("id", "-u", "nobody").stdout
+    until(lambda: not run("pgrep", "-fx", "sleep 7310", check=False).stdout)
+    r.kill()
+
+
 def test_all_killed_in_the_freeze(bench):
     """The agent and both processes that thaw, at once: nobody is left who could. The next agent thaws."""
     hooks = bench.service.config / "hooks.d"
