@@ -11,6 +11,7 @@
 
 #define DAY          86400.0
 #define EXPIRED_DAYS 7
+#define RESULT_MAX   (64u << 10) /* bytes of JSON; the longest an honest agent sends is about that */
 
 void engine_wake(struct engine *en)
 {
@@ -348,6 +349,24 @@ static void take_report(struct live *l, const struct model_task_request *t, cons
 	}
 }
 
+/* An agent sends what it likes: what is too much loses what only people read. */
+static json_t *bounded_result(const json_t *result)
+{
+	json_t *o;
+
+	if (!result)
+		return json_object();
+	if (json_dumpb(result, NULL, 0, JSON_COMPACT) <= RESULT_MAX)
+		return json_incref((json_t *)(uintptr_t)result);
+	o = json_pack("{s:[s], s:O*, s:O*}", "notes", "the agent's report was too long, its notes are not kept",
+		      "totals", json_object_get(result, "totals"), "disks", json_object_get(result, "disks"));
+	if (o && json_dumpb(o, NULL, 0, JSON_COMPACT) > RESULT_MAX) {
+		json_object_del(o, "totals");
+		json_object_del(o, "disks");
+	}
+	return o;
+}
+
 /* The agent's last word goes to the store at once: the job may be over before it comes. */
 static int save_result(struct engine *en, const char *source, const struct model_task_request *t, struct err *e)
 {
@@ -361,7 +380,9 @@ static int save_result(struct engine *en, const char *source, const struct model
 		r = s->ops->get(s, &model_jobs, run.job, &job, e);
 	if (r < 0 || run.result || strcmp(job.source, source) != 0 || !job.run || strcmp(job.run, run.id) != 0)
 		return r;
-	model_take_json(&run.result, t->result ? json_incref(t->result) : json_object());
+	model_take_json(&run.result, bounded_result(t->result));
+	if (!run.result)
+		return err_nomem(e);
 	if (!job.progress)
 		job.progress = json_object();
 	if (progress)

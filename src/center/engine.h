@@ -14,6 +14,7 @@
 
 #define ENGINE_SEEN_BUCKETS 1024u
 #define ENGINE_RETRIES      5u  /* of a transfer that brings nothing new */
+#define ENGINE_ATTEMPTS     20u /* that failed, of one run, are remembered */
 #define ENGINE_STORE_PAUSE  5.0 /* seconds until a store that failed is asked again */
 
 /* What one stage failed with. */
@@ -150,7 +151,9 @@ void engine_wake(struct engine *en);
 struct engine_ids {
 	char (*v)[ID_MAX];
 	size_t n;
-	double now; /* for who collects */
+	double now;        /* for who collects; the next two as well */
+	uint64_t number;   /* of runs */
+	unsigned to_spare; /* that many are left alone */
 };
 int engine_ids_add(struct engine_ids *l, const char *id);
 struct live *engine_live(struct engine *en, const char *job); /* under the lock */

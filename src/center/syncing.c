@@ -51,6 +51,34 @@ static int close_old_run(struct store *s, const char *id, struct err *e)
 	return s->ops->put(s, &model_runs, &old, e);
 }
 
+static int collect_old(void *arg, void *row)
+{
+	const struct model_run *run = row;
+	struct engine_ids *l = arg;
+
+	if (run->number != l->number)
+		return 0;
+	if (l->to_spare) {
+		l->to_spare--;
+		return 0;
+	}
+	return engine_ids_add(l, run->id);
+}
+
+/* A source can make attempts fail for ever: as many of a run as are shown stay in the store. */
+static int forget_attempts(struct store *s, const char *job, uint64_t number, struct err *e)
+{
+	struct store_filter f[] = {{"job", job}, {"state", "failed"}};
+	struct store_query q = {.filters = f, .nfilters = ARRAY_SIZE(f)};
+	struct engine_ids old = {.number = number, .to_spare = ENGINE_ATTEMPTS};
+	int r = s->ops->list(s, &model_runs, &q, collect_old, &old, NULL, e);
+
+	for (size_t i = 0; r == 0 && i < old.n; i++)
+		r = s->ops->remove(s, &model_runs, old.v[i], e);
+	free(old.v);
+	return r;
+}
+
 static int open_run(struct live *l, struct model_job *job, const char *id, struct err *e)
 {
 	_cleanup_(model_run_release) struct model_run run = {.started = id_now(), .state = RUN_ACTIVE};
@@ -70,6 +98,8 @@ static int open_run(struct live *l, struct model_job *job, const char *id, struc
 	run.trigger = now.trigger;
 	if (r == 0)
 		r = close_old_run(s, now.run, e);
+	if (r == 0)
+		r = forget_attempts(s, l->job, now.number, e);
 	if (r == 0)
 		r = s->ops->put(s, &model_runs, &run, e);
 	if (r == 0 && model_set(&now.run, id) < 0)

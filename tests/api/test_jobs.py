@@ -344,6 +344,33 @@ def test_long_names_are_cut_between_characters(center):
     assert error["code"] == "x" + "\u00fc" * 23 and error["message"].endswith("\u00fc")
 
 
+def test_what_a_source_can_make_the_center_keep(center):
+    """Its word is cut, and so is the list of its attempts."""
+    agent = center.agent()
+    job = center.started_job(agent.source, parameters={"test_boot": False})
+    run, first = None, None
+    center.play("receiving", "bytes")
+    for i in range(25):
+        run = agent.wait_task(other_than=run)["run"]
+        first = first or run
+        result = {"notes": ["n" * 99] * 1000, "disks": ["/dev/vda"], "totals": {"round": 3}, "more": "x" * 500000}
+        if i == 1:
+            result["disks"] = ["/dev/" + "d" * 1000] * 100
+        agent.report(run, "done", result=result)
+        agent.report(run, "failed", error={"code": "connection", "message": "lost", "temporary": True})
+        row = center.job(job)
+        mine = [r for r in row["runs"] if r["id"] == run]
+        assert list(mine[0]["result"]) == ["notes"] if i == 1 else mine[0]["result"] == {
+            "notes": ["the agent's report was too long, its notes are not kept"], "disks": ["/dev/vda"], "totals": {"round": 3}}
+    center.unplay("receiving", "bytes")
+    wait_for("the last attempt", lambda: center.job(job)["run"] != run)
+    listed = center.ok("GET", f"/v1/jobs/{job}/runs?limit=100")
+    ids = [r["id"] for r in listed["items"]]
+    assert listed["total"] == 21 and first not in ids and run in ids and center.job(job)["run"] == ids[0]
+    agent.send_all()
+    center.wait_job(job)
+
+
 def test_two_agents_at_once(center):
     agents = [center.agent(), center.agent()]
     jobs = [center.started_job(a.source) for a in agents]
