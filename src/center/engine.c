@@ -113,6 +113,23 @@ static int end_run(struct engine *en, struct model_job *job, double now, struct 
 	return s->ops->put(s, &model_runs, &run, e);
 }
 
+/* A run that failed behind its copy goes on, and may still end well. */
+static int reopen_run(struct engine *en, const struct model_job *job, struct err *e)
+{
+	_cleanup_(model_run_release) struct model_run run = {0};
+	struct store *s = en->store;
+	int r = job->run ? s->ops->get(s, &model_runs, job->run, &run, e) : -ENOENT;
+
+	if (r == -ENOENT || (r == 0 && run.state != RUN_FAILED))
+		return 0;
+	if (r < 0)
+		return r;
+	run.state = RUN_ACTIVE;
+	run.ended = 0;
+	model_take_json(&run.error, NULL);
+	return s->ops->put(s, &model_runs, &run, e);
+}
+
 /* What the runner knew last becomes part of the row. */
 static void keep_live(struct engine *en, struct model_job *job)
 {
@@ -133,8 +150,13 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 	keep_live(en, job);
 	schedule_apply(en, job, a, event, clock, failure, now);
 	note_stages(job, a, now);
-	if (job->state != JOB_RUNNING && a->state == JOB_RUNNING)
+	if (job->state != JOB_RUNNING && a->state == JOB_RUNNING) {
 		job->started = job->started > 0 ? job->started : now;
+		if (a->stage == JOB_PROCESSING || a->stage == JOB_CLEANING)
+			r = reopen_run(en, job, e);
+	}
+	if (r < 0)
+		return r;
 	job->state = (int)a->state;
 	job->stage = (int)a->stage;
 	job->updated = now;

@@ -106,11 +106,13 @@ def test_a_failure_behind_the_copy_resumes_there(center, name, code):
     row = center.wait_job(job, "in_error")
     assert row["error"]["code"] == code and "the sentence" in row["error"]["message"]
     assert row["stage"] in ("processing", "cleaning")
+    assert row["runs"][0]["state"] == "failed" and row["runs"][0]["error"]["code"] == code and row["runs"][0]["ended"]
     received = len(center.calls("receive"))
     center.unplay(name, "fail")
     center.ok("POST", f"/v1/jobs/{job}/start", {})
     row = center.wait_job(job)
     assert row["error"] is None and len(center.calls("receive")) == received
+    assert [(r["state"], r["error"], r["image"]) for r in row["runs"]] == [("done", None, row["image"])]
     assert {c[1] for c in center.calls("image_create")[before:]} == {row["image"]}
 
 
