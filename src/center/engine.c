@@ -211,6 +211,14 @@ static int check_image(struct engine *en, const struct model_job *job, enum job_
 	return r == -ENOENT ? 0 : r;
 }
 
+/* The clock acts on a list of a moment ago: a person may have come first. */
+static bool is_due(const struct model_job *job, enum job_event event, double now)
+{
+	if (event == JOB_START)
+		return job->next_run > 0 && job->next_run <= now;
+	return now >= job->expires + (job->state == JOB_EXPIRED ? EXPIRED_DAYS * DAY : 0);
+}
+
 int engine_job_event(struct engine *en, const char *id, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f)
 {
@@ -225,6 +233,8 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 	r = s->ops->get(s, &model_jobs, id, &job, &e);
 	if (r == 0) {
 		a = job_step(job.state, job.stage, model_is_incremental(&job) && !job.last, event);
+		if (!a.refused && expected == ENGINE_CLOCK && !is_due(&job, event, id_now()))
+			a.refused = "the job's time has not come";
 		r = check_image(en, &job, event, &a, &e);
 	}
 	if (r == 0) {
@@ -524,9 +534,8 @@ static int collect_over(void *arg, void *row)
 {
 	const struct model_job *job = row;
 	struct engine_ids *l = arg;
-	bool expired = job->state == JOB_EXPIRED;
 
-	return l->now < job->expires + (expired ? EXPIRED_DAYS * DAY : 0) ? 0 : engine_ids_add(l, job->id);
+	return is_due(job, JOB_EXPIRE, l->now) ? engine_ids_add(l, job->id) : 0;
 }
 
 static void expire_jobs(struct engine *en)
@@ -541,7 +550,7 @@ static void expire_jobs(struct engine *en)
 
 		if (en->store->ops->list(en->store, &model_jobs, &q, collect_over, &l, NULL, NULL) == 0)
 			for (size_t k = 0; k < l.n; k++)
-				engine_job_event(en, l.v[k], ENGINE_ANYBODY,
+				engine_job_event(en, l.v[k], ENGINE_CLOCK,
 						 states[i] == JOB_EXPIRED ? JOB_DELETE : JOB_EXPIRE, NULL, &fault);
 		free(l.v);
 	}

@@ -89,7 +89,7 @@ struct task_outcome {
 };
 
 #define ENGINE_ANYBODY (-1) /* engine_job_event(): the job may be anywhere */
-#define ENGINE_CLOCK   (-2) /* the same; it is the schedule that asks */
+#define ENGINE_CLOCK   (-2) /* the same; it is the clock that asks, and the job must be due */
 
 struct task {
 	struct engine *engine;

@@ -1,6 +1,8 @@
 """Incremental jobs: runs one after the other, by schedule and by hand, the images that stay, the cut-over. An hour of a
 schedule lasts as long here as the center is told ($HOUR)."""
 
+import contextlib
+import sqlite3
 import time
 
 import pytest
@@ -137,6 +139,24 @@ def test_the_schedule(fresh):
     center.ok("PATCH", f"/v1/jobs/{job}", {"parameters": {"interval_hours": 1}})
     one_run(center, agent, job, task["run"])
     assert sorted(images(center, job)) == ["web-run4"]
+
+
+def test_the_schedule_comes_too_late(fresh):
+    """A person stopped the job when it was listed as due, and not started yet: the store is held in between."""
+    center = fresh(HOUR=1, HEARTBEAT=60)
+    agent = center.agent()
+    job = job_of(center, agent, interval_hours=2)
+    task, row = one_run(center, agent, job)
+    time.sleep(max(0, row["next_run"] - time.time() - 0.7))
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        time.sleep(max(0, row["next_run"] - time.time()) + 1)
+        assert db.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone() == ("waiting",)
+        db.execute("UPDATE jobs SET state = 'stopped', next_run = 0 WHERE id = ?", (job,))
+        db.execute("COMMIT")
+    time.sleep(0.5)
+    stopped = center.job(job)
+    assert (stopped["state"], stopped["number"], stopped["next_run"]) == ("stopped", 1, None)
 
 
 def test_a_run_that_fails_is_tried_again_next_time(fresh):
