@@ -117,7 +117,7 @@ void guest_end_line(struct guest_span line, struct guest_span rest, struct str *
 /* The next word between blanks; false when there is none. */
 bool guest_next_word(struct guest_span *rest, struct guest_span *word);
 bool guest_span_is(struct guest_span s, const char *text);
-/* Copies, undoing \040 and its like when `octal`; false when it doesn't fit. */
+/* Copies, undoing \040 and its like when `octal`; false, and "", when it doesn't fit. */
 bool guest_span_copy(struct guest_span s, bool octal, char *out, size_t size);
 /* `options` (comma-separated) has the option `name`, with or without a value. */
 bool guest_has_option(struct guest_span options, const char *name);
@@ -125,7 +125,8 @@ bool guest_has_option(struct guest_span options, const char *name);
 bool guest_subvolume(struct guest_span options, char *out, size_t size);
 /* Is it a line of grub.cfg that loads a kernel: "linux /vmlinuz-... root=... ro quiet"? */
 bool guest_is_linux(struct guest_span line);
-/* Value of KEY=value or KEY="value" in a file of shell assignments; false when absent. The last one wins. */
+/* Value of KEY=value or KEY="value" in a file of shell assignments; false when absent. The last one wins; one that
+ * doesn't fit is as good as absent. */
 bool guest_assignment(const char *text, size_t len, const char *key, char *out, size_t size);
 
 /* ---- guest_device.c ---- */

@@ -66,8 +66,10 @@ bool guest_span_copy(struct guest_span s, bool octal, char *out, size_t size)
 			c = (char)((s.s[i + 1] - '0') << 6 | (s.s[i + 2] - '0') << 3 | (s.s[i + 3] - '0'));
 			i += 3;
 		}
-		if (!c || n + 1 >= size)
+		if (!c || n + 1 >= size) {
+			out[0] = '\0';
 			return false;
+		}
 		out[n++] = c;
 	}
 	out[n] = '\0';
@@ -141,8 +143,7 @@ bool guest_assignment(const char *text, size_t len, const char *key, char *out, 
 			line.s++;
 			line.n -= 2;
 		}
-		if (guest_span_copy(line, false, out, size))
-			found = true;
+		found = guest_span_copy(line, false, out, size);
 	}
 	return found;
 }

@@ -584,6 +584,12 @@ def test_other_distribution_is_refused_and_described(tree):
     assert found["system"]["id"] == "rocky" and "Rocky Linux 9.4" in message
 
 
+def test_overlong_name_of_a_distribution_is_none(tree):
+    tree.write("/etc/os-release", f"ID=debian\nID={'d' * 200}\nPRETTY_NAME=Strange\n")
+    found, message = tree.refused()
+    assert found["system"]["id"] == "" and "'Strange'" in message
+
+
 def test_uefi_is_refused(tree):
     volumes = json.loads(json.dumps(VOLUMES))
     del volumes["disks"][0]["grub"]
