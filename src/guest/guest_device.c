@@ -260,7 +260,7 @@ static bool cmdline_name(const struct guest_volume *v, bool alone, char *out, si
 
 static bool is_edge(char c)
 {
-	return c == ' ' || c == '\t' || c == '"' || c == '\'' || c == '\n';
+	return c == ' ' || c == '\t' || c == '\r' || c == '"' || c == '\'' || c == '\n';
 }
 
 /* Length of "root=" or "resume=" when a word of that kind begins here. */

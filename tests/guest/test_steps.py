@@ -267,6 +267,12 @@ def test_grub_root_and_console(tree):
     assert f'GRUB_CMDLINE_LINUX="root=UUID={ROOT_UUID}"' in tree.read("/etc/default/grub")
 
 
+def test_line_that_ends_as_on_windows(tree):
+    tree.write("/boot/grub/grub.cfg", GRUB_CFG.replace("root=/dev/sda1 ro quiet", "ro root=/dev/sda2\r"))
+    tree.convert()
+    assert f"root=UUID={BOOT_UUID} " in linux_line(tree)
+
+
 def with_partuuid():
     volumes = json.loads(json.dumps(VOLUMES))
     volumes["volumes"][1]["partuuid"] = "abcd-01"
