@@ -12,7 +12,7 @@
 struct err;
 struct guest;
 
-#define GUEST_VOLUMES_MAX 256
+#define GUEST_VOLUMES_MAX 4096 /* more are refused: the root may be among those left out */
 
 /* A block device that may hold a filesystem: a disk, a partition, a logical volume, an array. */
 struct guest_volume {

@@ -28,14 +28,18 @@ static int volumes_init(struct guest_volumes *v, struct err *e)
 	return v->v && v->disks ? 0 : err_nomem(e);
 }
 
+/* NULL: there are too many. */
 static struct guest_volume *volumes_new(struct guest_volumes *v)
 {
-	static struct guest_volume overflow;
-
 	if (v->n == GUEST_VOLUMES_MAX)
-		return &overflow;
+		return NULL;
 	v->v[v->n] = (struct guest_volume){.disk = -1};
 	return &v->v[v->n++];
+}
+
+static int volumes_too_many(struct err *e)
+{
+	return err_set(e, -E2BIG, "more than %d partitions and logical volumes on the copied disks", GUEST_VOLUMES_MAX);
 }
 
 static void volumes_take(blkid_probe p, const char *name, char *out, size_t size)
@@ -91,8 +95,9 @@ static void volumes_boot_sector(struct guest_disk *d)
 	d->gpt = memcmp(sector + 512, "EFI PART", 8) == 0;
 }
 
-static void volumes_add_parts(struct guest_volumes *v, const char *name, int disk)
+static bool volumes_add_parts(struct guest_volumes *v, const char *name, int disk)
 {
+	bool fits = true;
 	char path[300];
 	struct dirent *d;
 	DIR *dir;
@@ -110,6 +115,9 @@ static void volumes_add_parts(struct guest_volumes *v, const char *name, int dis
 		if (!sysfs_read(name, file, number, sizeof(number)) || str_u64(number, 1, 100000, &part) < 0)
 			continue;
 		p = volumes_new(v);
+		fits = p != NULL;
+		if (!fits)
+			break;
 		p->disk = disk;
 		p->part = (unsigned)part;
 		snprintf(p->device, sizeof(p->device), "/dev/%.100s", d->d_name);
@@ -117,43 +125,51 @@ static void volumes_add_parts(struct guest_volumes *v, const char *name, int dis
 	}
 	if (dir)
 		closedir(dir);
+	return fits;
 }
 
-static void volumes_add_disk(struct guest_volumes *v, const char *name, uint64_t index)
+static bool volumes_add_disk(struct guest_volumes *v, const char *name, uint64_t index)
 {
 	struct guest_volume *whole = volumes_new(v);
 
+	if (!whole)
+		return false;
 	whole->disk = (int)index;
 	snprintf(whole->device, sizeof(whole->device), "/dev/%.100s", name);
 	volumes_probe(whole);
 	snprintf(v->disks[index].device, sizeof(v->disks[index].device), "/dev/%.50s", name);
 	volumes_boot_sector(&v->disks[index]);
 	v->ndisks = MAX(v->ndisks, (size_t)index + 1);
-	volumes_add_parts(v, name, (int)index);
+	return volumes_add_parts(v, name, (int)index);
 }
 
-static void volumes_add(struct guest_volumes *v, const char *name)
+static bool volumes_add(struct guest_volumes *v, const char *name)
 {
 	static const char serial_prefix[] = "replant-disk";
 	struct guest_volume *o;
 	char text[128];
 	uint64_t index;
+	bool mapper;
 
-	if (str_starts(name, "vd") && sysfs_read(name, "serial", text, sizeof(text)) &&
-	    str_starts(text, serial_prefix) &&
-	    str_u64(text + strlen(serial_prefix), 0, GUEST_DISKS_MAX - 1, &index) == 0) {
-		volumes_add_disk(v, name, index);
-	} else if (str_starts(name, "dm-") && sysfs_read(name, "dm/name", text, sizeof(text))) {
-		o = volumes_new(v);
+	if (str_starts(name, "vd"))
+		return !sysfs_read(name, "serial", text, sizeof(text)) || !str_starts(text, serial_prefix) ||
+		       str_u64(text + strlen(serial_prefix), 0, GUEST_DISKS_MAX - 1, &index) < 0 ||
+		       volumes_add_disk(v, name, index);
+	mapper = str_starts(name, "dm-") && sysfs_read(name, "dm/name", text, sizeof(text));
+	if (!mapper && !str_starts(name, "md"))
+		return true;
+	o = volumes_new(v);
+	if (!o)
+		return false;
+	if (mapper) {
 		snprintf(o->mapper, sizeof(o->mapper), "%s", text);
 		snprintf(o->device, sizeof(o->device), "/dev/mapper/%.100s", text);
-		volumes_probe(o);
-	} else if (str_starts(name, "md")) {
-		o = volumes_new(v);
+	} else {
 		snprintf(o->md, sizeof(o->md), "%.60s", name);
 		snprintf(o->device, sizeof(o->device), "/dev/%.100s", name);
-		volumes_probe(o);
 	}
+	volumes_probe(o);
+	return true;
 }
 
 static int volumes_names(struct guest_volumes *v, const json_t *names, struct err *e)
@@ -213,9 +229,11 @@ int guest_volumes_scan(const json_t *names, struct guest_volumes *ret, struct er
 	dir = opendir("/sys/block");
 	if (!dir)
 		return err_sys(e, "cannot list '/sys/block'");
-	while ((d = readdir(dir)))
-		volumes_add(&v, d->d_name);
+	while (r == 0 && (d = readdir(dir)))
+		r = volumes_add(&v, d->d_name) ? 0 : volumes_too_many(e);
 	closedir(dir);
+	if (r < 0)
+		return r;
 	qsort(v.v, v.n, sizeof(*v.v), volumes_compare);
 	if (!v.ndisks)
 		return err_set(e, -ENODEV, "no disk of the job is attached");
@@ -265,7 +283,13 @@ int guest_volumes_from_json(const json_t *j, struct guest_volumes *ret, struct e
 	v.ndisks = json_array_size(list);
 	for (i = 0; r == 0 && i < v.ndisks; i++)
 		jsn_get_bool(json_array_get(list, i), "grub", false, &v.disks[i].grub, NULL);
-	json_array_foreach(json_object_get(j, "volumes"), i, o) if (r == 0) r = volumes_one(o, volumes_new(&v), e);
+	json_array_foreach(json_object_get(j, "volumes"), i, o)
+	{
+		struct guest_volume *one = r == 0 ? volumes_new(&v) : NULL;
+
+		if (r == 0)
+			r = one ? volumes_one(o, one, e) : volumes_too_many(e);
+	}
 	if (r < 0)
 		return r;
 	*ret = v;

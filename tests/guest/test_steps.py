@@ -604,6 +604,20 @@ def test_uefi_is_refused(tree):
     assert found["firmware"] == "uefi" and "UEFI" in message
 
 
+def test_more_volumes_than_are_looked_at(tree):
+    """The root may be any of them; 256 were not enough for a host of many machines."""
+    def many(count):
+        volumes = json.loads(json.dumps(VOLUMES))
+        volumes["volumes"] = [{"part": 9}] * (count - len(VOLUMES["volumes"])) + volumes["volumes"]
+        return volumes
+
+    done = subprocess.run([TOOL, tree.path, json.dumps(many(4097))], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "more than 4096" in done.stderr
+    tree.write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")
+    assert tree.convert(many(4096))["root"]["uuid"] == ROOT_UUID
+    assert tree.read("/etc/fstab") == f"UUID={ROOT_UUID} / ext4 defaults 0 1\n"
+
+
 def test_no_kernel_is_refused(tree):
     (tree.path / f"boot/vmlinuz-{KERNEL}").unlink()
     assert "no kernel" in tree.refused()[1]
