@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/endian.h"
 #include "base/err.h"
 #include "base/io.h"
 #include "base/jsn.h"
@@ -218,6 +219,51 @@ int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_
 	return err_set(e, -ENOENT, "run %llu of job '%s' has no disk %zu", (unsigned long long)run, job, i);
 }
 
+int local_chain_near(const struct local *l, const char *job, const struct local_runs *runs, uint64_t *run, bool above,
+		     size_t i, char name[32], const char **ret_format, struct err *e)
+{
+	for (size_t k = 0; k < runs->n; k++) {
+		uint64_t v = runs->v[above ? k : runs->n - 1 - k];
+		struct err none = {0};
+		int r;
+
+		if (above ? v <= *run : v >= *run)
+			continue;
+		r = local_chain_disk(l, job, v, i, name, ret_format, &none);
+		if (r < 0 && r != -ENOENT)
+			return err_set(e, r, "%s", none.msg);
+		if (r == 0) {
+			*run = v;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+int local_backing(const char *path, char ret[LOCAL_BACKING_MAX], struct err *e)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	uint8_t h[20];
+	uint64_t at;
+	uint32_t size;
+	ssize_t n;
+
+	if (fd < 0)
+		return err_sys(e, "cannot open '%s'", path);
+	n = io_pread_full(fd, h, sizeof(h), 0);
+	if (n < 0)
+		return err_set(e, (int)n, "cannot read '%s': %s", path, strerror((int)-n));
+	at = n == sizeof(h) ? get_be64(h + 8) : 0;
+	size = n == sizeof(h) ? get_be32(h + 16) : 0;
+	if (n != sizeof(h) || memcmp(h, "QFI\xfb", 4) != 0 || at > INT32_MAX || size >= LOCAL_BACKING_MAX)
+		return err_set(e, -EINVAL, "'%s' is no qcow2 file", path);
+	n = at ? io_pread_full(fd, ret, size, at) : 0;
+	if (n < 0 || (at && n != (ssize_t)size))
+		return err_set(e, n < 0 ? (int)n : -EINVAL, "cannot read '%s'", path);
+	ret[n] = '\0';
+	return 0;
+}
+
 /* ---- images on it ---- */
 
 const char *local_image_chain(const json_t *manifest, uint64_t *ret_run)
@@ -395,13 +441,42 @@ static int chain_layers(const struct local *l, const char *job, const struct loc
 	return r ?: chain_inherit(l, below.s, dir, "replica.json", e);
 }
 
+/*
+ * A merge was cut off while the raw file of a run below had a second name in this one, on which nothing stands: the new
+ * name goes as long as the old file is there, else the old name.
+ */
+static int chain_untwin(const struct local *l, const char *job, const struct local_runs *runs, uint64_t number,
+			const char *dir, size_t i, struct err *e)
+{
+	char name[32], qcow2[32], path[PATH_MAX + 64];
+	struct local_path below;
+	struct stat a, b;
+	int r = 0;
+
+	snprintf(name, sizeof(name), "disk%zu.raw", i);
+	snprintf(qcow2, sizeof(qcow2), "disk%zu.qcow2", i);
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	if (lstat(path, &a) < 0)
+		return errno == ENOENT ? 0 : err_sys(e, "cannot look at '%s'", path);
+	for (size_t k = 0; r == 0 && k < runs->n && runs->v[k] < number; k++) {
+		r = local_path(l, &below, e, "chains/%s/%llu", job, (unsigned long long)runs->v[k]);
+		snprintf(path, sizeof(path), "%s/%s", below.s, name);
+		if (r < 0 || lstat(path, &b) < 0 || a.st_dev != b.st_dev || a.st_ino != b.st_ino)
+			continue;
+		return chain_unlink(chain_has(dir, qcow2) ? dir : below.s, name, e);
+	}
+	return r;
+}
+
 /* It was complete, but its job does it again: its files become the user's once more. */
-static int chain_reopen(const struct local *l, const char *job, const char *chain, const char *dir, uint64_t number,
-			struct err *e)
+static int chain_reopen(const struct local *l, const char *job, const struct local_runs *runs, const char *chain,
+			const char *dir, uint64_t number, struct err *e)
 {
 	char text[32];
 	int r = local_chain_images(l, job, find_image, &number, e);
 
+	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++)
+		r = chain_untwin(l, job, runs, number, dir, i, e);
 	snprintf(text, sizeof(text), "%llu\n", (unsigned long long)number - 1);
 	r = r ?: number > 1 ? chain_write(chain, "complete", text, e) : chain_unlink(chain, "complete", e);
 	for (size_t i = 0, n = local_disks(dir); r == 0 && i < n; i++) {
@@ -439,7 +514,7 @@ int local_chain_begin(const struct local *l, const char *job, uint64_t number, s
 		return r;
 	if (runs.n && runs.v[runs.n - 1] > number)
 		return err_set(e, -EEXIST, "job '%s' has a run after run %llu", job, (unsigned long long)number);
-	r = runs.complete >= number ? chain_reopen(l, job, chain.s, ret->s, number, e)
+	r = runs.complete >= number ? chain_reopen(l, job, &runs, chain.s, ret->s, number, e)
 				    : chain_after_crash(chain.s, ret->s, e);
 	if (r == 0 && mkdir(ret->s, 0700) < 0 && errno != EEXIST)
 		r = err_sys(e, "cannot make '%s'", ret->s);
@@ -475,7 +550,7 @@ static int chain_take_disk(const struct local *l, const char *job, const struct 
 	char name[32], path[PATH_MAX + 64], below_name[32], backing[64];
 	const char *format, *below_format;
 	int r = local_chain_disk(l, job, number, i, name, &format, e);
-	uint64_t last = 0;
+	uint64_t below = number;
 
 	snprintf(path, sizeof(path), "%s/%s", dir, name);
 	r = r ?: local_take_file(l, path, e);
@@ -486,12 +561,13 @@ static int chain_take_disk(const struct local *l, const char *job, const struct 
 		snprintf(name, sizeof(name), "disk%zu.qcow2", i); /* a layer that didn't fit */
 		return chain_unlink(dir, name, e);
 	}
-	for (size_t k = 0; k < runs->n; k++)
-		if (runs->v[k] < number)
-			last = runs->v[k];
-	r = local_chain_disk(l, job, last, i, below_name, &below_format, e);
-	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)last, below_name);
-	return r ?: local_check_overlay(l, path, backing, below_format, NULL, e);
+	r = local_chain_near(l, job, runs, &below, false, i, below_name, &below_format, e);
+	if (r == 0)
+		r = err_set(e, -ENOENT, "'%s' stands on nothing", path);
+	if (r < 0)
+		return r;
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)below, below_name);
+	return local_check_overlay(l, path, backing, below_format, NULL, e);
 }
 
 int local_chain_complete(const struct local *l, const char *job, uint64_t number, struct err *e)

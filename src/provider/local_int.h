@@ -103,6 +103,15 @@ int local_chain_close(const struct local *l, const char *job, struct err *e);
 /* "diskN.raw" or "diskN.qcow2", whatever the run has, and its format (static); -ENOENT. */
 int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_t i, char name[32],
 		     const char **ret_format, struct err *e);
+/*
+ * The same of the nearest run above or below *run that has the disk: where a merge was cut off, the one between has it
+ * no more. 1: *run is that one; 0: there is none.
+ */
+int local_chain_near(const struct local *l, const char *job, const struct local_runs *runs, uint64_t *run, bool above,
+		     size_t i, char name[32], const char **ret_format, struct err *e);
+/* What the qcow2 file says it stands on; "": nothing. */
+#define LOCAL_BACKING_MAX 1024
+int local_backing(const char *path, char ret[LOCAL_BACKING_MAX], struct err *e);
 /* Calls `each` for all finished images on the chain, with what their manifest.json says; non-zero ends it. */
 int local_chain_images(const struct local *l, const char *job,
 		       int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e),

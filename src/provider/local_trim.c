@@ -6,6 +6,9 @@
  * Killed anywhere, the same is done again from what lies there. While the upper layer is written into the lower,
  * everything that stands on the upper reads what it did before: only what the upper covers changes. The upper goes once
  * the lower has its name and nothing refers to the old one.
+ *
+ * Each disk is merged by itself. Where that was cut off, or there was no space for one of them, a run has some of its disks
+ * no more: what is next to it is for each disk the nearest run that has it.
  */
 #include "provider/local_int.h"
 
@@ -30,6 +33,7 @@ struct trim {
 	const struct provider_watch *w;
 	struct local_runs runs;
 	bool held[LOCAL_RUNS_MAX]; /* as runs.v */
+	struct err *put_off;       /* why the first layer that could not be merged now stays */
 };
 
 /* For drills: REPLANT_FAULT_TRIM=N kills the program at the N-th step. */
@@ -123,6 +127,62 @@ static int trim_rebase(const struct trim *t, const char *path, const char *backi
 	return r ?: local_check_overlay(t->l, path, backing, format, NULL, e);
 }
 
+/* Disk i of a run. */
+struct trim_layer {
+	uint64_t run;
+	size_t disk;
+	char name[32], path[PATH_MAX];
+	const char *format;
+};
+
+/* That of the run itself, or of the nearest above it that has one. 1; 0: there is none. */
+static int trim_layer(const struct trim *t, uint64_t run, bool above, size_t i, struct trim_layer *ret, struct err *e)
+{
+	struct err none = {0};
+	int r;
+
+	ret->disk = i;
+	ret->run = run;
+	if (above) {
+		r = local_chain_near(t->l, t->job, &t->runs, &ret->run, true, i, ret->name, &ret->format, e);
+	} else {
+		r = local_chain_disk(t->l, t->job, run, i, ret->name, &ret->format, &none);
+		r = r == 0 ? 1 : r == -ENOENT ? 0 : err_set(e, r, "%s", none.msg);
+	}
+	return r > 0 ? (trim_path(t, ret->path, ret->run, ret->name, e) ?: 1) : r;
+}
+
+/* Does no later run stand on it, the one at `but` apart? What is wrong with the chain shall not become worse. */
+static int trim_check_free(const struct trim *t, const struct trim_layer *y, uint64_t but, struct err *e)
+{
+	char backing[64], path[PATH_MAX], name[32], found[LOCAL_BACKING_MAX];
+	struct err why = {0};
+	int r = 0;
+
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)y->run, y->name);
+	snprintf(name, sizeof(name), "disk%zu.qcow2", y->disk);
+	for (size_t i = 0; r == 0 && i < t->runs.n; i++) {
+		if (t->runs.v[i] <= y->run || t->runs.v[i] == but)
+			continue;
+		r = trim_path(t, path, t->runs.v[i], name, e);
+		if (r < 0)
+			break;
+		r = local_backing(path, found, &why);
+		if (r == 0 && strcmp(found, backing) == 0)
+			r = err_set(e, -EPERM, "'%s' can't go, '%s' stands on it", y->path, path);
+		else if (r < 0)
+			r = r == -ENOENT ? 0 : err_set(e, r, "%s", why.msg);
+	}
+	return r;
+}
+
+static int trim_drop(const struct trim *t, const struct trim_layer *y, struct err *e)
+{
+	int r = trim_check_free(t, y, 0, e);
+
+	return r ?: trim_unlink(y->path, e);
+}
+
 struct trim_move {
 	const struct trim *t;
 	uint64_t run;
@@ -168,66 +228,65 @@ static int trim_image(void *arg, const char *image, uint64_t run, json_t *manife
 	return trim_tell(m->t, image, manifest);
 }
 
-/* `run`'s disk is called `name` from now on; what stands on it refers to that. */
-static int trim_rename(const struct trim *t, size_t at, size_t i, const char *name, const char *format, struct err *e)
+/* The disk of that run is called `name` from now on; what stands on it refers to that. */
+static int trim_rename(const struct trim *t, uint64_t run, size_t i, const char *name, const char *format,
+		       struct err *e)
 {
-	struct trim_move m = {t, t->runs.v[at], i, name, format};
-	char child[PATH_MAX], raw[PATH_MAX], base[32], backing[64];
+	struct trim_move m = {t, run, i, name, format};
+	struct trim_layer child;
+	char backing[64];
 	int r = local_chain_images(t->l, t->job, trim_image, &m, e);
 
-	if (r < 0 || at + 1 >= t->runs.n)
-		return r;
-	snprintf(base, sizeof(base), "disk%zu.qcow2", i);
-	r = trim_path(t, child, t->runs.v[at + 1], base, e);
-	snprintf(base, sizeof(base), "disk%zu.raw", i);
-	r = r ?: trim_path(t, raw, t->runs.v[at + 1], base, e);
-	if (r < 0 || access(raw, F_OK) == 0 || access(child, F_OK) < 0)
-		return r; /* the next one stands on nothing */
-	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)m.run, name);
-	return trim_rebase(t, child, backing, format, e);
+	r = r < 0 ? r : trim_layer(t, run, true, i, &child, e);
+	if (r <= 0 || strcmp(child.format, "raw") == 0)
+		return r < 0 ? r : 0; /* the next one stands on nothing */
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)run, name);
+	return trim_rebase(t, child.path, backing, format, e);
 }
 
 /* ---- a layer and the next ---- */
 
 /* `upper` is qcow2 on `lower`. Nothing is taken out of `upper`, so this may be done again. */
-static int trim_commit(const struct trim *t, const char *lower, const char *lower_name, uint64_t lower_run,
-		       const char *format, const char *upper, struct err *e)
+static int trim_commit(const struct trim *t, const struct trim_layer *lower, const struct trim_layer *upper,
+		       struct err *e)
 {
-	const char *const argv[] = {"qemu-img", "commit", "-q", "-d", "-f", "qcow2", upper, NULL};
+	const char *const argv[] = {"qemu-img", "commit", "-q", "-d", "-f", "qcow2", upper->path, NULL};
 	char backing[64];
-	int r;
+	int r = trim_check_free(t, lower, upper->run, e);
 
-	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)lower_run, lower_name);
-	r = local_check_overlay(t->l, upper, backing, format, NULL, e);
-	r = r ?: trim_lend(t, lower, e);
-	r = r ?: trim_lend(t, upper, e);
+	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)lower->run, lower->name);
+	r = r ?: local_check_overlay(t->l, upper->path, backing, lower->format, NULL, e);
+	r = r ?: trim_lend(t, lower->path, e);
+	r = r ?: trim_lend(t, upper->path, e);
 	r = r ?: trim_run(t, argv, e);
-	r = r ?: trim_take(t, lower, e);
-	r = r ?: trim_take(t, upper, e);
+	r = r ?: trim_take(t, lower->path, e);
+	r = r ?: trim_take(t, upper->path, e);
 	trim_fault();
 	return r;
 }
 
-/* The lower file takes the upper's place under a name of its own format. */
-static int trim_replace(const struct trim *t, size_t at, size_t i, const char *lower, const char *format,
-			const char *upper, struct err *e)
+/* The lower file takes the place of the disk of `run` under a name of its own format. */
+static int trim_replace(const struct trim *t, const struct trim_layer *lower, uint64_t run, struct err *e)
 {
+	struct trim_layer upper = {.run = run, .disk = lower->disk};
 	char name[32], place[PATH_MAX];
 	int r;
 
+	snprintf(upper.name, sizeof(upper.name), "disk%zu.qcow2", lower->disk);
+	r = trim_path(t, upper.path, run, upper.name, e);
 	/* The same name, and all that stands on it finds it there. */
-	if (strcmp(format, "qcow2") == 0)
-		return rename(lower, upper) < 0 ? err_sys(e, "cannot replace '%s'", upper) : 0;
-	snprintf(name, sizeof(name), "disk%zu.raw", i);
-	r = trim_path(t, place, t->runs.v[at], name, e);
-	if (r == 0 && link(lower, place) < 0 && errno != EEXIST)
+	if (r == 0 && strcmp(lower->format, "qcow2") == 0)
+		return rename(lower->path, upper.path) < 0 ? err_sys(e, "cannot replace '%s'", upper.path) : 0;
+	snprintf(name, sizeof(name), "disk%zu.raw", lower->disk);
+	r = r ?: trim_path(t, place, run, name, e);
+	if (r == 0 && link(lower->path, place) < 0 && errno != EEXIST)
 		r = err_sys(e, "cannot make '%s'", place);
 	trim_fault();
-	r = r ?: trim_rename(t, at, i, name, "raw", e);
+	r = r ?: trim_rename(t, run, lower->disk, name, "raw", e);
 	trim_fault();
-	r = r ?: trim_unlink(upper, e);
+	r = r ?: trim_drop(t, &upper, e);
 	trim_fault();
-	return r ?: trim_unlink(lower, e);
+	return r ?: trim_drop(t, lower, e);
 }
 
 /* Is the one a second name of the other? Then they are one already, and only the end was missing. */
@@ -238,28 +297,41 @@ static bool trim_is_same(const char *a, const char *b)
 	return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-/* Disk i of the layer at `at`, which nobody needs, and of the next one. */
-static int trim_disk(const struct trim *t, size_t at, size_t i, struct err *e)
+/* Disk i of a run that nobody needs. */
+static int trim_disk(const struct trim *t, uint64_t run, size_t i, struct err *e)
 {
-	char name[32], next_name[32], lower[PATH_MAX], upper[PATH_MAX], raw[PATH_MAX];
-	uint64_t run = t->runs.v[at], next = t->runs.v[at + 1];
-	const char *format, *next_format;
-	int r = local_chain_disk(t->l, t->job, run, i, name, &format, e);
+	struct trim_layer lower, upper;
+	struct err why = {0};
+	int r = trim_layer(t, run, false, i, &lower, e);
 
-	snprintf(next_name, sizeof(next_name), "disk%zu.qcow2", i);
-	r = r ?: trim_path(t, lower, run, name, e);
-	r = r ?: trim_path(t, upper, next, next_name, e);
-	snprintf(next_name, sizeof(next_name), "disk%zu.raw", i);
-	r = r ?: trim_path(t, raw, next, next_name, e);
-	if (r < 0)
+	if (r <= 0)
 		return r;
-	if (trim_is_same(lower, raw))
-		return trim_replace(t, at + 1, i, lower, format, upper, e);
-	if (local_chain_disk(t->l, t->job, next, i, next_name, &next_format, NULL) < 0 ||
-	    strcmp(next_format, "raw") == 0)
-		return trim_unlink(lower, e); /* the next has no such disk, or one that stands on nothing */
-	r = trim_commit(t, lower, name, run, format, upper, e);
-	return r ?: trim_replace(t, at + 1, i, lower, format, upper, e);
+	r = trim_layer(t, run, true, i, &upper, e);
+	if (r < 0 || (r > 0 && upper.run > t->runs.complete))
+		return MIN(r, 0); /* that is still being received */
+	if (r == 0 || strcmp(upper.format, "raw") == 0)
+		return trim_drop(t, &lower, e); /* no other has such a disk, or it stands on nothing */
+	r = trim_commit(t, &lower, &upper, &why);
+	if (r == -ECANCELED)
+		return err_set(e, r, "%s", why.msg);
+	if (r < 0 && !t->put_off->code)
+		*t->put_off = why;
+	return r < 0 ? 0 : trim_replace(t, &lower, upper.run, e);
+}
+
+/* The end of what was begun: nothing else may come between. */
+static int trim_finish(const struct trim *t, uint64_t run, struct err *e)
+{
+	struct trim_layer lower, upper;
+	int r = 0;
+
+	for (size_t i = LOCAL_DISKS_MAX; r >= 0 && i-- > 0;) {
+		r = trim_layer(t, run, false, i, &lower, e);
+		r = r <= 0 ? r : trim_layer(t, run, true, i, &upper, e);
+		if (r > 0 && upper.run <= t->runs.complete && trim_is_same(lower.path, upper.path))
+			r = trim_replace(t, &lower, upper.run, e);
+	}
+	return MIN(r, 0);
 }
 
 static int trim_remove_run(struct trim *t, size_t at, struct err *e)
@@ -278,15 +350,17 @@ static int trim_remove_run(struct trim *t, size_t at, struct err *e)
 
 static int trim_merge(struct trim *t, size_t at, struct err *e)
 {
-	char dir[PATH_MAX];
-	int r = trim_path(t, dir, t->runs.v[at], "", e);
+	struct trim_layer rest;
+	int r = 0;
 
 	/* From the last on: local_disks() counts from the first. */
-	for (size_t i = r == 0 ? local_disks(dir) : 0; r == 0 && i-- > 0;) {
-		r = trim_disk(t, at, i, e);
+	for (size_t i = LOCAL_DISKS_MAX; r == 0 && i-- > 0;) {
+		r = trim_disk(t, t->runs.v[at], i, e);
 		trim_fault();
 	}
-	return r ?: trim_remove_run(t, at, e);
+	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++)
+		r = trim_layer(t, t->runs.v[at], false, i, &rest, e);
+	return r < 0 ? r : r > 0 ? 0 : trim_remove_run(t, at, e);
 }
 
 /* ---- a chain ---- */
@@ -318,20 +392,24 @@ static int trim_receiver_files(const struct trim *t, struct err *e)
 	return r;
 }
 
+/*
+ * From the newest on, so that what was begun is finished before a lower one comes into it. A layer that can't be
+ * written now doesn't keep the others from giving back their space.
+ */
 static int trim_runs(struct trim *t, struct err *e)
 {
 	int r = 0;
 
-	for (size_t i = 0; r == 0 && i < t->runs.n;) {
+	for (size_t i = t->runs.n; r == 0 && i-- > 0;)
+		r = t->held[i] ? 0 : trim_finish(t, t->runs.v[i], e);
+	for (size_t i = t->runs.n; r == 0 && i-- > 0;) {
 		bool last = i + 1 == t->runs.n;
 
-		if (t->held[i])
-			i++;
-		else if (last)
-			r = t->runs.open ? (i++, 0) : trim_remove_run(t, i, e);
-		else if (t->runs.v[i + 1] > t->runs.complete)
-			i++; /* the next is still being received */
-		else
+		if (t->held[i] || (last && t->runs.open))
+			continue;
+		if (last)
+			r = trim_remove_run(t, i, e);
+		else if (t->runs.v[i + 1] <= t->runs.complete) /* the next is not being received */
 			r = trim_merge(t, i, e);
 	}
 	return r;
@@ -339,7 +417,8 @@ static int trim_runs(struct trim *t, struct err *e)
 
 int local_trim_chain(struct local *l, const char *job, const struct provider_watch *w, struct err *e)
 {
-	struct trim t = {.l = l, .job = job, .w = w};
+	struct err put_off = {0};
+	struct trim t = {.l = l, .job = job, .w = w, .put_off = &put_off};
 	struct local_path dir;
 	int r = local_chain_read(l, job, &t.runs, e);
 
@@ -354,6 +433,8 @@ int local_trim_chain(struct local *l, const char *job, const struct provider_wat
 	if (r == 0 && !t.runs.open)
 		r = trim_receiver_files(&t, e);
 	r = r ?: trim_runs(&t, e);
+	if (r == 0 && put_off.code)
+		r = err_set(e, put_off.code, "%s", put_off.msg);
 	if (r < 0 || t.runs.n || t.runs.open)
 		return r;
 	r = local_path(l, &dir, e, "chains/%s", job);

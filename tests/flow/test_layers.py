@@ -46,10 +46,11 @@ class Bench:
         self.rng = random.Random(7)
         self.disks = [streamrig.image(folder / f"source{i}", s, seed=i + 1) for i, s in enumerate(sizes)]
         self.images = {}  # id -> copies of the source at its time
+        self.env = dict(os.environ)
 
     def tool(self, *words, check=True, env=None):
         argv = [TOOL, self.dir, self.folder / "cache", BUILD / "src/transition", USER, *map(str, words)]
-        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})})
+        done = subprocess.run(argv, capture_output=True, text=True, env={**self.env, **(env or {})})
         assert not check or done.returncode == 0, done.stderr + done.stdout
         return done
 
@@ -107,6 +108,19 @@ class Bench:
     def trim(self, **kw):
         return self.tool("trim", **kw)
 
+    def refuse(self, pattern=None, done=False):
+        """From now on no layer whose path fits is committed, as without space: not begun, or `done` but for the answer."""
+        self.env = dict(os.environ)
+        if pattern:
+            tools = self.folder / "tools"
+            tools.mkdir(exist_ok=True)
+            real = shutil.which("qemu-img")
+            (tools / "qemu-img").write_text(
+                f'#!/bin/sh\nfor last; do :; done\ncase "$1 $last" in\n"commit "{pattern})\n'
+                + (f'\t{real} "$@"\n' if done else "") + f'\techo "no space" >&2; exit 1;;\nesac\nexec {real} "$@"\n')
+            (tools / "qemu-img").chmod(0o755)
+            self.env["PATH"] = f"{tools}:{self.env['PATH']}"
+
     @property
     def chain(self):
         return self.dir / "chains" / JOB
@@ -114,6 +128,12 @@ class Bench:
     def layers(self):
         return {p.name: sorted(f.name for f in p.iterdir() if f.name.startswith("disk") and not f.name.endswith("manifest"))
                 for p in self.chain.iterdir() if p.is_dir()} if self.chain.exists() else {}
+
+    def compare(self):
+        """Every image equals its copy, whatever was going on."""
+        for image, copies in self.images.items():
+            for i, copy in enumerate(copies):
+                sh("qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", self.dir / "images" / image / f"disk{i}.qcow2", copy)
 
     def check(self):
         """Every image equals its copy, its manifest tells the truth, and no file of it is damaged."""
@@ -144,7 +164,7 @@ class Receiving:
         self.run, self.events = run, []
         self.err = open(bench.folder / f"{run}.err", "a+")
         self.proc = subprocess.Popen([TOOL, bench.dir, bench.folder / "cache", BUILD / "src/transition", USER, "receive", JOB, run,
-                                      KEY, str(number)], stdout=subprocess.PIPE, stderr=self.err, text=True)
+                                      KEY, str(number)], stdout=subprocess.PIPE, stderr=self.err, text=True, env=bench.env)
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
         end = time.time() + 30
@@ -269,6 +289,113 @@ def test_trim_middle_and_newest(bench):
         bench.trim()
         bench.check()
     assert not bench.chain.exists()
+
+
+SMALL = (4 * MIB, 3 * MIB + 512 * 9, 2 * MIB)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("then", [1, 2])
+def test_merge_below_one_that_is_not_finished(folder, then, done):
+    """A merge of all disks but the first, and then what lies below is merged: each disk has its own next layer."""
+    bench = Bench(folder, SMALL)
+    for number in range(1, 6):
+        for disk in range(3 if number > 1 else 0):
+            bench.change(disk, blocks=4, zeros=2)
+        bench.run(number)
+    bench.remove(f"image-{3:016x}")
+    bench.refuse("*/4/disk0.qcow2", done)
+    assert bench.trim(check=False).returncode == 1
+    assert bench.layers()["3"] == ["disk0.qcow2"]
+    bench.compare()
+    bench.remove(f"image-{then:016x}")
+    bench.trim(check=False)
+    bench.check()
+    bench.refuse()
+    bench.trim()
+    bench.check()
+    assert len(bench.layers()) == 3
+    bench.change(1)
+    bench.run(6)
+    bench.check()
+
+
+def test_merge_not_finished_and_the_run_done_again(folder):
+    """Its own run, too, finds the layer below of each disk."""
+    bench = Bench(folder, SMALL)
+    for number in range(1, 4):
+        bench.change(number % 3, blocks=4, zeros=2)
+        bench.run(number)
+    bench.change(1, blocks=4, zeros=2)
+    bench.sync(4)
+    bench.remove(f"image-{3:016x}")
+    bench.refuse("*/4/disk0.qcow2")
+    assert bench.trim(check=False).returncode == 1
+    bench.change(2, blocks=4, zeros=2)
+    bench.sync(4)
+    bench.remove(f"image-{1:016x}")
+    bench.trim(check=False)
+    bench.image(4)
+    bench.check()
+    bench.refuse()
+    bench.trim()
+    bench.check()
+    assert sorted(bench.layers()) == ["2", "4"]
+
+
+def test_half_a_new_name_and_the_run_done_again(folder):
+    """The base has its second name in a run's directory, and then that run is done again."""
+    bench = Bench(folder, SMALL[:2])
+    bench.run(1)
+    bench.change(blocks=4, zeros=2)
+    bench.sync(2)
+    bench.remove(f"image-{1:016x}")
+    raw, place = bench.chain / "1/disk1.raw", bench.chain / "2/disk1.raw"
+    place.hardlink_to(raw)
+    bench.refuse("*.qcow2")
+    bench.change(blocks=4, zeros=2)
+    (bench.chain / "expects").write_text("image-" + "2".zfill(16))  # nobody trims it
+    (bench.dir / "images" / ("image-" + "2".zfill(16))).mkdir()
+    bench.sync(2)
+    (bench.dir / "images" / ("image-" + "2".zfill(16))).rmdir()
+    bench.image(2)
+    bench.refuse()
+    bench.check()
+    bench.trim()
+    bench.check()
+    assert bench.layers() == {"2": ["disk0.raw", "disk1.raw"]}
+
+
+@pytest.mark.parametrize("first,then", [(3, 2), (2, 1), (1, 4)])
+def test_killed_in_trim_and_another_removed(folder, first, then):
+    """SIGKILL at every step of it, and then it has something else to do, too."""
+    bench = Bench(folder, SMALL[:2])
+    for number in range(1, 6):
+        for disk in range(2 if number > 1 else 0):
+            bench.change(disk, blocks=4, zeros=2)
+        bench.run(number)
+    bench.remove(f"image-{first:016x}")
+    saved, images = folder / "before", dict(bench.images)
+    bench.dir.rename(saved)
+    for step in range(1, 100):
+        sh("cp", "-a", saved, bench.dir)
+        done = bench.trim(check=False, env={"REPLANT_FAULT_TRIM": str(step)})
+        bench.compare()
+        sh("rm", "-r", bench.dir / "images" / f"image-{then:016x}")
+        gone = bench.images.pop(f"image-{then:016x}")
+        # It may be killed again wherever that leads.
+        for again in (step // 2 + 1, step + 2):
+            bench.trim(check=False, env={"REPLANT_FAULT_TRIM": str(again)})
+            bench.compare()
+        bench.trim()
+        bench.check()
+        assert len(bench.layers()) == 3
+        bench.images = dict(images)
+        assert gone == images[f"image-{then:016x}"]
+        if done.returncode == 0:
+            break
+        shutil.rmtree(bench.dir)
+    assert step >= 5
 
 
 @pytest.mark.parametrize("which", [1, 2, 3])
