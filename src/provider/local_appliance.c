@@ -308,10 +308,12 @@ static int convert_place_chain(struct local *l, const char *job, const char *ima
 
 static int convert_place(struct local *l, const char *job, const char *image, struct convert_place *ret, struct err *e)
 {
-	int r;
+	int r = local_chain_is_open(l, job, e);
 
 	*ret = (struct convert_place){0};
-	if (local_chain_is_open(l, job)) {
+	if (r < 0)
+		return r;
+	if (r > 0) {
 		r = convert_place_chain(l, job, image, ret, e);
 	} else {
 		r = local_path(l, &ret->dir, e, "jobs/%s/replica", job);

@@ -133,21 +133,36 @@ static uint64_t chain_number(const char *s)
 	return *end ? 0 : n;
 }
 
-static uint64_t chain_read_number(const char *dir, const char *name)
+/* *ret = 0 when there is no such file. What can't be read or is no number is an error: it decides what is removed. */
+static int chain_read_number(const char *dir, const char *name, uint64_t *ret, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/%s", dir, name), *text = NULL;
+	struct err why = {0};
+	int r;
 
-	if (!path || io_read_file(path, 64, &text, NULL, NULL) < 0)
-		return 0;
+	*ret = 0;
+	if (!path)
+		return err_nomem(e);
+	r = io_read_file(path, 64, &text, NULL, &why);
+	if (r < 0)
+		return r == -ENOENT ? 0 : err_set(e, r, "%s", why.msg);
 	text[strcspn(text, "\n")] = '\0';
-	return chain_number(text);
+	*ret = chain_number(text);
+	return *ret ? 0 : err_set(e, -EINVAL, "'%s' does not say the number of a run", path);
 }
 
-static bool chain_has(const char *dir, const char *name)
+int local_exists(const char *path, struct err *e)
+{
+	if (access(path, F_OK) == 0)
+		return 1;
+	return errno == ENOENT ? 0 : err_sys(e, "cannot look at '%s'", path);
+}
+
+static int chain_has(const char *dir, const char *name, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/%s", dir, name);
 
-	return path && access(path, F_OK) == 0;
+	return path ? local_exists(path, e) : err_nomem(e);
 }
 
 static int chain_write(const char *dir, const char *name, const char *text, struct err *e)
@@ -179,23 +194,26 @@ int local_chain_read(const struct local *l, const char *job, struct local_runs *
 	list = opendir(dir.s);
 	if (!list)
 		return errno == ENOENT ? 0 : err_sys(e, "cannot read '%s'", dir.s);
-	while ((d = readdir(list)) && ret->n < LOCAL_RUNS_MAX)
+	while (errno = 0, (d = readdir(list)) && ret->n < LOCAL_RUNS_MAX)
 		if (chain_number(d->d_name))
 			ret->v[ret->n++] = chain_number(d->d_name);
+	if (!d && errno)
+		r = err_sys(e, "cannot read '%s'", dir.s);
 	closedir(list);
 	if (d)
 		return err_set(e, -EFBIG, "'%s' has more than %u runs", dir.s, LOCAL_RUNS_MAX);
 	qsort(ret->v, ret->n, sizeof(*ret->v), chain_compare);
-	ret->complete = chain_read_number(dir.s, "complete");
-	ret->open = chain_has(dir.s, "open");
-	return 0;
+	r = r ?: chain_read_number(dir.s, "complete", &ret->complete, e);
+	r = r ?: chain_has(dir.s, "open", e);
+	ret->open = r > 0;
+	return MIN(r, 0);
 }
 
-bool local_chain_is_open(const struct local *l, const char *job)
+int local_chain_is_open(const struct local *l, const char *job, struct err *e)
 {
 	struct local_path path;
 
-	return local_path(l, &path, NULL, "chains/%s/open", job) == 0 && access(path.s, F_OK) == 0;
+	return local_path(l, &path, e, "chains/%s/open", job) ?: local_exists(path.s, e);
 }
 
 int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_t i, char name[32],
@@ -203,6 +221,7 @@ int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_
 {
 	static const char *const formats[] = {"raw", "qcow2"};
 	struct local_path path;
+	struct stat st;
 
 	for (size_t k = 0; k < ARRAY_SIZE(formats); k++) {
 		int r;
@@ -211,10 +230,13 @@ int local_chain_disk(const struct local *l, const char *job, uint64_t run, size_
 		r = local_path(l, &path, e, "chains/%s/%llu/%s", job, (unsigned long long)run, name);
 		if (r < 0)
 			return r;
-		if (access(path.s, F_OK) == 0) {
-			*ret_format = formats[k];
-			return 0;
+		if (lstat(path.s, &st) < 0) {
+			if (errno != ENOENT)
+				return err_sys(e, "cannot look at '%s'", path.s);
+			continue;
 		}
+		*ret_format = formats[k];
+		return S_ISREG(st.st_mode) ? 0 : err_set(e, -EINVAL, "'%s' is not a regular file", path.s);
 	}
 	return err_set(e, -ENOENT, "run %llu of job '%s' has no disk %zu", (unsigned long long)run, job, i);
 }
@@ -284,11 +306,12 @@ int local_chain_share_image(struct local *l, const char *image, char chain[ID_MA
 	struct local_path path;
 	uint64_t run;
 	int r = local_path(l, &path, e, "images/%s/manifest.json", image);
-	const char *name = NULL;
+	const char *name;
 
 	*chain = '\0';
-	if (r == 0 && local_read_json(path.s, &manifest, NULL) == 0)
-		name = local_image_chain(manifest, &run);
+	r = r ?: local_exists(path.s, e);
+	r = r > 0 ? local_read_json(path.s, &manifest, e) : r;
+	name = r == 0 && manifest ? local_image_chain(manifest, &run) : NULL;
 	if (r < 0 || !name)
 		return r;
 	r = local_chain_share(l, name, w, e);
@@ -311,7 +334,7 @@ int local_chain_images(const struct local *l, const char *job,
 	list = opendir(images.s);
 	if (!list)
 		return err_sys(e, "cannot read '%s'", images.s);
-	while (r == 0 && (d = readdir(list))) {
+	while (r == 0 && (errno = 0, d = readdir(list))) {
 		_cleanup_json_ json_t *manifest = NULL;
 		struct local_path path;
 		const char *chain;
@@ -321,7 +344,8 @@ int local_chain_images(const struct local *l, const char *job,
 		if (!id_is("image", d->d_name))
 			continue;
 		r = local_path(l, &path, e, "images/%s/manifest.json", d->d_name);
-		if (r < 0 || access(path.s, F_OK) < 0)
+		r = r ?: local_exists(path.s, e);
+		if (r <= 0)
 			continue; /* not finished: nobody but its job knows it, and that holds what it stands on */
 		r = local_read_json(path.s, &manifest, &why);
 		if (r < 0) { /* not known whether it stands on the chain: hands off */
@@ -332,6 +356,8 @@ int local_chain_images(const struct local *l, const char *job,
 		if (chain && strcmp(chain, job) == 0)
 			r = each(arg, d->d_name, run, manifest, e);
 	}
+	if (r == 0 && errno)
+		r = err_sys(e, "cannot read '%s'", images.s);
 	closedir(list);
 	return r;
 }
@@ -371,7 +397,8 @@ static int chain_after_crash(const char *chain, const char *dir, struct err *e)
 		return 0;
 	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++) {
 		snprintf(name, sizeof(name), "disk%zu.qcow2", i);
-		if (!chain_has(dir, name))
+		r = chain_has(dir, name, e);
+		if (r <= 0)
 			continue;
 		r = chain_unlink(dir, name, e);
 		snprintf(name, sizeof(name), "disk%zu.manifest", i);
@@ -405,10 +432,8 @@ static int chain_inherit(const struct local *l, const char *from, const char *to
 
 	if (!a || !b)
 		return err_nomem(e);
-	if (access(a, F_OK) < 0)
-		return 0;
 	if (rename(a, b) < 0)
-		return err_sys(e, "cannot move '%s'", a);
+		return errno == ENOENT ? 0 : err_sys(e, "cannot move '%s'", a);
 	return local_give(l, b, e);
 }
 
@@ -461,9 +486,14 @@ static int chain_untwin(const struct local *l, const char *job, const struct loc
 	for (size_t k = 0; r == 0 && k < runs->n && runs->v[k] < number; k++) {
 		r = local_path(l, &below, e, "chains/%s/%llu", job, (unsigned long long)runs->v[k]);
 		snprintf(path, sizeof(path), "%s/%s", below.s, name);
-		if (r < 0 || lstat(path, &b) < 0 || a.st_dev != b.st_dev || a.st_ino != b.st_ino)
+		if (r == 0 && lstat(path, &b) < 0) {
+			r = errno == ENOENT ? 0 : err_sys(e, "cannot look at '%s'", path);
 			continue;
-		return chain_unlink(chain_has(dir, qcow2) ? dir : below.s, name, e);
+		}
+		if (r < 0 || a.st_dev != b.st_dev || a.st_ino != b.st_ino)
+			continue;
+		r = chain_has(dir, qcow2, e);
+		return r < 0 ? r : chain_unlink(r ? dir : below.s, name, e);
 	}
 	return r;
 }
@@ -497,7 +527,8 @@ static int chain_open(const struct local *l, const char *chain, struct err *e)
 	int r = io_mkdirs(chain, 0755, e);
 
 	r = r ?: local_take_dir(l, chain, e);
-	return r ?: chain_has(chain, "open") ? 0 : chain_write(chain, "open", "", e);
+	r = r ?: chain_has(chain, "open", e);
+	return r ? MIN(r, 0) : chain_write(chain, "open", "", e);
 }
 
 int local_chain_begin(const struct local *l, const char *job, uint64_t number, struct local_path *ret, struct err *e)
@@ -581,8 +612,11 @@ int local_chain_complete(const struct local *l, const char *job, uint64_t number
 	r = r ?: local_chain_read(l, job, &runs, e);
 	if (r < 0 || runs.complete >= number)
 		return r;
-	if (!chain_has(dir.s, "replica.json"))
-		return err_set(e, -ENOENT, "run %llu of job '%s' is not complete", (unsigned long long)number, job);
+	r = chain_has(dir.s, "replica.json", e);
+	if (r <= 0)
+		return r < 0 ? r
+			     : err_set(e, -ENOENT, "run %llu of job '%s' is not complete", (unsigned long long)number,
+				       job);
 	r = local_take_dir(l, dir.s, e);
 	for (size_t i = 0, n = local_disks(dir.s); r == 0 && i < n; i++)
 		r = chain_take_disk(l, job, &runs, number, dir.s, i, e);
@@ -600,17 +634,25 @@ int local_chain_expect(const struct local *l, const char *job, const char *image
 	return r ?: chain_write(chain.s, "expects", image, e);
 }
 
-bool local_chain_is_expecting(const struct local *l, const char *job)
+int local_chain_is_expecting(const struct local *l, const char *job, struct err *e)
 {
 	_cleanup_free_ char *image = NULL;
 	struct local_path path, dir, manifest;
+	int r = local_path(l, &path, e, "chains/%s/expects", job);
 
-	if (local_path(l, &path, NULL, "chains/%s/expects", job) < 0 ||
-	    io_read_file(path.s, 64, &image, NULL, NULL) < 0 || !id_is("image", image) ||
-	    local_path(l, &dir, NULL, "images/%s", image) < 0 ||
-	    local_path(l, &manifest, NULL, "images/%s/manifest.json", image) < 0)
-		return false;
-	return access(dir.s, F_OK) == 0 && access(manifest.s, F_OK) < 0;
+	r = r ?: local_exists(path.s, e);
+	if (r <= 0)
+		return r;
+	r = io_read_file(path.s, 64, &image, NULL, e);
+	if (r == 0 && !id_is("image", image))
+		r = err_set(e, -EINVAL, "'%s' does not name an image", path.s);
+	r = r ?: local_path(l, &dir, e, "images/%s", image);
+	r = r ?: local_path(l, &manifest, e, "images/%s/manifest.json", image);
+	r = r ?: local_exists(dir.s, e);
+	if (r <= 0)
+		return r;
+	r = local_exists(manifest.s, e);
+	return r < 0 ? r : !r;
 }
 
 int local_chain_close(const struct local *l, const char *job, struct err *e)
@@ -618,7 +660,8 @@ int local_chain_close(const struct local *l, const char *job, struct err *e)
 	struct local_path chain;
 	int r = local_path(l, &chain, e, "chains/%s", job);
 
-	if (r < 0 || access(chain.s, F_OK) < 0)
+	r = r ?: local_exists(chain.s, e);
+	if (r <= 0)
 		return r;
 	r = chain_unlink(chain.s, "boot", e);
 	r = r ?: chain_unlink(chain.s, "open", e);

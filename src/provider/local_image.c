@@ -213,8 +213,9 @@ static int image_base_find(const struct local *l, const char *job, const char *d
 	int r;
 
 	*ret = (struct image_base){0};
-	if (!local_chain_is_open(l, job))
-		return 0;
+	r = local_chain_is_open(l, job, e);
+	if (r <= 0)
+		return r;
 	r = local_chain_read(l, job, &runs, e);
 	if (r < 0)
 		return r;
@@ -250,10 +251,11 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 	r = r ?: local_chain_share(l, job, NULL, e);
 	if (r < 0)
 		return r;
-	if (access(manifest.s, F_OK) == 0)
+	r = local_exists(manifest.s, e);
+	if (r > 0)
 		r = local_read_json(manifest.s, ret, e);
 	else
-		r = image_make(l, job, image, dir.s, meta, ret, e);
+		r = r ?: image_make(l, job, image, dir.s, meta, ret, e);
 	local_chain_unshare(l, job);
 	if (r == 0)
 		local_image_add_paths(dir.s, *ret);

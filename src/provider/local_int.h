@@ -33,6 +33,8 @@ struct local_path {
 int local_path(const struct local *l, struct local_path *ret, struct err *e, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 int local_check_id(const char *noun, const char *id, struct err *e);
+/* 1 or 0: nothing but "there is no such file" is taken for an absence. */
+int local_exists(const char *path, struct err *e);
 /* How many disk0, disk1 ... lie there, as .raw or .qcow2. */
 size_t local_disks(const char *dir);
 /* A directory for `user`, made anew. */
@@ -87,8 +89,8 @@ struct local_runs {
 	bool open;         /* its job may still add runs */
 };
 int local_chain_read(const struct local *l, const char *job, struct local_runs *ret, struct err *e);
-/* Has the job a chain that is open? */
-bool local_chain_is_open(const struct local *l, const char *job);
+/* Has the job a chain that is open? 1 or 0. */
+int local_chain_is_open(const struct local *l, const char *job, struct err *e);
 /* Readies run `number` for its receiver: *ret is its directory. */
 int local_chain_begin(const struct local *l, const char *job, uint64_t number, struct local_path *ret, struct err *e);
 /* The receiver and its server have ended in good order: nothing of the run is only in their memory. */
@@ -97,7 +99,7 @@ int local_chain_rest(const struct local *l, const char *job, uint64_t number, st
 int local_chain_complete(const struct local *l, const char *job, uint64_t number, struct err *e);
 /* The image, whose overlays are about to be made, isn't finished: until it is, nothing below it is rearranged. */
 int local_chain_expect(const struct local *l, const char *job, const char *image, struct err *e);
-bool local_chain_is_expecting(const struct local *l, const char *job);
+int local_chain_is_expecting(const struct local *l, const char *job, struct err *e); /* 1 or 0 */
 /* The job adds no more. */
 int local_chain_close(const struct local *l, const char *job, struct err *e);
 /* "diskN.raw" or "diskN.qcow2", whatever the run has, and its format (static); -ENOENT. */

@@ -7,8 +7,8 @@
  * everything that stands on the upper reads what it did before: only what the upper covers changes. The upper goes once
  * the lower has its name and nothing refers to the old one.
  *
- * Each disk is merged by itself. Where that was cut off, or there was no space for one of them, a run has some of its disks
- * no more: what is next to it is for each disk the nearest run that has it.
+ * Each disk is merged by itself. Where that was cut off, or there was no space for one of them, a run has some of its
+ * disks no more: what is next to it is for each disk the nearest run that has it.
  */
 #include "provider/local_int.h"
 
@@ -422,13 +422,15 @@ int local_trim_chain(struct local *l, const char *job, const struct provider_wat
 	struct local_path dir;
 	int r = local_chain_read(l, job, &t.runs, e);
 
-	if (r == 0 && t.runs.open && local_chain_is_expecting(l, job))
+	if (r == 0 && t.runs.open)
+		r = local_chain_is_expecting(l, job, e);
+	if (r > 0)
 		return err_set(e, -EBUSY, "an image on it is being made");
 	r = r ?: local_chain_images(l, job, trim_hold, &t, e);
 	if (r < 0)
 		return r;
 	/* A job that is gone never completes it. */
-	while (r == 0 && !t.runs.open && t.runs.n && t.runs.v[t.runs.n - 1] > t.runs.complete)
+	while (r == 0 && !t.runs.open && t.runs.n && t.runs.v[t.runs.n - 1] > t.runs.complete && !t.held[t.runs.n - 1])
 		r = trim_remove_run(&t, t.runs.n - 1, e);
 	if (r == 0 && !t.runs.open)
 		r = trim_receiver_files(&t, e);

@@ -154,7 +154,7 @@ class Bench:
             assert not checked.get("corruptions") and not checked.get("check-errors"), (layer, checked)
 
     def digests(self):
-        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.chain.glob("*/disk*.*") if p.suffix in (".raw", ".qcow2")}
+        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.chain.glob("*/disk*.*") if p.suffix in (".raw", ".qcow2") and not p.is_symlink()}
 
 
 class Receiving:
@@ -516,6 +516,44 @@ def test_no_trimming_below_an_image_in_the_making(bench):
     assert json.loads(bench.trim().stdout.splitlines()[-1]) == {"left": False}
     assert bench.layers() == {"2": ["disk0.raw"]}
     bench.check()
+
+
+def spoil(path, how):
+    """It is there, and can't be read, or says nothing."""
+    path.unlink(missing_ok=True)
+    if how == "garbage":
+        path.write_text("x\n")
+    elif how == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("what,how", [("complete", "garbage"), ("complete", "directory"), ("complete", "loop"), ("open", "loop"),
+                                      ("expects", "directory"), ("manifest", "loop"), ("manifest", "garbage"), ("disk", "loop")])
+def test_nothing_is_trimmed_when_something_is_not_known(folder, what, how):
+    bench = Bench(folder, SMALL[:2])
+    for number in (1, 2, 3):
+        bench.change(1, blocks=4, zeros=2)
+        bench.run(number)
+    bench.remove(f"image-{1:016x}")
+    if what == "complete":
+        bench.tool("job-remove", JOB)
+    before = bench.digests()
+    path = bench.dir / "images" / f"image-{3:016x}" / "manifest.json" if what == "manifest" else \
+        bench.chain / "2/disk1.raw" if what == "disk" else bench.chain / what
+    kept = path.read_bytes() if path.exists() else None
+    spoil(path, how)
+    assert bench.trim(check=False).returncode == 1
+    # What was found before it may have been done.
+    assert {p: d for p, d in bench.digests().items() if p.parent.name == "3"} == {p: d for p, d in before.items() if p.parent.name == "3"}
+    bench.compare()
+    path.rmdir() if how == "directory" else path.unlink()
+    if kept is not None:
+        path.write_bytes(kept)
+    bench.trim()
+    bench.check()
+    assert len(bench.layers()) == 2
 
 
 def test_a_run_without_an_image_is_done_again(bench):
