@@ -18,7 +18,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
 #include <linux/fs.h>
 #include <poll.h>
 #include <signal.h>
@@ -26,10 +25,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,7 +36,6 @@
 #include "track/track_int.h"
 
 #define GUARD_MOUNTS_MAX  256
-#define GUARD_SEGMENTS    128
 #define GUARD_TICK_MS     20
 #define GUARD_END_SECONDS 10.0
 #define GUARD_LATE        0.5 /* seconds after the limit until the freezer thaws in the guard's place */
@@ -82,19 +77,10 @@ struct track_guard {
 	pid_t pid;
 };
 
-/* The pages of the program itself, so that thawing never waits for one of them to be read. */
-struct guard_segments {
-	struct {
-		void *p;
-		size_t len;
-	} v[GUARD_SEGMENTS];
-	size_t n;
-};
-
 /* What the two processes work with; no pointer into the heap of the agent is followed after fork(). */
 struct guard_child {
 	struct guard_shared *shared;
-	const struct guard_segments *segments;
+	const struct settle_segments *segments;
 	int fds[GUARD_MOUNTS_MAX];
 	size_t n;
 	int sock;    /* to the agent (guard) or the guard (freezer) */
@@ -147,72 +133,12 @@ static void guard_thaw_doubtful(struct guard_shared *s, const int *fds, size_t n
 	guard_thaw_all(s, fds, n);
 }
 
-/* ---- what both processes do when they start ---- */
-
-static void guard_close_others(const struct guard_child *c)
-{
-	int max = MAX(c->sock, c->freezer);
-
-	for (size_t i = 0; i < c->n; i++)
-		max = MAX(max, c->fds[i]);
-	for (int fd = 0; fd <= max; fd++) {
-		bool keep = fd == c->sock || fd == c->freezer;
-
-		for (size_t i = 0; i < c->n && !keep; i++)
-			keep = fd == c->fds[i];
-		if (!keep)
-			close(fd);
-	}
-	syscall(SYS_close_range, (unsigned)max + 1, ~0u, 0);
-}
-
-/*
- * Locks the program's segments (a fork has not mapped them yet) and whatever is touched from now on. Not all of the
- * agent's memory: its buffers and thread stacks would be copied.
- */
-static int guard_lock_memory(const struct guard_segments *segments)
-{
-	volatile char stack[32768];
-
-	for (size_t i = 0; i < segments->n; i++)
-		if (mlock(segments->v[i].p, segments->v[i].len) < 0)
-			return -errno;
-	/* Before 4.4 there is no locking on fault: then all of it. */
-	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 &&
-	    (errno != EINVAL || mlockall(MCL_CURRENT | MCL_FUTURE) < 0))
-		return -errno;
-	for (size_t i = 0; i < sizeof(stack); i += 1024)
-		stack[i] = 0;
-	return 0;
-}
-
-/* The kernel should rather kill anybody else than who has to thaw. Not being allowed to say so is fine. */
-static void guard_spare_us(void)
-{
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0) {
-		if (write(fd, "-1000", 5) < 0) {
-			/* needs CAP_SYS_RESOURCE */
-		}
-		close(fd);
-	}
-	setpriority(PRIO_PROCESS, 0, -20);
-}
-
 static int guard_settle(const struct guard_child *c, const char *name)
 {
-	sigset_t all;
+	int keep[GUARD_MOUNTS_MAX + 2] = {c->sock, c->freezer};
 
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
-	prctl(PR_SET_NAME, name);
-	prctl(PR_SET_PDEATHSIG, 0);
-	guard_spare_us();
-	if (chdir("/") < 0)
-		return -errno;
-	guard_close_others(c);
-	return guard_lock_memory(c->segments);
+	memcpy(keep + 2, c->fds, c->n * sizeof(*keep));
+	return settle_process(c->segments, keep, c->n + 2, name);
 }
 
 static void guard_send(int sock, const struct guard_reply *r)
@@ -504,34 +430,13 @@ static int guard_fork_freezer(struct guard_child *c)
 	return hello.code;
 }
 
-/*
- * Out of the agent's control group, into the root: what kills a whole unit at once ("systemctl kill", a memory limit)
- * must not kill those that thaw. Wherever it can't be done, the agent's next start thaws.
- */
-static void guard_leave_unit(void)
-{
-	static const char *const procs[] = {"/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs",
-					    "/sys/fs/cgroup/systemd/cgroup.procs"};
-
-	for (size_t i = 0; i < ARRAY_SIZE(procs); i++) {
-		int fd = open(procs[i], O_WRONLY | O_CLOEXEC);
-
-		if (fd < 0)
-			continue;
-		if (write(fd, "0", 1) != 1) {
-			/* refused in a container */
-		}
-		close(fd);
-	}
-}
-
 static _Noreturn void guard_main(struct guard_child *c)
 {
 	struct guard_reply hello = {0};
 	const int nowhere = -1;
 
 	setsid();
-	guard_leave_unit();
+	settle_leave_unit();
 	signal(SIGCHLD, SIG_DFL);
 	hello.code = guard_fork_freezer(c);
 	if (hello.code == 0)
@@ -547,24 +452,6 @@ static _Noreturn void guard_main(struct guard_child *c)
 }
 
 /* ---- the agent's side ---- */
-
-static int guard_collect_segment(struct dl_phdr_info *info, size_t size, void *arg)
-{
-	struct guard_segments *s = arg;
-	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-
-	for (size_t i = 0; i < info->dlpi_phnum && s->n < GUARD_SEGMENTS; i++) {
-		const ElfW(Phdr) *ph = &info->dlpi_phdr[i];
-		uintptr_t from = (info->dlpi_addr + ph->p_vaddr) & ~(page - 1);
-		uintptr_t to = (info->dlpi_addr + ph->p_vaddr + ph->p_memsz + page - 1) & ~(page - 1);
-
-		if (ph->p_type != PT_LOAD || !ph->p_memsz)
-			continue;
-		s->v[s->n].p = (void *)from; /* NOLINT: an address is what we are after */
-		s->v[s->n++].len = to - from;
-	}
-	return 0;
-}
 
 static int guard_open_mounts(struct track_guard *g, const char *const *mounts, size_t n, struct err *e)
 {
@@ -585,7 +472,7 @@ static int guard_open_mounts(struct track_guard *g, const char *const *mounts, s
 	return 0;
 }
 
-static int guard_spawn(struct track_guard *g, const struct guard_segments *segments, struct err *e)
+static int guard_spawn(struct track_guard *g, const struct settle_segments *segments, struct err *e)
 {
 	struct guard_child c = {.shared = g->shared, .segments = segments, .n = g->n, .freezer = -1};
 	int p[2];
@@ -652,7 +539,7 @@ static int guard_ask(struct track_guard *g, enum guard_op op, double limit, stru
 
 int track_guard_start(const char *const *mounts, size_t n, struct track_guard **ret, struct err *e)
 {
-	struct guard_segments segments = {0};
+	struct settle_segments segments;
 	struct guard_reply hello;
 	struct track_guard *g;
 	int r;
@@ -671,7 +558,7 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 		r = err_sys(e, "cannot start the freeze guard");
 		goto fail;
 	}
-	dl_iterate_phdr(guard_collect_segment, &segments);
+	settle_collect(&segments);
 	r = guard_open_mounts(g, mounts, n, e);
 	if (r == 0)
 		r = guard_spawn(g, &segments, e);

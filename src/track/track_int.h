@@ -18,6 +18,28 @@
  */
 bool mounts_dev_on(const char *sys, dev_t dev, const dev_t *disks, size_t n);
 
+/* ---- settle.c: a process that has to thaw whatever happens ---- */
+
+#define SETTLE_SEGMENTS 128
+
+/* The pages of the program itself, so that thawing never waits for one of them to be read. */
+struct settle_segments {
+	struct {
+		void *p;
+		size_t len;
+	} v[SETTLE_SEGMENTS];
+	size_t n;
+};
+
+void settle_collect(struct settle_segments *ret); /* before fork() */
+/* Locked into memory, deaf to signals, and with these descriptors only (-1: none). 0 or negative errno. */
+int settle_process(const struct settle_segments *segments, const int *keep, size_t n, const char *name);
+/*
+ * Out of the agent's control group, into the root: what kills a whole unit at once ("systemctl kill", a memory limit)
+ * must not kill those that thaw. Wherever it can't be done, the agent's next start thaws.
+ */
+void settle_leave_unit(void);
+
 /* ---- ledger.c: marks and accounts, without a kernel ---- */
 
 /* A disk's marks. `marks`, `big` and `taken` are borrowed; they outlive the process where the tracking does. */
