@@ -34,6 +34,7 @@ struct candidates {
 	struct candidate *v; /* room for one of each volume */
 	size_t n;
 	struct err first; /* why the first filesystem that might have held a system could not be looked at */
+	struct err own;   /* the same of the server's root */
 };
 
 void guest_root_from_inventory(const json_t *inventory, struct guest_root *ret)
@@ -197,6 +198,8 @@ static void look_at(struct candidates *c, const struct guest_volumes *set, const
 		}
 		if (r != -ENOENT && !c->first.code)
 			c->first = e;
+		if (r != -ENOENT && !c->own.code && weigh_root(set, root, v))
+			c->own = e;
 	}
 }
 
@@ -259,7 +262,9 @@ static int refuse_others(const struct candidates *c, const struct guest_volumes 
 	for (size_t i = 0; i < c->n; i++)
 		if (!root->uuid[0] || weigh_root(set, root, c->v[i].v))
 			return 0;
-	if (c->first.code)
+	if (c->own.code)
+		return err_set(e, c->own.code, "%s", c->own.msg);
+	if (!c->n && c->first.code)
 		return err_set(e, c->first.code, "%s", c->first.msg);
 	if (!c->n)
 		return err_set(e, -ENOENT, "no filesystem on the copied disks holds a Linux system");

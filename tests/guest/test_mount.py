@@ -253,6 +253,25 @@ def test_another_system_than_the_servers_is_refused(systems):
     assert report is None and f"'/dev/sdc1' (UUID {uuid_of(7)}) is not on the copied disks" in message
 
 
+def break_superblock(image):
+    """As blkid still knows it, but no kernel mounts it."""
+    with open(image, "r+b") as file:
+        file.seek(1024 + 24)  # s_log_block_size
+        file.write(b"\xff\xff\0\0")
+
+
+def test_root_that_can_not_be_mounted_is_not_replaced(systems):
+    systems.add("data", uuid_of(1), f"UUID={uuid_of(1)}")
+    systems.add("root", uuid_of(2), f"UUID={uuid_of(2)}")
+    systems.add("other", uuid_of(3), f"UUID={uuid_of(3)}")
+    for image in systems.images[:2]:
+        break_superblock(image)
+    report, message = systems.rig.convert(inventory=inventory("/dev/sda2", uuid_of(2)))
+    assert report is None and f"cannot mount '{systems.rig.loops[1]}'" in message
+    # another than the server's does not matter
+    assert systems.converted(inventory=inventory("/dev/sda3", uuid_of(3))) == ("other", [])
+
+
 def test_another_system_than_the_servers_is_told(systems):
     """The root was on something that is not among the copied disks, by a name that would be the same."""
     systems.add("other", uuid_of(1), f"UUID={uuid_of(1)}")
