@@ -71,6 +71,7 @@ struct guest_root {
 	char device[128];    /* by its name there */
 	char uuid[64];       /* of the filesystem */
 	char subvolume[256]; /* options for mounting it */
+	bool converted;      /* guest_convert() has been at it */
 };
 /* From an agent's inventory; NULL is none. */
 void guest_root_from_inventory(const json_t *inventory, struct guest_root *ret);

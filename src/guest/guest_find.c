@@ -19,8 +19,9 @@ enum candidate_weight {
 	BOOTS = 1,       /* its /boot is on a disk with GRUB */
 	GRUB_NAMES = 2,  /* its grub.cfg starts it */
 	FSTAB_NAMES = 4, /* its fstab says it is "/" */
-	ROOT_UUID = 8,   /* the server's root had its UUID */
-	ROOT_DEVICE = 16 /* and was this device */
+	CONVERTED = 8,   /* that is what is looked for, and it was */
+	ROOT_UUID = 16,  /* the server's root had its UUID */
+	ROOT_DEVICE = 32 /* and was this device */
 };
 
 struct candidate {
@@ -149,6 +150,8 @@ static void weigh(struct candidate *c, const struct guest_volumes *set, const st
 	c->weight = weigh_root(set, root, c->v);
 	if (guest_mount_root(set, c->v, at, c->options, true, &g, NULL) < 0)
 		return;
+	if (root->converted && guest_exists(g, GUEST_CONVERTED))
+		c->weight |= CONVERTED;
 	/* What can't be mounted speaks against it, no more. */
 	guest_mount_below(g, "/boot", NULL);
 	if (fstab_root(g, spec, sizeof(spec)) && names_volume(set, spec, c->v))

@@ -10,6 +10,9 @@
 #define GUEST_FILE_MAX (1u << 20)  /* a configuration file larger than this is left alone */
 #define GUEST_OLD_MAX  (64u << 10) /* old content kept in the report up to this size */
 
+/* Every conversion leaves this file. */
+#define GUEST_CONVERTED "/etc/default/grub.d/zz-replant.cfg"
+
 enum guest_state { GUEST_NOT_NEEDED, GUEST_DONE, GUEST_SKIPPED, GUEST_FAILED };
 
 /* What a step has to say. Files record themselves through guest_write() and its siblings. */

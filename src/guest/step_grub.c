@@ -14,7 +14,7 @@
 
 #define GRUB_CFG     "/boot/grub/grub.cfg"
 #define GRUB_DEFAULT "/etc/default/grub"
-#define GRUB_DROP_IN "/etc/default/grub.d/zz-replant.cfg"
+#define GRUB_DROP_IN GUEST_CONVERTED
 
 static const char grub_drop_in[] =
     "# Written by Replant: a serial console beside the screen, where clouds show the boot.\n"

@@ -94,6 +94,7 @@ static int appliance_serve(int port, const json_t *request, json_t **ret, struct
 	guest_root_from_inventory(json_object_get(request, "inventory"), &root);
 	if (mkdir(MOUNT_AT, 0700) < 0 && errno != EEXIST)
 		return err_sys(e, "cannot make '" MOUNT_AT "'");
+	root.converted = strcmp(mode, "probe") == 0;
 	if (strcmp(mode, "convert") == 0)
 		return appliance_convert(port, &v, &root, ret, e);
 	if (strcmp(mode, "probe") == 0)

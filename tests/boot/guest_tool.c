@@ -36,6 +36,7 @@ static int open_mounted(const struct guest_volumes *v, const json_t *j, const ch
 	struct guest_root root;
 
 	guest_root_from_inventory(json_object_get(j, "inventory"), &root);
+	root.converted = json_is_true(json_object_get(j, "converted"));
 	return guest_mount(v, &root, at, ret, e);
 }
 

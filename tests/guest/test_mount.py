@@ -240,6 +240,16 @@ def test_system_on_the_disk_with_grub(systems):
     assert systems.converted(disks=[{"source": "/dev/sda", "grub": True}, {"source": "/dev/sdb"}])[0] == "boots"
 
 
+def test_test_boot_finds_what_was_converted(systems):
+    """It isn't told the server's root, and what fstab says speaks for the other one."""
+    systems.add("other", uuid_of(1), f"UUID={uuid_of(1)}")
+    systems.add("server", uuid_of(2), None, "/dev/nowhere")
+    assert systems.converted(inventory=inventory("/dev/sda2", uuid_of(2)))[0] == "server"
+    report, message = systems.rig.convert(converted=True)
+    assert report, message
+    assert report["system"]["name"] == "server"
+
+
 def test_systems_that_are_alike_are_told(systems):
     for n, name in enumerate(("one", "two"), 1):
         systems.add(name, uuid_of(n), f"UUID={uuid_of(n)}")
