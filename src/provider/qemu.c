@@ -52,10 +52,15 @@ struct qemu_args {
 	char *v[64 + 4 * QEMU_DISKS_MAX];
 	size_t n;
 	bool failed;
+	int keep[CH_STDERR +
+		 QEMU_DISKS_MAX]; /* what QEMU gets: its ends of the channels, and open files, which are ours */
+	size_t nkeep;
 };
 
 static void args_release(struct qemu_args *a)
 {
+	for (size_t i = CH_STDERR; i < a->nkeep; i++)
+		close(a->keep[i]);
 	for (size_t i = 0; i < a->n; i++)
 		free(a->v[i]);
 }
@@ -85,21 +90,37 @@ static void args_json(struct qemu_args *a, const char *option, json_t *o)
 	json_decref(o);
 }
 
-static void args_disk(struct qemu_args *a, const struct qemu_disk *d, size_t i)
+static int args_open(struct qemu_args *a, const char *path, char *out, size_t size, struct err *e)
 {
-	char node[32];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return err_sys(e, "cannot open '%s'", path);
+	a->keep[a->nkeep++] = fd;
+	snprintf(out, size, "/proc/self/fd/%d", fd);
+	return 0;
+}
+
+static int args_disk(struct qemu_args *a, const struct qemu_disk *d, size_t i, struct err *e)
+{
+	char node[32], opened[32];
+	const char *path = d->readonly ? opened : d->path;
+	int r = d->readonly ? args_open(a, d->path, opened, sizeof(opened), e) : 0;
 	json_t *device;
 
+	if (r < 0)
+		return r;
 	snprintf(node, sizeof(node), "disk%zu", i);
 	/* What is written here is thrown away or synced by the provider afterwards: flushes cost time for nothing. */
 	args_json(a, "-blockdev",
 		  json_pack("{s:s, s:s, s:b, s:s, s:{s:b}, s:{s:s, s:s, s:{s:b}}}", "node-name", node, "driver",
 			    d->format, "read-only", d->readonly, "discard", "unmap", "cache", "no-flush", true, "file",
-			    "driver", "file", "filename", d->path, "cache", "no-flush", true));
+			    "driver", "file", "filename", path, "cache", "no-flush", true));
 	device = json_pack("{s:s, s:s, s:s}", "driver", "virtio-blk-pci", "drive", node, "serial", d->serial);
 	if (device && d->boot)
 		json_object_set_new(device, "bootindex", json_integer(1));
 	args_json(a, "-device", device);
+	return 0;
 }
 
 static void args_channel(struct qemu_args *a, const char *id, int fd)
@@ -133,8 +154,13 @@ static void args_machine(struct qemu_args *a, const struct qemu_settings *s)
 	}
 }
 
-static void args_build(struct qemu_args *a, const struct qemu_settings *s, const int child[CH_STDERR])
+static int args_build(struct qemu_args *a, const struct qemu_settings *s, const int child[CH_STDERR], struct err *e)
 {
+	int r = 0;
+
+	must(s->ndisks <= QEMU_DISKS_MAX);
+	memcpy(a->keep, child, CH_STDERR * sizeof(*child));
+	a->nkeep = CH_STDERR;
 	args_machine(a, s);
 	args_channel(a, "qmp", child[CH_QMP]);
 	args_add(a, "-mon", "chardev=qmp,mode=control");
@@ -145,8 +171,8 @@ static void args_build(struct qemu_args *a, const struct qemu_settings *s, const
 	args_json(a, "-device",
 		  json_pack("{s:s, s:s, s:s}", "driver", "virtserialport", "chardev", "port", "name", s->port));
 	args_add(a, "-device", "virtio-rng-pci");
-	for (size_t i = 0; i < s->ndisks; i++)
-		args_disk(a, &s->disks[i], i);
+	for (size_t i = 0; i < s->ndisks && r == 0; i++)
+		r = args_disk(a, &s->disks[i], i, e);
 	if (s->network) {
 		uint8_t mac[3];
 
@@ -156,6 +182,7 @@ static void args_build(struct qemu_args *a, const struct qemu_settings *s, const
 		args_take(a, str_printf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%02x:%02x:%02x", mac[0],
 					mac[1], mac[2]));
 	}
+	return r == 0 && a->failed ? err_nomem(e) : r;
 }
 
 /* ---- life ---- */
@@ -179,15 +206,15 @@ static int qemu_spawn(struct qemu *vm, const struct qemu_settings *s, const int 
 {
 	_cleanup_(args_release) struct qemu_args a = {0};
 	struct proc_opts o = PROC_OPTS_INIT;
+	int r = args_build(&a, s, child, e);
 
-	args_build(&a, s, child);
-	if (a.failed)
-		return err_nomem(e);
+	if (r < 0)
+		return r;
 	o.stderr_fd = child[CH_STDERR];
 	o.die_with_us = true;
 	o.user = s->user;
-	o.keep = child;
-	o.nkeep = CH_STDERR;
+	o.keep = a.keep;
+	o.nkeep = a.nkeep;
 	return proc_spawn((const char *const *)a.v, &o, &vm->pid, e);
 }
 

@@ -34,9 +34,14 @@ class Provider:
         self.folder = folder
         self.folder.chmod(0o755)
         self.count = 0
+        # As installed, but closed to the user QEMU runs as, like a checkout below /root.
+        self.programs = shutil.copytree(cache.SOURCE / "appliance", folder / "programs/appliance").parent
+        shutil.copy2(cache.SOURCE / "tools/appliance-kernel", self.programs / "appliance")
+        shutil.copy2(BUILD / "src/transition/replant-transition", self.programs)
+        self.programs.chmod(0o700)
 
     def command(self, *words):
-        return [BUILD / "tests/boot/provider_tool", self.folder, cache.root(), BUILD / "src/transition", USER, *words]
+        return [BUILD / "tests/boot/provider_tool", self.folder, cache.root(), self.programs, USER, *words]
 
     def call(self, *words):
         """(events, result)"""
