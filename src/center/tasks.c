@@ -450,7 +450,12 @@ int task_export_remove(void *arg, const char *export, struct api_fault *f)
 		err_sys(&e, "cannot remove '%s'", path);
 		return api_fault_err(f, &e);
 	}
-	return forget_export(s, export, &e) < 0 ? api_fault_err(f, &e) : 0;
+	if (forget_export(s, export, &e) < 0)
+		return api_fault_err(f, &e);
+	/* As long as there was a row, the clockwork may have begun it again. */
+	task_end(en, TASK_EXPORT, export);
+	unlink(path);
+	return 0;
 }
 
 /* ---- removal of jobs ---- */

@@ -3,9 +3,13 @@
  * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
  * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
  * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
- * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells.
+ * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells;
+ * unlink.hold holds the center's
+ * removals of exported files, but for as many of the first as it says.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +42,23 @@ static bool script_has(const char *name, const char *what)
 	_cleanup_free_ char *text = script_read(name, what);
 
 	return text;
+}
+
+static void nap(void);
+static void note(const char *name, const char *id);
+
+/* The center's, too: so a test can be in the middle of what it does. */
+int unlink(const char *path)
+{
+	_cleanup_free_ char *first = strstr(path, "/exports/") ? script_read("unlink", "hold") : NULL;
+	static atomic_int seen;
+
+	if (first && seen++ >= atoi(first)) {
+		note("unlink", path);
+		while (script_has("unlink", "hold"))
+			nap();
+	}
+	return unlinkat(AT_FDCWD, path, 0);
 }
 
 static void nap(void)

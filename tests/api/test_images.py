@@ -84,6 +84,24 @@ def test_failed_and_cancelled_exports(center, image):
     assert center.post(f"/v1/images/{image}/exports", {"format": "iso"}).field == "format"
 
 
+def test_an_export_that_is_deleted_leaves_nothing(center, image):
+    """The clockwork began it again between its end and that of its row."""
+    center.play("image_export", "hold")
+    calls = len(center.calls("image_export"))
+    export = center.ok("POST", f"/v1/images/{image}/exports", {"format": "raw"})["id"]
+    wait_for("the call", lambda: len(center.calls("image_export")) > calls)
+    center.play("unlink", "hold", "1")  # the export's own
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(center.call, "DELETE", f"/v1/exports/{export}")
+        wait_for("the same again", lambda: len([c for c in center.calls("unlink") if export in c[1]]) == 2, 30)
+        center.unplay("unlink", "hold")
+        assert removal.result().status == 204
+    center.unplay("image_export", "hold")
+    assert center.get(f"/v1/exports/{export}").status == 404
+    assert center.call("DELETE", f"/v1/images/{image}").status == 204
+    assert not list((center.state / "exports").glob(export + "*"))
+
+
 def test_an_image_of_a_failed_job_can_go(center):
     agent = center.agent()
     center.play("test_boot", "bad")
