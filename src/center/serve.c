@@ -67,14 +67,17 @@ static int find_program(const char *name, const char *room, char *dir, size_t si
 	return 0;
 }
 
-/* Two centers on one state directory would both carry its jobs. */
+/* Two centers on one state directory would both carry its jobs, and the newer one would change the database under the
+ * older. */
 static int lock_state(const char *state, int *ret_fd, struct err *e)
 {
-	_cleanup_free_ char *path = str_printf("%s/lock", state);
+	_cleanup_free_ char *path = str_printf("%s/lock", state), *db = str_printf("%s/replant.db", state);
 	_cleanup_close_ int fd = -1;
 
-	if (!path)
+	if (!path || !db)
 		return err_nomem(e);
+	if (access(db, F_OK) < 0)
+		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", state, state);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return err_sys(e, "cannot open '%s'", path);
@@ -88,12 +91,7 @@ static int open_store(struct engine *en, struct err *e)
 {
 	_cleanup_free_ char *db = str_printf("%s/replant.db", en->state);
 
-	if (!db)
-		return err_nomem(e);
-	if (access(db, F_OK) < 0)
-		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", en->state,
-			       en->state);
-	return store_open_sqlite(db, &en->store, e);
+	return db ? store_open_sqlite(db, &en->store, e) : err_nomem(e);
 }
 
 /* Another user's programs have to get through to `path`: every directory above must let them. */
@@ -297,9 +295,9 @@ int center_serve(const struct center_settings *s, struct err *e)
 	sigaddset(&set, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	r = open_store(en, e);
+	r = lock_state(en->state, &lock, e);
 	if (r == 0)
-		r = lock_state(en->state, &lock, e);
+		r = open_store(en, e);
 	if (r == 0)
 		r = serve_open(en, &set, e);
 	store_close(en->store);

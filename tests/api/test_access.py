@@ -1,6 +1,8 @@
 """Codes, tokens, roles, enrolment."""
 
+import contextlib
 import hashlib
+import sqlite3
 import ssl
 import subprocess
 import time
@@ -175,6 +177,27 @@ def test_init_refuses_to_overwrite(center):
 def test_one_center_per_state(center):
     done = subprocess.run([center.program, "serve", center.state], env=center.env, capture_output=True, text=True)
     assert done.returncode == 1 and "another replantd" in done.stderr
+
+
+def test_the_database_is_its_centers(fresh):
+    """A newer program that finds another at work leaves the older one's tables as they are."""
+    center = fresh()
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+        last = db.execute("PRAGMA user_version").fetchone()[0]
+        db.execute("ALTER TABLE images DROP COLUMN deleting")
+        db.execute("PRAGMA user_version = 2")
+        db.commit()
+        done = subprocess.run([center.program, "serve", center.state], env=center.env, capture_output=True, text=True)
+        assert done.returncode == 1 and "another replantd" in done.stderr
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    center.restart()
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == last
+    assert center.get("/v1/images").status == 200
+    empty = center.folder / "empty"
+    empty.mkdir()
+    done = subprocess.run([center.program, "serve", empty], env=center.env, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds no center" in done.stderr and not list(empty.iterdir())
 
 
 def test_the_server_certificate_is_renewed_the_ca_stays(fresh):
