@@ -18,8 +18,8 @@ struct qemu_disk {
 	const char *path;
 	const char *format; /* "raw", "qcow2" */
 	const char *serial; /* what the guest sees; at most 20 characters */
-	bool readonly; /* read through a descriptor of ours: its folder may be closed to the user */
-	bool boot; /* the firmware starts from it */
+	bool readonly;      /* read through a descriptor of ours: its folder may be closed to the user */
+	bool boot;          /* the firmware starts from it */
 };
 
 struct qemu_settings {
