@@ -217,16 +217,23 @@ static int mounts_add_new(struct track_mount **list, size_t *n, struct track_mou
 	return r;
 }
 
-/* The namespace of a process; 0 when it can't be told. */
+/* What /proc says of a process that is ending just now. */
+static bool mounts_is_gone(int error)
+{
+	return error == -ENOENT || error == -ESRCH || error == -EINVAL;
+}
+
+/* The namespace of a process; 0 when it can't be told: the process has ended, or we may not look into it. */
 static ino_t mounts_namespace(const char *pid)
 {
 	char path[64];
 	struct stat st;
 
-	snprintf(path, sizeof(path), "/proc/%.20s/ns/mnt", pid);
+	snprintf(path, sizeof(path), MOUNTS_OTHER "%.20s/ns/mnt", pid);
 	return stat(path, &st) == 0 ? st.st_ino : 0;
 }
 
+/* 1; 0: the process has ended. */
 static int mounts_add_process(struct track_mount **list, size_t *n, const char *pid, struct err *e)
 {
 	_cleanup_free_ char *text = NULL;
@@ -235,38 +242,59 @@ static int mounts_add_process(struct track_mount **list, size_t *n, const char *
 	char path[64];
 	int r;
 
-	snprintf(path, sizeof(path), "/proc/%.20s/mountinfo", pid);
-	if (io_read_file(path, 8u << 20, &text, &len, NULL) < 0)
-		return 0; /* it has ended */
+	snprintf(path, sizeof(path), MOUNTS_OTHER "%.20s/mountinfo", pid);
+	r = io_read_file(path, 8u << 20, &text, &len, e);
+	if (r < 0)
+		return mounts_is_gone(r) ? 0 : r;
 	r = track_mountinfo_parse(text, len, &theirs, &ntheirs, e);
-	return r < 0 ? r : mounts_add_new(list, n, theirs, ntheirs, pid, e);
+	if (r == 0)
+		r = mounts_add_new(list, n, theirs, ntheirs, pid, e);
+	return r < 0 ? r : 1;
+}
+
+/* The mount namespaces that were looked into. */
+struct mounts_seen {
+	ino_t ns[MOUNTS_NAMESPACES];
+	size_t n;
+};
+
+static bool mounts_has_seen(const struct mounts_seen *s, ino_t ns)
+{
+	for (size_t i = 0; i < s->n; i++)
+		if (s->ns[i] == ns)
+			return true;
+	return false;
+}
+
+/* What is mounted may be known even where the namespace can't be told. */
+static int mounts_look_into(struct mounts_seen *s, struct track_mount **list, size_t *n, const char *pid, struct err *e)
+{
+	ino_t ns = mounts_namespace(pid);
+	int r;
+
+	if (ns && mounts_has_seen(s, ns))
+		return 0;
+	if (s->n == MOUNTS_NAMESPACES)
+		return err_set(e, -E2BIG, "there are more than %u mount namespaces", MOUNTS_NAMESPACES);
+	r = mounts_add_process(list, n, pid, e);
+	if (r > 0 && ns)
+		s->ns[s->n++] = ns; /* not before it was read: another process may have to stand in */
+	return MIN(r, 0);
 }
 
 /* What is mounted in other namespaces only is written to all the same. */
 static int mounts_add_others(struct track_mount **list, size_t *n, struct err *e)
 {
-	_cleanup_free_ ino_t *seen = calloc(MOUNTS_NAMESPACES, sizeof(*seen));
-	size_t nseen = 1;
-	DIR *d = opendir("/proc");
+	_cleanup_free_ struct mounts_seen *seen = calloc(1, sizeof(*seen));
+	DIR *d = seen ? opendir("/proc") : NULL;
 	int r = 0;
 
-	if (!seen || !d) {
-		if (d)
-			closedir(d);
+	if (!d)
 		return seen ? err_sys(e, "cannot open '/proc'") : err_nomem(e);
-	}
-	seen[0] = mounts_namespace("self");
-	for (struct dirent *de; r == 0 && nseen < MOUNTS_NAMESPACES && (de = readdir(d));) {
-		ino_t ns = de->d_name[0] >= '1' && de->d_name[0] <= '9' ? mounts_namespace(de->d_name) : 0;
-		bool known = ns == 0;
-
-		for (size_t i = 0; i < nseen && !known; i++)
-			known = seen[i] == ns;
-		if (known)
-			continue;
-		seen[nseen++] = ns;
-		r = mounts_add_process(list, n, de->d_name, e);
-	}
+	seen->ns[seen->n++] = mounts_namespace("self");
+	for (struct dirent *de; r == 0 && (de = readdir(d));)
+		if (de->d_name[0] >= '1' && de->d_name[0] <= '9')
+			r = mounts_look_into(seen, list, n, de->d_name, e);
 	closedir(d);
 	return r;
 }
@@ -300,6 +328,12 @@ static int mounts_pick(const struct track_mount *list, size_t n, const dev_t *di
 		if (!list[i].writable || mounts_seen_before(list, i) || !mounts_is_on(&list[i], disks, ndisks))
 			continue;
 		point = mounts_point(list, n, i);
+		if (!point && mounts_is_other(&list[i]) && access(list[i].point, F_OK) < 0 && !mounts_is_gone(-errno))
+			return err_set(
+			    e, -EPERM,
+			    "cannot reach '%s', which must be frozen: %s; the agent needs CAP_SYS_PTRACE and "
+			    "no confinement that keeps it from other processes",
+			    list[i].point, strerror(errno));
 		if (!point && mounts_is_other(&list[i]))
 			return err_set(e, -EAGAIN, "the process that had '%s' mounted ended just now", list[i].point);
 		if (!point)

@@ -411,6 +411,26 @@ def confine(bench):
     bench.service.under = ()  # it execs
 
 
+def test_mounted_in_another_namespace_only(bench):
+    """As a container has it. The service sees it with what its unit leaves it, and freezes it."""
+    confine(bench)
+    hooks = bench.service.config / "hooks.d"
+    hooks.mkdir()
+    (hooks / "look").write_text(f"#!/bin/sh\n[ $1 = post-freeze ] && cp {bench.service.runtime}/frozen {bench.tmp}/frozen; exit 0\n")
+    (hooks / "look").chmod(0o755)
+    container = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "1000"])
+    try:
+        until(lambda: os.readlink(f"/proc/{container.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"))
+        run("umount", bench.point)
+        r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+        bench.center.task = task(r.port)
+        until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 60)
+        assert str(bench.point) in (bench.tmp / "frozen").read_text()
+    finally:
+        container.kill()
+        container.wait()
+
+
 def test_hook_becomes_another_user(bench):
     """Under what the unit leaves the service; and one that hangs as that user can be ended."""
     confine(bench)

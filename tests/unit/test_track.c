@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -687,6 +689,64 @@ static void test_other_namespace(void **state)
 	fixture_down(&f);
 }
 
+/* What track_mounts() says to a process without CAP_SYS_PTRACE. */
+static int mounts_uncapable(const char *device)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct caps[2];
+	char **points = NULL;
+	size_t n = 0;
+	struct err e = {0};
+	int status = 0;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		if (syscall(SYS_capget, &head, caps) < 0)
+			_exit(1);
+		caps[0].effective &= ~(1u << CAP_SYS_PTRACE);
+		caps[0].permitted &= ~(1u << CAP_SYS_PTRACE);
+		if (syscall(SYS_capset, &head, caps) < 0)
+			_exit(1);
+		if (track_mounts(&device, 1, &points, &n, &e) == 0)
+			_exit(10 + (int)n);
+		_exit(e.code == -EPERM && strstr(e.msg, "CAP_SYS_PTRACE") ? 2 : 3);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+/* What is mounted where we may not look is no reason to say there is nothing. */
+static void test_hidden_namespace(void **state)
+{
+	struct fixture f;
+	int p[2];
+	pid_t pid;
+	char c;
+
+	fixture_up(&f, "ext4");
+	assert_int_equal(pipe(p), 0);
+	pid = fork();
+	if (pid == 0) {
+		close(p[0]);
+		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		    write(p[1], "x", 1) != 1)
+			_exit(1);
+		pause();
+		_exit(0);
+	}
+	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(mounts_uncapable(f.loop), 11); /* it is mounted here too */
+	assert_int_equal(umount2(f.mnt, 0), 0);
+	assert_int_equal(mounts_uncapable(f.loop), 2);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	close(p[0]);
+	close(p[1]);
+	assert_int_equal(mount(f.loop, f.mnt, "ext4", 0, NULL), 0);
+	fixture_down(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest plain[] = {
@@ -695,13 +755,14 @@ int main(void)
 	    cmocka_unit_test(test_dev_on),
 	};
 	const struct CMUnitTest freezing[] = {
-	    cmocka_unit_test(test_mounts),        cmocka_unit_test(test_freeze_ext4),
-	    cmocka_unit_test(test_freeze_xfs),    cmocka_unit_test(test_limit),
-	    cmocka_unit_test(test_somebody_else), cmocka_unit_test(test_all_or_none),
-	    cmocka_unit_test(test_unsupported),   cmocka_unit_test(test_locked),
-	    cmocka_unit_test(test_guard_killed),  cmocka_unit_test(test_freezer_killed),
-	    cmocka_unit_test(test_both_killed),   cmocka_unit_test(test_blocked_freeze),
-	    cmocka_unit_test(test_parent_killed), cmocka_unit_test(test_other_namespace),
+	    cmocka_unit_test(test_mounts),           cmocka_unit_test(test_freeze_ext4),
+	    cmocka_unit_test(test_freeze_xfs),       cmocka_unit_test(test_limit),
+	    cmocka_unit_test(test_somebody_else),    cmocka_unit_test(test_all_or_none),
+	    cmocka_unit_test(test_unsupported),      cmocka_unit_test(test_locked),
+	    cmocka_unit_test(test_guard_killed),     cmocka_unit_test(test_freezer_killed),
+	    cmocka_unit_test(test_both_killed),      cmocka_unit_test(test_blocked_freeze),
+	    cmocka_unit_test(test_parent_killed),    cmocka_unit_test(test_other_namespace),
+	    cmocka_unit_test(test_hidden_namespace),
 	};
 	int failed = cmocka_run_group_tests(plain, NULL, NULL);
 
