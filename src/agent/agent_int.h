@@ -210,8 +210,16 @@ void tracking_stop(struct tracking *t);
 /* Ends what an earlier run left going on. */
 int tracking_remove(const char *runtime, struct err *e);
 
+/* ---- one agent at a time (claim.c) ---- */
+/* The descriptor holds the lock of the runtime directory until it is closed. -EBUSY: an agent runs. */
+int claim_take(const char *runtime, int *ret_fd, struct err *e);
+/* Does an agent hold it? 1, 0; negative: we may not know. */
+int claim_look(const char *runtime);
+
 /* ---- installing (service.c) ---- */
+/* Stops the service, if it is systemd's. */
+int service_stop(struct err *e);
 int service_install(struct err *e);
 bool service_systemd(void); /* is systemd running here? */
-/* Stops, disables and removes unit and program; a line per thing done on stdout. */
+/* Removes unit and program of a service that was stopped; a line per thing done on stdout. */
 int service_remove(struct err *e);

@@ -8,7 +8,6 @@
  * with it the thaw. Lock order: none, `lock` is the only one, and it is never held over I/O.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <openssl/crypto.h>
 #include <poll.h>
 #include <pthread.h>
@@ -19,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -699,27 +697,6 @@ static void run_loop(struct run *r, int signals)
 
 /* ---- beginning and end ---- */
 
-/* One agent at a time; the descriptor holds the lock until we end. */
-static int run_claim(const struct run *r, int *ret_fd, struct err *e)
-{
-	_cleanup_free_ char *path = str_printf("%s/agent.lock", r->opts->runtime_dir);
-	int fd;
-
-	if (!path)
-		return err_nomem(e);
-	if (io_mkdirs(r->opts->runtime_dir, 0755, e) < 0)
-		return e->code;
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return err_sys(e, "cannot open '%s'", path);
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		close(fd);
-		return err_set(e, -EBUSY, "the agent is running already (see 'replant-agent status')");
-	}
-	*ret_fd = fd;
-	return 0;
-}
-
 static int run_signals(void)
 {
 	sigset_t set;
@@ -738,7 +715,7 @@ static int run_service(struct run *r, struct err *e)
 	int rc = conf_load(r->opts->config_dir, &r->conf, e);
 
 	if (rc == 0)
-		rc = run_claim(r, &claim, e);
+		rc = claim_take(r->opts->runtime_dir, &claim, e);
 	r->note = str_printf("%s/frozen", r->opts->runtime_dir);
 	if (rc == 0 && !r->note)
 		rc = err_nomem(e);

@@ -117,21 +117,31 @@ static int service_unlink(const char *path, struct err *e)
 	return 0;
 }
 
+static bool service_is_here(void)
+{
+	return access(AGENT_UNIT_PATH, F_OK) == 0 && service_systemd();
+}
+
+int service_stop(struct err *e)
+{
+	int r;
+
+	if (!service_is_here())
+		return 0;
+	r = proc_run((const char *[]){"systemctl", "disable", "--now", AGENT_UNIT, NULL}, 65536, NULL, e);
+	if (r == 0)
+		printf("stopped and disabled %s\n", AGENT_UNIT);
+	return r;
+}
+
 int service_remove(struct err *e)
 {
-	bool unit = access(AGENT_UNIT_PATH, F_OK) == 0;
-	int r = 0;
+	bool unit = service_is_here();
+	int r = service_unlink(AGENT_UNIT_PATH, e);
 
-	if (unit && service_systemd()) {
-		r = proc_run((const char *[]){"systemctl", "disable", "--now", AGENT_UNIT, NULL}, 65536, NULL, e);
-		if (r < 0)
-			return r;
-		printf("stopped and disabled %s\n", AGENT_UNIT);
-	}
-	r = service_unlink(AGENT_UNIT_PATH, e);
 	if (r == 0)
 		r = service_unlink("/etc/systemd/system/multi-user.target.wants/" AGENT_UNIT, e);
-	if (r == 0 && unit && service_systemd())
+	if (r == 0 && unit)
 		r = proc_run((const char *[]){"systemctl", "daemon-reload", NULL}, 65536, NULL, e);
 	return r < 0 ? r : service_unlink(AGENT_PROGRAM, e);
 }

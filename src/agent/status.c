@@ -69,6 +69,13 @@ static int status_read(const struct agent_options *opts, json_t **ret, struct er
 	return r < 0 ? r : jsn_parse(text, len, JSN_MAX_SIZE, ret, e);
 }
 
+/* The file outlives an agent that was killed, and its number may be another process's by now: the lock tells, to root.
+ */
+static bool status_runs(const struct agent_options *opts, pid_t pid)
+{
+	return claim_look(opts->runtime_dir) != 0 && pid > 1 && (kill(pid, 0) == 0 || errno == EPERM);
+}
+
 int agent_status(void *options, int argc, char **argv)
 {
 	const struct agent_options *opts = options;
@@ -88,7 +95,7 @@ int agent_status(void *options, int argc, char **argv)
 		return 1;
 	}
 	pid = json_integer_value(json_object_get(o, "pid"));
-	running = pid > 1 && (kill((pid_t)pid, 0) == 0 || errno == EPERM);
+	running = status_runs(opts, (pid_t)pid);
 	if (!opts->json) {
 		status_show(o, running);
 		return running ? 0 : 1;

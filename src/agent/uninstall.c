@@ -32,15 +32,24 @@ static void uninstall_dir(const char *dir)
 static int uninstall(const struct agent_options *o, struct err *e)
 {
 	bool here = strcmp(o->config_dir, AGENT_CONFIG_DIR) == 0;
-	_cleanup_free_ char *note = NULL;
+	_cleanup_free_ char *note = str_printf("%s/frozen", o->runtime_dir);
+	_cleanup_close_ int claim = -1;
 	int r;
 
 	if (geteuid() != 0)
 		return err_set(e, -EPERM, "uninstalling needs root");
+	if (!note)
+		return err_nomem(e);
 	/* With another configuration there is no service of it. */
-	r = here ? service_remove(e) : 0;
-	note = str_printf("%s/frozen", o->runtime_dir);
-	if (r == 0 && note)
+	r = here ? service_stop(e) : 0;
+	/* What follows would pull the floor from under an agent that runs, be it in a freeze. */
+	if (r == 0 && claim_take(o->runtime_dir, &claim, e) < 0)
+		return e->code == -EBUSY
+			   ? err_set(e, -EBUSY, "an agent is running with '%s': end it first", o->runtime_dir)
+			   : e->code;
+	if (r == 0 && here)
+		r = service_remove(e);
+	if (r == 0)
 		freeze_recover(note);
 	if (r == 0)
 		r = tracking_remove(o->runtime_dir, e);

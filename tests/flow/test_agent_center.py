@@ -480,6 +480,26 @@ kill -KILL $all
     r.kill()
 
 
+def test_status_of_one_that_was_killed(bench):
+    """Its number may have become somebody else's."""
+    until(lambda: (bench.service.runtime / "agent.json").exists() and bench.service.status()["running"])
+    bench.service.proc.kill()
+    bench.service.proc.wait()
+    state = bench.service.runtime / "agent.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "pid": os.getpid()}))
+    assert not bench.service.status()["running"]
+
+
+def test_uninstall_beside_a_running_agent(bench):
+    """It leaves what is the running one's."""
+    until(lambda: (bench.service.runtime / "agent.json").exists() and bench.service.status()["connected"])
+    before = sorted(bench.service.runtime.iterdir())
+    done = run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime", check=False)
+    assert done.returncode == 1 and "running" in done.stderr and not done.stdout
+    assert (bench.tmp / "config/agent.json").exists() and sorted(bench.service.runtime.iterdir()) == before
+    assert bench.service.status()["running"]
+
+
 def test_uninstall(bench):
     bench.service.stop()
     done = run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")
