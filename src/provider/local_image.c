@@ -226,6 +226,16 @@ static int image_base_find(const struct local *l, const char *job, const char *d
 	return 0;
 }
 
+/* The receiver's digests (512 MiB for each TiB) are of no use to anybody once the copy is an image. */
+static void image_drop_digests(const char *dir)
+{
+	char path[PATH_MAX + 64];
+
+	for (size_t i = 0; i < LOCAL_DISKS_MAX; i++)
+		if ((size_t)snprintf(path, sizeof(path), "%s/disk%zu.manifest", dir, i) < sizeof(path))
+			unlink(path);
+}
+
 static int image_make(struct local *l, const char *job, const char *image, const char *dir, const json_t *meta,
 		      json_t **ret, struct err *e)
 {
@@ -257,9 +267,11 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 	else
 		r = r ?: image_make(l, job, image, dir.s, meta, ret, e);
 	local_chain_unshare(l, job);
-	if (r == 0)
-		local_image_add_paths(dir.s, *ret);
-	return r;
+	if (r < 0)
+		return r;
+	image_drop_digests(dir.s);
+	local_image_add_paths(dir.s, *ret);
+	return 0;
 }
 
 int local_image_remove(struct provider *p, const char *image, struct err *e)

@@ -170,6 +170,54 @@ static void test_receiver_may_not_tell_all(void **state)
 	assert_int_equal(io_remove_tree(dir, &e), 0);
 }
 
+static void put(const char *dir, const char *name, const char *text)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	assert_int_equal(io_write_file_atomic(path, text, strlen(text), 0755, NULL), 0);
+}
+
+/* Of what the receiver left, an image keeps what it needs; made again, it is the same. */
+static void test_image_without_digests(void **state)
+{
+	static const char info[] =
+	    "#!/bin/sh\necho '{\"backing-filename\":\"disk0.raw\",\"backing-filename-format\":\"raw\","
+	    "\"virtual-size\":4096}'\n";
+	static const char *const files[] = {"disk0.raw", "disk0.qcow2", "disk0.manifest", "report.json"};
+	char dir[] = "/tmp/replant-provider-XXXXXX", replica[64], path[128], *before = strdup(getenv("PATH") ?: "");
+	struct provider_settings settings = {.dir = dir, .cache = dir, .programs = dir};
+	json_t *manifest = NULL, *again = NULL;
+	struct provider *p = NULL;
+	struct err e = {0};
+
+	assert_non_null(mkdtemp(dir));
+	put(dir, "qemu-img", info);
+	snprintf(replica, sizeof(replica), "%s/jobs/job-0123456789abcdef/replica", dir);
+	assert_int_equal(io_mkdirs(replica, 0755, &e), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		put(replica, files[i], "{}");
+	snprintf(path, sizeof(path), "%s:%s", dir, "/usr/bin:/bin");
+	setenv("PATH", path, 1);
+	assert_int_equal(provider_open("local", &settings, &p, &e), 0);
+	assert_int_equal(p->ops->image_create(p, "job-0123456789abcdef", "image-0123456789abcdef", NULL, &manifest, &e),
+			 0);
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		snprintf(path, sizeof(path), "%s/images/image-0123456789abcdef/%s", dir, files[i]);
+		assert_int_equal(access(path, F_OK), strstr(files[i], ".manifest") ? -1 : 0);
+	}
+	assert_int_equal(p->ops->image_create(p, "job-0123456789abcdef", "image-0123456789abcdef", NULL, &again, &e),
+			 0);
+	assert_true(json_equal(manifest, again));
+	assert_int_equal(json_array_size(json_object_get(manifest, "disks")), 1);
+	setenv("PATH", before, 1);
+	free(before);
+	p->ops->close(p);
+	json_decref(manifest);
+	json_decref(again);
+	assert_int_equal(io_remove_tree(dir, &e), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -179,6 +227,7 @@ int main(void)
 	    cmocka_unit_test(test_boot_report),
 	    cmocka_unit_test(test_layers_are_dropped_once),
 	    cmocka_unit_test(test_receiver_may_not_tell_all),
+	    cmocka_unit_test(test_image_without_digests),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
