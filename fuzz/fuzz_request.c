@@ -62,7 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	table = tables[data[0] % ARRAY_SIZE(tables)];
 	if (jsn_parse((const char *)data + 1, size - 1, 1 << 20, &body, &e) < 0)
 		return 0;
-	r = model_read(table, body, false, &out, NULL, &field, &e);
+	r = model_read(table, body, false, &out, &field, &e);
 	must(r == 0 || strlen(e.msg) > 0);
 	for (const struct model_input *in = table; r == 0 && in->name; in++)
 		check_row(in, out.room + in->offset);

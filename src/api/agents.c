@@ -119,7 +119,7 @@ int api_agent_enroll(struct api_request *q)
 	if (api_limit_exceeded(q->api->limit, q->address))
 		return api_refuse(q, 429, "too_many_failures", NULL,
 				  "too many wrong codes from this address; wait a minute");
-	if (api_read(q, model_enroll_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_enroll_request, q->body, false, &in) < 0)
 		return -1;
 	store_secret_new(secret, hash);
 	if (s->ops->begin(s, &e) < 0)
@@ -211,12 +211,12 @@ static int save_changes(struct api_request *q, const struct model_sync_request *
 static int read_task(struct api_request *q, const json_t *task, struct model_task_request *ret,
 		     struct model_error_request *ret_error)
 {
-	if (api_read(q, model_task_request, task, false, ret, NULL) < 0)
+	if (api_read(q, model_task_request, task, false, ret) < 0)
 		return -1;
 	if (!id_is("run", ret->run))
 		return api_refuse(q, 400, "bad_field", "task.run", "'%.64s' is not the id of a run", ret->run);
 	if (ret->error)
-		return api_read(q, model_error_request, ret->error, false, ret_error, NULL);
+		return api_read(q, model_error_request, ret->error, false, ret_error);
 	*ret_error = (struct model_error_request){"agent_failed", "the agent failed and didn't say why", false};
 	return 0;
 }
@@ -230,7 +230,7 @@ int api_agent_sync(struct api_request *q)
 	json_t *next = NULL;
 	double interval = 0;
 
-	if (api_read(q, model_sync_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_sync_request, q->body, false, &in) < 0)
 		return -1;
 	if (in.task && read_task(q, in.task, &task, &error) < 0)
 		return -1;

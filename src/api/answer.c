@@ -136,15 +136,22 @@ int api_answer_fd(struct api_request *q, int fd, const char *type, const char *f
 	return 0;
 }
 
-int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out,
-	     uint64_t *ret_given)
+int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out)
 {
 	const char *field = NULL;
 	struct err e = {0};
 
-	if (model_read(table, body, keep, out, ret_given, &field, &e) == 0)
+	if (model_read(table, body, keep, out, &field, &e) == 0)
 		return 0;
 	return api_refuse(q, 400, "bad_field", field, "%s", e.msg);
+}
+
+int api_read_nothing(struct api_request *q)
+{
+	static const struct model_input no_members[] = {{0}};
+	char unused;
+
+	return api_read(q, no_members, q->body, false, &unused);
 }
 
 const char *api_query(struct api_request *q, const char *name)

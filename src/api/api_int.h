@@ -107,8 +107,9 @@ int api_done(struct api_request *q);
 int api_answer_row(struct api_request *q, int status, const struct model_noun *n, const void *row);
 int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name);
 /* Reads q->body by a table; refuses with the field. */
-int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out,
-	     uint64_t *ret_given);
+int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out);
+/* Of a request that says nothing. */
+int api_read_nothing(struct api_request *q);
 /* GET of one row by q->id into `row`. */
 int api_row(struct api_request *q, const struct model_noun *n, void *row);
 /* A page of a noun by the request's limit, offset and the filters of its route; hook may change a row before.

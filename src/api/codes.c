@@ -86,7 +86,7 @@ int api_post_code(struct api_request *q)
 	struct model_code_request in;
 	json_t *o;
 
-	if (api_read(q, model_code_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_code_request, q->body, false, &in) < 0)
 		return -1;
 	id_new("code", id);
 	store_secret_new(secret, hash);
@@ -118,16 +118,13 @@ int api_get_code(struct api_request *q)
 	return api_row(q, &model_codes, &c) < 0 ? -1 : api_answer_row(q, 200, &model_codes, &c);
 }
 
-static const struct model_input no_members[] = {{0}};
-
 int api_revoke_code(struct api_request *q)
 {
 	_cleanup_(model_code_release) struct model_code c = {0};
 	struct store *s = q->api->s.store;
 	struct err e = {0};
-	char unused;
 
-	if (api_read(q, no_members, q->body, false, &unused, NULL) < 0)
+	if (api_read_nothing(q) < 0)
 		return -1;
 	/* Read and written in one transaction: a use counted in between must not be lost. */
 	if (s->ops->begin(s, &e) < 0)
@@ -171,7 +168,7 @@ int api_post_token(struct api_request *q)
 	struct model_token_request in;
 	json_t *o;
 
-	if (api_read(q, model_token_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_token_request, q->body, false, &in) < 0)
 		return -1;
 	id_new("token", id);
 	store_secret_new(secret, hash);

@@ -65,7 +65,7 @@ int api_patch_image(struct api_request *q)
 	struct err e = {0};
 	int r;
 
-	if (api_read(q, model_rename_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_rename_request, q->body, false, &in) < 0)
 		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
@@ -124,15 +124,12 @@ int api_get_screenshot(struct api_request *q)
 	return api_answer_fd(q, fd, "image/png", NULL);
 }
 
-static const struct model_input no_members[] = {{0}};
-
 int api_boot_image(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 	const struct api_engine *en = &q->api->s.engine;
-	char unused;
 
-	if (api_read(q, no_members, q->body, false, &unused, NULL) < 0)
+	if (api_read_nothing(q) < 0)
 		return -1;
 	if (en->image_boot(en->arg, q->id, &q->fault) < 0)
 		return -1;
@@ -155,7 +152,7 @@ int api_post_export(struct api_request *q)
 	char id[ID_MAX];
 	size_t disks;
 
-	if (api_read(q, model_export_request, q->body, false, &in, NULL) < 0 || api_row(q, &model_images, &im) < 0)
+	if (api_read(q, model_export_request, q->body, false, &in) < 0 || api_row(q, &model_images, &im) < 0)
 		return -1;
 	disks = json_array_size(json_object_get(im.manifest, "disks"));
 	if (disks && in.disk >= disks)

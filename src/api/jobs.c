@@ -54,9 +54,9 @@ static int read_parameters(struct api_request *q, const json_t *given, const jso
 	const char *field;
 	_cleanup_json_ json_t *empty = json_object();
 
-	if (model_read(model_parameters, old ? old : empty, false, &p, NULL, &field, NULL) < 0)
+	if (model_read(model_parameters, old ? old : empty, false, &p, &field, NULL) < 0)
 		return api_refuse(q, 500, "internal", NULL, "the job's parameters are broken");
-	if (given && api_read(q, model_parameters, given, true, &p, NULL) < 0) {
+	if (given && api_read(q, model_parameters, given, true, &p) < 0) {
 		char inner[sizeof(q->fault.field)];
 
 		snprintf(inner, sizeof(inner), "%s", q->fault.field);
@@ -135,7 +135,7 @@ int api_post_job(struct api_request *q)
 	struct model_job_request in;
 	struct err e = {0};
 
-	if (api_read(q, model_job_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_job_request, q->body, false, &in) < 0)
 		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
@@ -221,7 +221,7 @@ int api_patch_job(struct api_request *q)
 	struct store *s = q->api->s.store;
 	struct err e = {0};
 
-	if (api_read(q, model_job_patch, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_job_patch, q->body, false, &in) < 0)
 		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
@@ -239,8 +239,6 @@ int api_patch_job(struct api_request *q)
 	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
 }
 
-static const struct model_input no_members[] = {{0}};
-
 static int send_event(struct api_request *q, enum job_event event)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
@@ -253,9 +251,8 @@ static int send_event(struct api_request *q, enum job_event event)
 
 static int job_event(struct api_request *q, enum job_event event)
 {
-	char unused;
 
-	if (api_read(q, no_members, q->body ? q->body : json_null(), false, &unused, NULL) < 0)
+	if (api_read_nothing(q) < 0)
 		return -1;
 	return send_event(q, event);
 }
@@ -264,7 +261,7 @@ int api_cut_over_job(struct api_request *q)
 {
 	struct model_cut_over_request in;
 
-	if (api_read(q, model_cut_over_request, q->body, false, &in, NULL) < 0)
+	if (api_read(q, model_cut_over_request, q->body, false, &in) < 0)
 		return -1;
 	return send_event(q, in.sync ? JOB_CUT_OVER_SYNC : JOB_CUT_OVER);
 }

@@ -43,10 +43,9 @@ int api_patch_source(struct api_request *q)
 	struct store *s = q->api->s.store;
 	struct model_rename_request in;
 	struct err e = {0};
-	uint64_t given = 0;
 	int r;
 
-	if (api_read(q, model_rename_request, q->body, false, &in, &given) < 0)
+	if (api_read(q, model_rename_request, q->body, false, &in) < 0)
 		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);

@@ -257,8 +257,8 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 	return 0;
 }
 
-int engine_job_change(struct engine *en, const char *id, int stage, bool announce,
-		      void (*change)(struct model_job *job, void *arg), void *arg, struct err *e)
+int engine_job_change(struct engine *en, const char *id, int stage, void (*change)(struct model_job *job, void *arg),
+		      void *arg, struct err *e)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 	struct store *s = en->store;
@@ -273,16 +273,11 @@ int engine_job_change(struct engine *en, const char *id, int stage, bool announc
 		change(&job, arg);
 		r = s->ops->put(s, &model_jobs, &job, e);
 	}
-	if (r == 0 && announce)
-		r = store_announce(s, &model_jobs, "updated", &job, id_now(), e);
 	if (r < 0) {
 		s->ops->rollback(s);
 		return r;
 	}
-	r = s->ops->commit(s, e);
-	if (r == 0 && announce)
-		engine_wake(en);
-	return r;
+	return s->ops->commit(s, e);
 }
 
 /* ---- what the API asks ---- */
@@ -579,7 +574,7 @@ static void save_progress(struct engine *en)
 		pthread_mutex_unlock(&en->lock);
 		if (!copy)
 			return;
-		engine_job_change(en, job, JOB_SYNCING, false, set_progress, copy, NULL);
+		engine_job_change(en, job, JOB_SYNCING, set_progress, copy, NULL);
 	}
 }
 

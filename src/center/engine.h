@@ -142,9 +142,9 @@ struct api_engine engine_api(struct engine *en);
  * stage. 0, or -1 with the fault. */
 int engine_job_event(struct engine *en, const char *job, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f);
-/* Reads, changes and writes a job in one transaction while it's in the stage; announces when `announce`. */
-int engine_job_change(struct engine *en, const char *job, int stage, bool announce,
-		      void (*change)(struct model_job *job, void *arg), void *arg, struct err *e);
+/* Reads, changes and writes a job in one transaction while it's in the stage. */
+int engine_job_change(struct engine *en, const char *job, int stage, void (*change)(struct model_job *job, void *arg),
+		      void *arg, struct err *e);
 void engine_wake(struct engine *en);
 
 /* Rows to do something about when their listing is over: nothing may be written in it. */

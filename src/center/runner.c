@@ -99,7 +99,7 @@ static int pending_id(struct live *l, const struct model_job *job, char id[ID_MA
 	copy = strdup(id);
 	if (!copy)
 		return runner_fail(f, "internal", true, "out of memory");
-	if (engine_job_change(l->engine, l->job, JOB_PROCESSING, false, set_pending, &copy, &e) < 0)
+	if (engine_job_change(l->engine, l->job, JOB_PROCESSING, set_pending, &copy, &e) < 0)
 		return fail_err(f, "internal", &e);
 	return 0;
 }

@@ -197,10 +197,10 @@ struct model_input {
  * Reads a JSON object into the struct at `out`: defaults first (strings and JSON NULL), then what is there.
  * Unknown members, wrong types and ranges are refused: -EINVAL or -ERANGE, and *ret_field names the member
  * (borrowed from the table or the body). With `keep` the struct's own values are the defaults (PATCH).
- * Strings and JSON are borrowed from `body`. *ret_given (may be NULL): bit i set when row i was there.
+ * Strings and JSON are borrowed from `body`.
  */
-int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, uint64_t *ret_given,
-	       const char **ret_field, struct err *e);
+int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, const char **ret_field,
+	       struct err *e);
 /* JSON nested deeper than MODEL_JSON_DEPTH, or with strings holding NUL, is refused. */
 int model_check_json(const json_t *j, struct err *e);
 

@@ -261,10 +261,9 @@ static const struct model_input *input_find(const struct model_input *table, con
 	return NULL;
 }
 
-int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, uint64_t *ret_given,
-	       const char **ret_field, struct err *e)
+int model_read(const struct model_input *table, const json_t *body, bool keep, void *out, const char **ret_field,
+	       struct err *e)
 {
-	uint64_t given = 0;
 	const char *key;
 	json_t *value;
 	int r;
@@ -294,11 +293,8 @@ int model_read(const struct model_input *table, const json_t *body, bool keep, v
 		r = input_value(in, body, p, e);
 		if (r < 0)
 			return r;
-		given |= UINT64_C(1) << (in - table);
 	}
 	*ret_field = NULL;
-	if (ret_given)
-		*ret_given = given;
 	return 0;
 }
 

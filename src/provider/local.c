@@ -289,7 +289,7 @@ static int receive_spawn(struct local *l, const char *dir, const struct provider
 	k = local_program(l, "replant-transition", &program, e);
 	if (k < 0)
 		return k;
-	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:%u" : "%s:%u", r->listen, r->port);
+	snprintf(listen_at, sizeof(listen_at), strchr(r->listen, ':') ? "[%s]:0" : "%s:0", r->listen);
 	if (l->user) {
 		argv[n++] = "--user";
 		argv[n++] = l->user;
