@@ -252,3 +252,40 @@ int api_save(struct api_request *q, const struct model_noun *n, const char *verb
 	}
 	return s->ops->commit(s, &e) < 0 ? api_fail(q, &e) : 0;
 }
+
+struct rename {
+	const struct model_noun *noun;
+	struct model_rename_request in;
+};
+
+static int rename_text(const struct model_noun *n, void *row, const char *name, const char *text, struct err *e)
+{
+	const struct model_field *f = n->fields;
+
+	if (!text)
+		return 0;
+	while (f->name && strcmp(f->name, name) != 0)
+		f++;
+	must(f->name && f->kind == MODEL_TEXT);
+	return model_set((char **)((char *)row + f->offset), text) < 0 ? err_nomem(e) : 0;
+}
+
+static int rename_row(void *row, void *arg, struct err *e)
+{
+	const struct rename *rn = arg;
+	int r = rename_text(rn->noun, row, "name", rn->in.name, e);
+
+	return r < 0 ? r : rename_text(rn->noun, row, "description", rn->in.description, e);
+}
+
+int api_rename(struct api_request *q, const struct model_noun *n, void *row)
+{
+	struct rename rn = {.noun = n};
+	struct err e = {0};
+
+	if (api_read(q, model_rename_request, q->body, false, &rn.in) < 0)
+		return -1;
+	if (store_change(q->api->s.store, n, q->id, "updated", rename_row, &rn, row, &e) < 0)
+		return api_fail(q, &e);
+	return api_answer_row(q, 200, n, row);
+}

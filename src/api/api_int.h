@@ -121,6 +121,8 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 		void (*hook)(struct api_request *q, void *row));
 /* begin .. put + announce .. commit in one: for changes of one row. */
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row);
+/* PATCH of a row whose name and description are all that people may change. */
+int api_rename(struct api_request *q, const struct model_noun *n, void *row);
 const char *api_query(struct api_request *q, const char *name);
 
 /* auth.c */

@@ -118,41 +118,29 @@ int api_get_code(struct api_request *q)
 	return api_row(q, &model_codes, &c) < 0 ? -1 : api_answer_row(q, 200, &model_codes, &c);
 }
 
+static int revoke_code(void *row, void *arg, struct err *e)
+{
+	((struct model_code *)row)->revoked = true;
+	return 0;
+}
+
 int api_revoke_code(struct api_request *q)
 {
 	_cleanup_(model_code_release) struct model_code c = {0};
-	struct store *s = q->api->s.store;
 	struct err e = {0};
 
 	if (api_read_nothing(q) < 0)
 		return -1;
-	/* Read and written in one transaction: a use counted in between must not be lost. */
-	if (s->ops->begin(s, &e) < 0)
-		return api_fail(q, &e);
-	if (s->ops->get(s, &model_codes, q->id, &c, &e) == 0)
-		c.revoked = true;
-	if (!c.revoked || s->ops->put(s, &model_codes, &c, &e) < 0 ||
-	    store_announce(s, &model_codes, "updated", &c, id_now(), &e) < 0) {
-		s->ops->rollback(s);
-		return api_fail(q, &e);
-	}
-	if (s->ops->commit(s, &e) < 0)
+	if (store_change(q->api->s.store, &model_codes, q->id, "updated", revoke_code, NULL, &c, &e) < 0)
 		return api_fail(q, &e);
 	return api_answer_row(q, 200, &model_codes, &c);
 }
 
 static int remove_row(struct api_request *q, const struct model_noun *n)
 {
-	struct store *s = q->api->s.store;
 	struct err e = {0};
 
-	if (s->ops->begin(s, &e) < 0)
-		return api_fail(q, &e);
-	if (s->ops->remove(s, n, q->id, &e) < 0 || store_announce_gone(s, n, q->id, id_now(), &e) < 0) {
-		s->ops->rollback(s);
-		return api_fail(q, &e);
-	}
-	return s->ops->commit(s, &e) < 0 ? api_fail(q, &e) : api_done(q);
+	return store_forget(q->api->s.store, n, q->id, &e) < 0 ? api_fail(q, &e) : api_done(q);
 }
 
 int api_delete_code(struct api_request *q)

@@ -60,31 +60,8 @@ int api_get_image(struct api_request *q)
 int api_patch_image(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
-	struct store *s = q->api->s.store;
-	struct model_rename_request in;
-	struct err e = {0};
-	int r;
 
-	if (api_read(q, model_rename_request, q->body, false, &in) < 0)
-		return -1;
-	if (s->ops->begin(s, &e) < 0)
-		return api_fail(q, &e);
-	r = s->ops->get(s, &model_images, q->id, &im, &e);
-	if (r == 0 && in.name)
-		r = model_set(&im.name, in.name) < 0 ? err_nomem(&e) : 0;
-	if (r == 0 && in.description)
-		r = model_set(&im.description, in.description) < 0 ? err_nomem(&e) : 0;
-	if (r == 0)
-		r = s->ops->put(s, &model_images, &im, &e);
-	if (r == 0)
-		r = store_announce(s, &model_images, "updated", &im, id_now(), &e);
-	if (r < 0) {
-		s->ops->rollback(s);
-		return api_fail(q, &e);
-	}
-	if (s->ops->commit(s, &e) < 0)
-		return api_fail(q, &e);
-	return api_answer_row(q, 200, &model_images, &im);
+	return api_rename(q, &model_images, &im);
 }
 
 int api_delete_image(struct api_request *q)

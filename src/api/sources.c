@@ -40,31 +40,8 @@ int api_get_source(struct api_request *q)
 int api_patch_source(struct api_request *q)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
-	struct store *s = q->api->s.store;
-	struct model_rename_request in;
-	struct err e = {0};
-	int r;
 
-	if (api_read(q, model_rename_request, q->body, false, &in) < 0)
-		return -1;
-	if (s->ops->begin(s, &e) < 0)
-		return api_fail(q, &e);
-	r = s->ops->get(s, &model_sources, q->id, &src, &e);
-	if (r == 0 && in.name)
-		r = model_set(&src.name, in.name) < 0 ? err_nomem(&e) : 0;
-	if (r == 0 && in.description)
-		r = model_set(&src.description, in.description) < 0 ? err_nomem(&e) : 0;
-	if (r == 0)
-		r = s->ops->put(s, &model_sources, &src, &e);
-	if (r == 0)
-		r = store_announce(s, &model_sources, "updated", &src, id_now(), &e);
-	if (r < 0) {
-		s->ops->rollback(s);
-		return api_fail(q, &e);
-	}
-	if (s->ops->commit(s, &e) < 0)
-		return api_fail(q, &e);
-	return api_answer_row(q, 200, &model_sources, &src);
+	return api_rename(q, &model_sources, &src);
 }
 
 static int remove_source(struct api_request *q, struct err *e)

@@ -257,27 +257,30 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 	return 0;
 }
 
+struct job_change {
+	int stage;
+	void (*change)(struct model_job *job, void *arg);
+	void *arg;
+};
+
+static int change_in_stage(void *row, void *arg, struct err *e)
+{
+	const struct job_change *c = arg;
+	struct model_job *job = row;
+
+	if (job->state != JOB_RUNNING || job->stage != c->stage)
+		return err_set(e, -ECANCELED, "the job has moved on");
+	c->change(job, c->arg);
+	return 0;
+}
+
 int engine_job_change(struct engine *en, const char *id, int stage, void (*change)(struct model_job *job, void *arg),
 		      void *arg, struct err *e)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
-	struct store *s = en->store;
-	int r = s->ops->begin(s, e);
+	struct job_change c = {stage, change, arg};
 
-	if (r < 0)
-		return r;
-	r = s->ops->get(s, &model_jobs, id, &job, e);
-	if (r == 0 && (job.state != JOB_RUNNING || job.stage != stage))
-		r = err_set(e, -ECANCELED, "the job has moved on");
-	if (r == 0) {
-		change(&job, arg);
-		r = s->ops->put(s, &model_jobs, &job, e);
-	}
-	if (r < 0) {
-		s->ops->rollback(s);
-		return r;
-	}
-	return s->ops->commit(s, e);
+	return store_change(en->store, &model_jobs, id, NULL, change_in_stage, &c, &job, e);
 }
 
 /* ---- what the API asks ---- */

@@ -88,27 +88,23 @@ void schedule_tick(struct engine *en)
 	}
 }
 
+static int replan(void *row, void *arg, struct err *e)
+{
+	struct model_job *job = row;
+
+	if (job->next_run <= 0)
+		return -ECANCELED;
+	job->next_run = job->run_ended + interval(arg, job);
+	return 0;
+}
+
 void schedule_replan(struct engine *en, const char *id)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
-	struct store *s = en->store;
 	struct err e = {0};
-	int r = s->ops->begin(s, &e);
+	int r = store_change(en->store, &model_jobs, id, NULL, replan, en, &job, &e);
 
-	if (r < 0)
-		return;
-	r = s->ops->get(s, &model_jobs, id, &job, &e);
-	if (r == 0 && job.next_run > 0) {
-		job.next_run = job.run_ended + interval(en, &job);
-		r = s->ops->put(s, &model_jobs, &job, &e);
-		if (r == 0)
-			r = s->ops->commit(s, &e);
-		else
-			s->ops->rollback(s);
-	} else {
-		s->ops->rollback(s);
-	}
-	if (r < 0)
+	if (r < 0 && r != -ECANCELED)
 		log_warn("job %s: %s", id, e.msg);
 }
 

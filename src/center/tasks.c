@@ -63,31 +63,34 @@ static json_t *boot_json(const char *state, double started, const json_t *report
 	return o;
 }
 
+struct boot_news {
+	const char *state, *picture;
+	double started;
+	const json_t *report;
+	const struct err *failure;
+};
+
+static int set_boot(void *row, void *arg, struct err *e)
+{
+	const struct boot_news *b = arg;
+	struct model_image *im = row;
+
+	if (b->picture && model_set(&im->screenshot, b->picture) < 0)
+		return err_nomem(e);
+	model_take_json(&im->boot, boot_json(b->state, b->started, b->report, b->failure));
+	return 0;
+}
+
 int task_save_boot(struct engine *en, const char *image, const char *state, double started, const json_t *report,
 		   const struct err *failure, struct err *e)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
-	const char *picture = json_string_value(json_object_get(report, "screenshot"));
-	struct store *s = en->store;
-	int r = s->ops->begin(s, e);
+	struct boot_news b = {state, json_string_value(json_object_get(report, "screenshot")), started, report,
+			      failure};
+	int r = store_change(en->store, &model_images, image, "updated", set_boot, &b, &im, e);
 
-	if (r < 0)
-		return r;
-	r = s->ops->get(s, &model_images, image, &im, e);
-	if (r == 0 && picture && model_set(&im.screenshot, picture) < 0)
-		r = err_nomem(e);
-	if (r == 0) {
-		model_take_json(&im.boot, boot_json(state, started, report, failure));
-		r = s->ops->put(s, &model_images, &im, e);
-	}
 	if (r == 0)
-		r = store_announce(s, &model_images, "updated", &im, id_now(), e);
-	if (r < 0) {
-		s->ops->rollback(s);
-		return r;
-	}
-	r = s->ops->commit(s, e);
-	engine_wake(en);
+		engine_wake(en);
 	return r;
 }
 
@@ -313,33 +316,29 @@ int task_image_remove(void *arg, const char *image, struct api_fault *f)
 
 /* ---- exports ---- */
 
+static int set_export(void *row, void *arg, struct err *e)
+{
+	struct model_export *x = row, *news = arg;
+
+	x->state = news->state;
+	x->percent = news->percent;
+	x->size = news->size;
+	if (news->error)
+		model_take_json(&x->error, json_incref(news->error));
+	return 0;
+}
+
 static void save_export(struct engine *en, const char *id, int state, double percent, uint64_t size,
 			const struct err *failure, bool announce)
 {
 	_cleanup_(model_export_release) struct model_export x = {0};
-	struct store *s = en->store;
+	_cleanup_(model_export_release) struct model_export news = {.state = state, .percent = percent, .size = size};
 	struct err e = {0};
-	int r = s->ops->begin(s, &e);
 
-	if (r == 0) {
-		r = s->ops->get(s, &model_exports, id, &x, &e);
-		x.state = state;
-		x.percent = percent;
-		x.size = size;
-		if (failure)
-			model_take_json(&x.error, json_pack("{s:s, s:s}", "code",
-							    failure->code == -ENOSPC ? "no_space" : "export_failed",
-							    "message", failure->msg));
-		if (r == 0)
-			r = s->ops->put(s, &model_exports, &x, &e);
-		if (r == 0 && announce)
-			r = store_announce(s, &model_exports, "updated", &x, id_now(), &e);
-		if (r == 0)
-			r = s->ops->commit(s, &e);
-		else
-			s->ops->rollback(s);
-	}
-	if (r < 0)
+	if (failure)
+		news.error = json_pack("{s:s, s:s}", "code", failure->code == -ENOSPC ? "no_space" : "export_failed",
+				       "message", failure->msg);
+	if (store_change(en->store, &model_exports, id, announce ? "updated" : NULL, set_export, &news, &x, &e) < 0)
 		log_error("export %s: %s", id, e.msg);
 	engine_wake(en);
 }
@@ -383,22 +382,6 @@ static void run_export(struct task *t)
 		    r < 0 ? 0 : (uint64_t)st.st_size, r < 0 ? &e : NULL, true);
 }
 
-static int forget_export(struct store *s, const char *export, struct err *e)
-{
-	int r = s->ops->begin(s, e);
-
-	if (r < 0)
-		return r;
-	r = s->ops->remove(s, &model_exports, export, e);
-	if (r == 0)
-		r = store_announce_gone(s, &model_exports, export, id_now(), e);
-	if (r < 0) {
-		s->ops->rollback(s);
-		return r;
-	}
-	return s->ops->commit(s, e);
-}
-
 int task_export(void *arg, const char *export, struct api_fault *f)
 {
 	_cleanup_(model_export_release) struct model_export x = {0};
@@ -410,7 +393,7 @@ int task_export(void *arg, const char *export, struct api_fault *f)
 		return api_fault_err(f, &e);
 	if (!mark_whole(en, x.image, IMAGE_EXPORT)) {
 		/* Its row must not keep the image's. */
-		if (forget_export(en->store, export, &e) < 0)
+		if (store_forget(en->store, &model_exports, export, &e) < 0)
 			return api_fault_err(f, &e);
 		return api_fault_set(f, 409, "in_use", NULL, "the image is being removed");
 	}
@@ -450,7 +433,7 @@ int task_export_remove(void *arg, const char *export, struct api_fault *f)
 		err_sys(&e, "cannot remove '%s'", path);
 		return api_fault_err(f, &e);
 	}
-	if (forget_export(s, export, &e) < 0)
+	if (store_forget(s, &model_exports, export, &e) < 0)
 		return api_fault_err(f, &e);
 	/* As long as there was a row, the clockwork may have begun it again. */
 	task_end(en, TASK_EXPORT, export);
@@ -503,16 +486,7 @@ static void run_remove_job(struct task *t)
 	if (r == 0)
 		r = en->provider->ops->job_remove(en->provider, t->id, &e);
 	if (r == 0)
-		r = s->ops->begin(s, &e);
-	if (r == 0) {
-		r = s->ops->remove(s, &model_jobs, t->id, &e);
-		if (r == 0)
-			r = store_announce_gone(s, &model_jobs, t->id, id_now(), &e);
-		if (r == 0)
-			r = s->ops->commit(s, &e);
-		else
-			s->ops->rollback(s);
-	}
+		r = store_forget(s, &model_jobs, t->id, &e);
 	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
 		log_error("job %s can't be deleted: %s", t->id, e.msg);
 	task_trim(en);
@@ -523,30 +497,25 @@ static void run_remove_job(struct task *t)
 
 /* ---- layers ---- */
 
+static int set_manifest(void *row, void *arg, struct err *e)
+{
+	struct model_image *im = row;
+
+	model_take_json(&im->manifest, json_deep_copy(arg));
+	return im->manifest ? 0 : err_nomem(e);
+}
+
 void task_image_changed(struct engine *en, const json_t *event)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 	const char *image = json_string_value(json_object_get(event, "image"));
 	json_t *manifest = json_object_get(event, "manifest");
-	struct store *s = en->store;
 	struct err e = {0};
-	int r;
 
 	if (!image || !json_is_object(manifest))
 		return;
-	r = s->ops->begin(s, &e);
-	if (r == 0) {
-		r = s->ops->get(s, &model_images, image, &im, &e);
-		if (r == 0) {
-			model_take_json(&im.manifest, json_deep_copy(manifest));
-			r = s->ops->put(s, &model_images, &im, &e);
-		}
-		if (r == 0)
-			r = s->ops->commit(s, &e);
-		else
-			s->ops->rollback(s);
-	}
-	if (r < 0 && r != -ENOENT)
+	if (store_change(en->store, &model_images, image, NULL, set_manifest, manifest, &im, &e) < 0 &&
+	    e.code != -ENOENT)
 		log_warn("image %s: %s", image, e.msg);
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/id.h"
 #include "base/jsn.h"
 #include "base/util.h"
 
@@ -40,4 +41,42 @@ int store_announce_gone(struct store *s, const struct model_noun *n, const char 
 	_cleanup_json_ json_t *data = json_pack("{s:s}", "id", id);
 
 	return announce(s, n, "deleted", data, now, e);
+}
+
+static int finish(struct store *s, int r, struct err *e)
+{
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	return s->ops->commit(s, e);
+}
+
+int store_change(struct store *s, const struct model_noun *n, const char *id, const char *verb,
+		 int (*change)(void *row, void *arg, struct err *e), void *arg, void *row, struct err *e)
+{
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = s->ops->get(s, n, id, row, e);
+	if (r == 0)
+		r = change(row, arg, e);
+	if (r == 0)
+		r = s->ops->put(s, n, row, e);
+	if (r == 0 && verb)
+		r = store_announce(s, n, verb, row, id_now(), e);
+	return finish(s, r, e);
+}
+
+int store_forget(struct store *s, const struct model_noun *n, const char *id, struct err *e)
+{
+	int r = s->ops->begin(s, e);
+
+	if (r < 0)
+		return r;
+	r = s->ops->remove(s, n, id, e);
+	if (r == 0)
+		r = store_announce_gone(s, n, id, id_now(), e);
+	return finish(s, r, e);
 }

@@ -92,6 +92,15 @@ int store_announce(struct store *s, const struct model_noun *n, const char *verb
 /* "<noun>.deleted" with the id alone. */
 int store_announce_gone(struct store *s, const struct model_noun *n, const char *id, double now, struct err *e);
 
+/*
+ * One row read, changed, written and announced ("<noun>.<verb>"; NULL: nobody is told) in one transaction. `row` must
+ * be empty, and is what was written at the end; model_release() is due. When `change` fails, nothing is.
+ */
+int store_change(struct store *s, const struct model_noun *n, const char *id, const char *verb,
+		 int (*change)(void *row, void *arg, struct err *e), void *arg, void *row, struct err *e);
+/* Removed and announced in one transaction. */
+int store_forget(struct store *s, const struct model_noun *n, const char *id, struct err *e);
+
 /* ---- secrets ---- 256 random bits as 64 hex digits; kept as the hex SHA-256 of that text. */
 void store_secret_new(char ret_secret[STORE_SECRET_HEX], char ret_hash[STORE_SECRET_HEX]);
 /* In time that doesn't depend on where they differ. */

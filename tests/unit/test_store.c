@@ -267,14 +267,66 @@ static void test_secrets(void **state)
 	assert_true(store_secret_matches("abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"));
 }
 
+static int set_state(void *row, void *arg, struct err *e)
+{
+	struct model_job *job = row;
+
+	if (*(int *)arg < 0)
+		return err_set(e, *(int *)arg, "not now");
+	job->state = *(int *)arg;
+	return 0;
+}
+
+static int type_of(void *arg, uint64_t id, const char *type, const char *data)
+{
+	str_addf(arg, "%s ", type);
+	return 0;
+}
+
+/* All of it, or nothing and the reason; and the next one isn't kept waiting. */
+static void test_change(void **state)
+{
+	_cleanup_(model_job_release) struct model_job row = {0};
+	_cleanup_(str_release) struct str told = {0};
+	struct model_job job = a_job("job-1", JOB_READY);
+	int stopped = JOB_STOPPED, running = JOB_RUNNING, no = -ECANCELED;
+	struct store *s = open_store();
+	struct err e = {0};
+
+	put_region(s);
+	assert_int_equal(s->ops->put(s, &model_jobs, &job, NULL), 0);
+	assert_int_equal(store_change(s, &model_jobs, "job-2", "updated", set_state, &stopped, &row, &e), -ENOENT);
+	assert_int_equal(store_change(s, &model_jobs, "job-1", "updated", set_state, &no, &row, &e), -ECANCELED);
+	assert_string_equal(e.msg, "not now");
+	model_job_release(&row);
+	assert_int_equal(store_change(s, &model_jobs, "job-1", "updated", set_state, &stopped, &row, &e), 0);
+	assert_int_equal(row.state, JOB_STOPPED);
+	model_job_release(&row);
+	assert_int_equal(store_change(s, &model_jobs, "job-1", NULL, set_state, &running, &row, &e), 0);
+	model_job_release(&row);
+	assert_int_equal(s->ops->get(s, &model_jobs, "job-1", &row, &e), 0);
+	assert_int_equal(row.state, JOB_RUNNING);
+	assert_int_equal(store_forget(s, &model_jobs, "job-1", &e), 0);
+	assert_int_equal(store_forget(s, &model_jobs, "job-1", &e), -ENOENT);
+	assert_int_equal(s->ops->events(s, 0, 10, type_of, &told, &e), 0);
+	assert_string_equal(told.s, "job.updated job.deleted ");
+	json_decref(job.parameters);
+	store_close(s);
+}
+
 int main(void)
 {
 #define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-	    WITH_DIR(test_every_noun_fits_its_table), WITH_DIR(test_rows_survive),
-	    WITH_DIR(test_one_unfinished_job),        WITH_DIR(test_codes_are_used_once_each),
-	    WITH_DIR(test_events_are_bounded),        WITH_DIR(test_rollback),
-	    WITH_DIR(test_kill_loses_nothing),        WITH_DIR(test_a_later_schema_is_refused),
+	    WITH_DIR(test_every_noun_fits_its_table),
+	    WITH_DIR(test_rows_survive),
+	    WITH_DIR(test_one_unfinished_job),
+	    WITH_DIR(test_codes_are_used_once_each),
+	    WITH_DIR(test_events_are_bounded),
+	    WITH_DIR(test_rollback),
+	    WITH_DIR(test_kill_loses_nothing),
+	    WITH_DIR(test_a_later_schema_is_refused),
+	    WITH_DIR(test_change),
 	    cmocka_unit_test(test_secrets),
 	};
 
