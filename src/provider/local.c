@@ -99,6 +99,17 @@ int local_take(const struct local *l, int fd, mode_t mode, const char *path, str
 	return r;
 }
 
+int local_lend(const struct local *l, int fd, mode_t mode, const char *path, struct err *e)
+{
+	uid_t uid;
+	gid_t gid;
+	int r = l->user ? local_ids(l, &uid, &gid, e) : 0;
+
+	if (r == 0 && (fchmod(fd, mode) < 0 || (l->user && fchown(fd, uid, gid) < 0)))
+		r = err_sys(e, "cannot give '%s' to '%s'", path, l->user ? l->user : "its user");
+	return r;
+}
+
 int local_read_file(const char *path, size_t max, char **ret, size_t *ret_len, struct err *e)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);

@@ -498,7 +498,7 @@ static int chain_untwin(const struct local *l, const char *job, const struct loc
 	return r;
 }
 
-/* It was complete, but its job does it again: its files become the user's once more. */
+/* It was complete, but its job does it again. */
 static int chain_reopen(const struct local *l, const char *job, const struct local_runs *runs, const char *chain,
 			const char *dir, uint64_t number, struct err *e)
 {
@@ -508,18 +508,24 @@ static int chain_reopen(const struct local *l, const char *job, const struct loc
 	for (size_t i = 0; r == 0 && i < LOCAL_DISKS_MAX; i++)
 		r = chain_untwin(l, job, runs, number, dir, i, e);
 	snprintf(text, sizeof(text), "%llu\n", (unsigned long long)number - 1);
-	r = r ?: number > 1 ? chain_write(chain, "complete", text, e) : chain_unlink(chain, "complete", e);
-	for (size_t i = 0, n = local_disks(dir); r == 0 && i < n; i++) {
-		char path[PATH_MAX + 64], name[32];
-		const char *format;
+	return r ?: number > 1 ? chain_write(chain, "complete", text, e) : chain_unlink(chain, "complete", e);
+}
 
-		r = local_chain_disk(l, job, number, i, name, &format, e);
-		snprintf(path, sizeof(path), "%s/%s", dir, name);
-		if (r == 0 && chmod(path, 0600) < 0)
-			r = err_sys(e, "cannot open '%s' again", path);
-		r = r ?: local_give(l, path, e);
+/* What the end of the run has made root's: it may have been cut off before it said that the run is complete. */
+static int chain_lend(const struct local *l, const char *dir, struct err *e)
+{
+	static const char *const suffixes[] = {"raw", "qcow2"};
+	char path[PATH_MAX + 64];
+	int r = 0;
+
+	for (size_t i = 0; r >= 0 && i < LOCAL_DISKS_MAX * ARRAY_SIZE(suffixes); i++) {
+		snprintf(path, sizeof(path), "%s/disk%zu.%s", dir, i / ARRAY_SIZE(suffixes),
+			 suffixes[i % ARRAY_SIZE(suffixes)]);
+		r = local_exists(path, e);
+		if (r > 0)
+			r = local_lend_file(l, path, e);
 	}
-	return r;
+	return MIN(r, 0);
 }
 
 static int chain_open(const struct local *l, const char *chain, struct err *e)
@@ -551,6 +557,7 @@ int local_chain_begin(const struct local *l, const char *job, uint64_t number, s
 		r = err_sys(e, "cannot make '%s'", ret->s);
 	if (r == 0 && chmod(ret->s, 0700) < 0)
 		r = err_sys(e, "cannot protect '%s'", ret->s);
+	r = r ?: chain_lend(l, ret->s, e);
 	r = r ?: local_give(l, ret->s, e);
 	r = r ?: chain_layers(l, job, &runs, number, ret->s, e);
 	chain_boot_id(boot);

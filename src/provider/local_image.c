@@ -41,8 +41,8 @@ int local_sha256(const char *path, char out[65], struct err *e)
 	return 0;
 }
 
-/* An image doesn't change any more, and no name in it leads elsewhere. */
-int local_take_file(const struct local *l, const char *path, struct err *e)
+/* No name leads elsewhere: it may be in a directory of `user`'s. */
+static int image_open_file(const char *path, struct err *e)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	struct stat st;
@@ -51,7 +51,22 @@ int local_take_file(const struct local *l, const char *path, struct err *e)
 		return err_sys(e, "cannot open '%s'", path);
 	if (!S_ISREG(st.st_mode) || st.st_nlink != 1)
 		return err_set(e, -EPERM, "'%s' is not a plain file of its own", path);
-	return local_take(l, fd, 0440, path, e);
+	return take_fd(&fd);
+}
+
+/* An image doesn't change any more. */
+int local_take_file(const struct local *l, const char *path, struct err *e)
+{
+	_cleanup_close_ int fd = image_open_file(path, e);
+
+	return fd < 0 ? fd : local_take(l, fd, 0440, path, e);
+}
+
+int local_lend_file(const struct local *l, const char *path, struct err *e)
+{
+	_cleanup_close_ int fd = image_open_file(path, e);
+
+	return fd < 0 ? fd : local_lend(l, fd, 0600, path, e);
 }
 
 /* QEMU wrote the header and the guest may have broken into it: what it reads besides itself must be its replica. */

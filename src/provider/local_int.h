@@ -53,6 +53,8 @@ int local_read_file(const char *path, size_t max, char **ret, size_t *ret_len, s
 /* Nobody but root changes the open file or directory any more, `user`'s group may read it. Without `user` only the
  * mode. */
 int local_take(const struct local *l, int fd, mode_t mode, const char *path, struct err *e);
+/* The opposite of it: `user` may write to it. */
+int local_lend(const struct local *l, int fd, mode_t mode, const char *path, struct err *e);
 
 /* What the file is: its backing file must be `backing` of that format (NULL: none), with no other file in it. *ret_size
  * (may be NULL): of the disk in it. */
@@ -60,6 +62,8 @@ int local_check_overlay(const struct local *l, const char *overlay, const char *
 			uint64_t *ret_size, struct err *e);
 /* A plain file of its own becomes root's for good. */
 int local_take_file(const struct local *l, const char *path, struct err *e);
+/* A plain file of its own becomes `user`'s, until it is taken. */
+int local_lend_file(const struct local *l, const char *path, struct err *e);
 int local_take_dir(const struct local *l, const char *dir, struct err *e);
 int local_sha256(const char *path, char out[65], struct err *e);
 

@@ -88,14 +88,7 @@ static int trim_run(const struct trim *t, const char *const argv[], struct err *
 	return r;
 }
 
-/* The user may write to it until trim_take(): qemu-img runs as him, because what it reads comes from a source. */
-static int trim_lend(const struct trim *t, const char *path, struct err *e)
-{
-	if (chmod(path, 0600) < 0)
-		return err_sys(e, "cannot open '%s'", path);
-	return local_give(t->l, path, e);
-}
-
+/* qemu-img ran as the user, to whom it was lent: what it reads comes from a source. */
 static int trim_take(const struct trim *t, const char *path, struct err *e)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
@@ -112,19 +105,21 @@ static int trim_unlink(const char *path, struct err *e)
 
 /* ---- what stands on a layer gets to know its new name ---- */
 
-static int trim_rebase(const struct trim *t, const char *path, const char *backing, const char *format, struct err *e)
+/* `done`: nobody but root changes it any more; else it is the receiver's and stays so. */
+static int trim_rebase(const struct trim *t, const char *path, const char *backing, const char *format, bool done,
+		       struct err *e)
 {
 	const char *const argv[] = {"qemu-img", "rebase", "-q", "-u",    "-f", "qcow2",
 				    "-F",       format,   "-b", backing, path, NULL};
 	struct err unlike = {0};
-	int r;
+	int r = 0;
 
-	if (local_check_overlay(t->l, path, backing, format, NULL, &unlike) == 0)
-		return trim_take(t, path, e);
-	r = trim_lend(t, path, e);
-	r = r ?: trim_run(t, argv, e);
-	r = r ?: trim_take(t, path, e);
-	return r ?: local_check_overlay(t->l, path, backing, format, NULL, e);
+	if (local_check_overlay(t->l, path, backing, format, NULL, &unlike) < 0) {
+		r = local_lend_file(t->l, path, e);
+		r = r ?: trim_run(t, argv, e);
+		r = r ?: local_check_overlay(t->l, path, backing, format, NULL, e);
+	}
+	return r ?: done ? trim_take(t, path, e) : local_sync(path, e);
 }
 
 /* Disk i of a run. */
@@ -214,7 +209,7 @@ static int trim_image(void *arg, const char *image, uint64_t run, json_t *manife
 	r = local_path(m->t->l, &overlay, e, "images/%s/disk%zu.qcow2", image, m->disk);
 	r = r ?: local_path(m->t->l, &path, e, "images/%s/manifest.json", image);
 	r = r ?: local_path(m->t->l, &dir, e, "images/%s", image);
-	r = r ?: trim_rebase(m->t, overlay.s, backing, m->format, e);
+	r = r ?: trim_rebase(m->t, overlay.s, backing, m->format, true, e);
 	trim_fault();
 	r = r ?: local_sha256(overlay.s, hex, e);
 	if (r < 0)
@@ -241,7 +236,7 @@ static int trim_rename(const struct trim *t, uint64_t run, size_t i, const char 
 	if (r <= 0 || strcmp(child.format, "raw") == 0)
 		return r < 0 ? r : 0; /* the next one stands on nothing */
 	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)run, name);
-	return trim_rebase(t, child.path, backing, format, e);
+	return trim_rebase(t, child.path, backing, format, child.run <= t->runs.complete, e);
 }
 
 /* ---- a layer and the next ---- */
@@ -256,8 +251,8 @@ static int trim_commit(const struct trim *t, const struct trim_layer *lower, con
 
 	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)lower->run, lower->name);
 	r = r ?: local_check_overlay(t->l, upper->path, backing, lower->format, NULL, e);
-	r = r ?: trim_lend(t, lower->path, e);
-	r = r ?: trim_lend(t, upper->path, e);
+	r = r ?: local_lend_file(t->l, lower->path, e);
+	r = r ?: local_lend_file(t->l, upper->path, e);
 	r = r ?: trim_run(t, argv, e);
 	r = r ?: trim_take(t, lower->path, e);
 	r = r ?: trim_take(t, upper->path, e);

@@ -556,6 +556,64 @@ def test_nothing_is_trimmed_when_something_is_not_known(folder, what, how):
     assert len(bench.layers()) == 2
 
 
+def owners(folder):
+    return {f"{p.name} {p.owner()} {p.stat().st_mode & 0o777:o}" for p in folder.iterdir() if p.suffix in (".raw", ".qcow2")}
+
+
+def test_merge_below_a_run_that_is_being_received(folder):
+    """Its layers get to know the new name of the base, and stay the receiver's."""
+    bench = Bench(folder, SMALL[:2])
+    bench.run(1)
+    bench.change()
+    bench.run(2)
+    r = bench.receiver(3)
+    r.proc.terminate()
+    assert r.finish() != 0
+    bench.remove(f"image-{1:016x}")
+    bench.trim()
+    assert bench.layers() == {"2": ["disk0.raw", "disk1.raw"], "3": ["disk0.qcow2", "disk1.qcow2"]}
+    assert owners(bench.chain / "3") == {f"disk0.qcow2 {USER} 600", f"disk1.qcow2 {USER} 600"}
+    bench.change(1)
+    bench.run(3)
+    bench.check()
+    assert owners(bench.chain / "3") == {"disk0.qcow2 root 440", "disk1.qcow2 root 440"}
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_the_end_of_a_run_is_cut_off(folder, taken):
+    """Its files were root's, or some of them, and nothing said yet that it is complete."""
+    bench = Bench(folder, SMALL[:2])
+    bench.run(1)
+    bench.change()
+    bench.sync(2)
+    (bench.chain / "complete").write_text("1\n")
+    for i in range(taken, 2):
+        os.chmod(bench.chain / f"2/disk{i}.qcow2", 0o600)
+        shutil.chown(bench.chain / f"2/disk{i}.qcow2", USER)
+    bench.change(1)
+    bench.run(2)
+    bench.check()
+    assert owners(bench.chain / "2") == {"disk0.qcow2 root 440", "disk1.qcow2 root 440"}
+
+
+def test_a_foreign_file_is_not_given_away(folder):
+    """A name planted in the receiver's directory makes nobody the owner of what it leads to."""
+    bench = Bench(folder, SMALL[:2])
+    bench.run(1)
+    r = bench.receiver(2)
+    r.proc.terminate()
+    assert r.finish() != 0
+    theirs = folder / "theirs"
+    theirs.write_text("secret")
+    theirs.chmod(0o400)
+    for plant in (bench.chain / "2/disk1.qcow2").symlink_to, (bench.chain / "2/disk1.qcow2").hardlink_to:
+        (bench.chain / "2/disk1.qcow2").unlink()
+        plant(theirs)
+        with pytest.raises(AssertionError, match="provider_tool"):
+            bench.receiver(2, "run-00000000000000ff").proc.kill()
+        assert (theirs.stat().st_uid, theirs.stat().st_mode & 0o777) == (0, 0o400)
+
+
 def test_a_run_without_an_image_is_done_again(bench):
     bench.run(1)
     bench.change()
