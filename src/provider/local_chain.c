@@ -463,7 +463,7 @@ static int chain_layers(const struct local *l, const char *job, const struct loc
 		snprintf(name, sizeof(name), "disk%zu.manifest", i);
 		r = chain_inherit(l, below.s, dir, name, e);
 	}
-	return r ?: chain_inherit(l, below.s, dir, "replica.json", e);
+	return r;
 }
 
 /*
