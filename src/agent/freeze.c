@@ -186,6 +186,7 @@ static int freeze_write_note(const struct freeze *f, struct err *e)
 void freeze_recover(const char *note)
 {
 	_cleanup_free_ char *text = NULL;
+	bool certain = true;
 	size_t len = 0;
 
 	if (io_read_file(note, NOTE_MAX, &text, &len, NULL) < 0)
@@ -198,8 +199,10 @@ void freeze_recover(const char *note)
 			log_warn("'%s' was frozen still, by an agent that was killed: it is thawed", text + at);
 		else if (r < 0)
 			log_warn("%s", e.msg);
+		certain &= r != -EAGAIN;
 	}
-	unlink(note);
+	if (certain)
+		unlink(note);
 }
 
 int freeze_prepare(struct freeze *f, bool hooks, struct err *e)
@@ -260,11 +263,12 @@ int freeze_after(struct freeze *f, struct err *e)
 
 void freeze_let_go(struct freeze *f)
 {
-	track_guard_free(f->guard);
+	bool certain = track_guard_free(f->guard);
+
 	if (f->left > 0)
 		hook_ended(f->left, HOOK_END);
 	f->left = 0;
-	if (f->note && f->mounts)
+	if (certain && f->note && f->mounts)
 		unlink(f->note);
 	f->guard = NULL;
 	track_mounts_free(f->mounts, f->nmounts);

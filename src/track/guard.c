@@ -14,11 +14,15 @@
  *
  * A mount's state is in memory all three share; who moves it from GUARD_FROZEN to GUARD_THAWING makes the FITHAW call,
  * and who finds that one gone makes it again.
+ * A killed freezer stays in its FIFREEZE until the writers that had begun have ended; till then FITHAW says EINVAL and
+ * undoes nothing, and then it is frozen with nobody left. So nothing is done with before that process is gone. The
+ * agent waits a while for it and leaves the rest to one more process, the *heir*.
  * After fork() only async-signal-safe functions are used: the agent has threads.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -35,11 +39,14 @@
 #include "base/util.h"
 #include "track/track_int.h"
 
-#define GUARD_MOUNTS_MAX  256
-#define GUARD_TICK_MS     20
-#define GUARD_END_SECONDS 10.0
-#define GUARD_LATE        0.5 /* seconds after the limit until the freezer thaws in the guard's place */
-#define GUARD_SILENT      5.0 /* seconds that an answer of the guard may be late before it counts as gone */
+#define GUARD_MOUNTS_MAX   256
+#define GUARD_TICK_MS      20
+#define GUARD_END_SECONDS  10.0
+#define GUARD_LATE         0.5 /* seconds after the limit until the freezer thaws in the guard's place */
+#define GUARD_HEIR_MS      50
+#define GUARD_LEFT_SECONDS 1.0 /* for what another agent left */
+#define GUARD_LEFT_MAX     16
+#define GUARD_SILENT       5.0 /* seconds that an answer of the guard may be late before it counts as gone */
 
 enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWING, GUARD_THAWED, GUARD_UNSUPPORTED };
 enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED };
@@ -60,11 +67,12 @@ struct guard_reply {
 /* In memory shared by agent, guard and freezer. */
 struct guard_shared {
 	_Atomic int state;
-	_Atomic int stop;  /* the freezer is to give up */
-	_Atomic int lost;  /* somebody else thawed, or a limit passed */
-	_Atomic int began; /* `since` is valid */
-	double since;      /* the first FIFREEZE */
-	double limit;      /* seconds after it */
+	_Atomic int stop;    /* the freezer is to give up */
+	_Atomic int lost;    /* somebody else thawed, or a limit passed */
+	_Atomic int began;   /* `since` is valid */
+	_Atomic int freezer; /* its process */
+	double since;        /* the first FIFREEZE */
+	double limit;        /* seconds after it */
 	_Atomic int mounts[GUARD_MOUNTS_MAX];
 };
 
@@ -75,16 +83,17 @@ struct track_guard {
 	size_t n;
 	int sock;
 	pid_t pid;
+	int freezer; /* heir_open() */
 };
 
-/* What the two processes work with; no pointer into the heap of the agent is followed after fork(). */
+/* What these processes work with; no pointer into the heap of the agent is followed after fork(). */
 struct guard_child {
 	struct guard_shared *shared;
 	const struct settle_segments *segments;
 	int fds[GUARD_MOUNTS_MAX];
 	size_t n;
 	int sock;    /* to the agent (guard) or the guard (freezer) */
-	int freezer; /* guard: to the freezer, -1 when it is gone */
+	int freezer; /* guard: to the freezer, -1 when it is gone; heir: heir_open() */
 	pid_t freezer_pid;
 	bool aborted; /* guard: the answer was given, the freezer is still at it */
 };
@@ -145,6 +154,64 @@ static void guard_send(int sock, const struct guard_reply *r)
 {
 	while (send(sock, r, sizeof(*r), MSG_NOSIGNAL) < 0 && errno == EINTR)
 		;
+}
+
+/* ---- when a freezer may have been killed in its call ---- */
+
+/* Thaws what it has frozen so far. Returns whether it is gone: then nothing can become frozen any more. */
+static bool guard_thaw_after(struct guard_shared *s, const int *fds, size_t n, int freezer)
+{
+	bool gone = !heir_alive(freezer); /* looked at before */
+
+	for (size_t i = n; !gone && i-- > 0;) {
+		int expected = GUARD_TRYING;
+
+		if (atomic_load(&s->mounts[i]) == GUARD_TRYING && ioctl(fds[i], FITHAW, 0) == 0)
+			atomic_compare_exchange_strong(&s->mounts[i], &expected, GUARD_THAWED);
+	}
+	guard_thaw_doubtful(s, fds, n, gone);
+	return gone;
+}
+
+static bool guard_outlive(struct guard_shared *s, const int *fds, size_t n, int freezer, double until)
+{
+	while (!guard_thaw_after(s, fds, n, freezer)) {
+		if (guard_now() > until)
+			return false;
+		nanosleep(&(struct timespec){.tv_nsec = GUARD_HEIR_MS * 1000000}, NULL);
+	}
+	return true;
+}
+
+static _Noreturn void heir_main(struct guard_child *c)
+{
+	pid_t pid = fork();
+
+	if (pid != 0)
+		_exit(pid < 0); /* the agent needn't wait for the other */
+	setsid();
+	settle_leave_unit();
+	guard_settle(c, "replant-heir"); /* better one that isn't locked into memory than none */
+	guard_outlive(c->shared, c->fds, c->n, c->freezer, INFINITY);
+	_exit(0);
+}
+
+/* Waits until then for the end of the freezer; false: an heir does, for as long as it takes. */
+static bool guard_bequeath(const struct guard_child *c, double until)
+{
+	struct guard_child heir = *c;
+	int status = -1;
+	pid_t pid;
+
+	if (guard_outlive(c->shared, c->fds, c->n, c->freezer, until))
+		return true;
+	pid = fork();
+	if (pid == 0)
+		heir_main(&heir);
+	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	/* No memory for a process: then it's on us. */
+	return status != 0 && guard_outlive(c->shared, c->fds, c->n, c->freezer, INFINITY);
 }
 
 /* ---- the freezer ---- */
@@ -425,6 +492,7 @@ static int guard_fork_freezer(struct guard_child *c)
 	close(p[1]);
 	c->freezer = p[0];
 	c->freezer_pid = pid;
+	atomic_store(&c->shared->freezer, pid);
 	if (recv(c->freezer, &hello, sizeof(hello), 0) != (ssize_t)sizeof(hello))
 		return -EIO;
 	return hello.code;
@@ -472,12 +540,21 @@ static int guard_open_mounts(struct track_guard *g, const char *const *mounts, s
 	return 0;
 }
 
+static struct guard_child guard_child(const struct track_guard *g, const struct settle_segments *segments)
+{
+	struct guard_child c = {
+	    .shared = g->shared, .segments = segments, .n = g->n, .sock = -1, .freezer = g->freezer};
+
+	if (g->n > 0)
+		memcpy(c.fds, g->fds, g->n * sizeof(*c.fds));
+	return c;
+}
+
 static int guard_spawn(struct track_guard *g, const struct settle_segments *segments, struct err *e)
 {
-	struct guard_child c = {.shared = g->shared, .segments = segments, .n = g->n, .freezer = -1};
+	struct guard_child c = guard_child(g, segments);
 	int p[2];
 
-	memcpy(c.fds, g->fds, g->n * sizeof(*c.fds));
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, p) < 0)
 		return err_sys(e, "cannot start the freeze guard");
 	g->pid = fork();
@@ -552,6 +629,7 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 		return err_nomem(e);
 	g->sock = -1;
 	g->pid = -1;
+	g->freezer = -1;
 	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (g->shared == MAP_FAILED) {
 		g->shared = NULL;
@@ -575,6 +653,9 @@ int track_guard_start(const char *const *mounts, size_t n, struct track_guard **
 		r = err_sys(e, "cannot lock the freeze guard into memory (it needs root or CAP_IPC_LOCK)");
 		goto fail;
 	}
+	r = heir_open(atomic_load(&g->shared->freezer), &g->freezer, e);
+	if (r < 0)
+		goto fail;
 	*ret = g;
 	return 0;
 fail:
@@ -600,7 +681,7 @@ static int guard_explain(const struct track_guard *g, const struct guard_reply *
 	case -EALREADY:
 		return err_set(e, r->code, "a freeze is already on or still being undone");
 	case -EOWNERDEAD:
-		return err_set(e, r->code, "the freeze guard was killed or stopped; everything was thawed");
+		return err_set(e, r->code, "the freeze guard was killed or stopped; what was frozen is thawed");
 	case -EPERM:
 	case -ENOMEM:
 		errno = -r->code;
@@ -621,7 +702,7 @@ static void guard_take_over(struct track_guard *g)
 	atomic_store(&g->shared->stop, 1);
 	if (g->pid > 0)
 		kill(-g->pid, SIGCONT); /* its process group: the freezer too */
-	guard_thaw_doubtful(g->shared, g->fds, g->n, true);
+	guard_thaw_after(g->shared, g->fds, g->n, g->freezer);
 	atomic_store(&g->shared->state, GUARD_IDLE);
 }
 
@@ -694,9 +775,8 @@ bool track_guard_holds(struct track_guard *g)
  * A freezer in a call that doesn't return keeps the guard waiting. It holds no filesystem frozen then and thaws the one
  * it may still get: the agent needn't wait with it, and must not, for it has news for the center.
  */
-static void guard_await_end(pid_t pid)
+static void guard_await_end(pid_t pid, double until)
 {
-	double until = guard_now() + GUARD_END_SECONDS;
 	pid_t got = 0;
 
 	while (pid > 0 && got == 0 && guard_now() < until) {
@@ -708,33 +788,79 @@ static void guard_await_end(pid_t pid)
 	}
 }
 
-void track_guard_free(struct track_guard *g)
+bool track_guard_free(struct track_guard *g)
 {
+	double until = guard_now() + GUARD_END_SECONDS;
+	bool certain = true;
+
 	if (!g)
-		return;
+		return true;
 	if (g->sock >= 0)
 		close(g->sock); /* the guard takes this as our end: thaws and exits */
-	guard_await_end(g->pid);
+	guard_await_end(g->pid, until);
+	if (g->shared) {
+		struct settle_segments segments;
+		struct guard_child c = guard_child(g, &segments);
+
+		settle_collect(&segments);
+		certain = guard_bequeath(&c, until);
+		munmap(g->shared, sizeof(*g->shared));
+	}
 	for (size_t i = 0; i < g->n; i++) {
-		if (g->shared)
-			guard_thaw_one(g->shared, g->fds, i);
 		close(g->fds[i]);
 		free(g->names[i]);
 	}
+	if (g->freezer >= 0)
+		close(g->freezer);
 	free(g->names);
 	free(g->fds);
-	if (g->shared)
-		munmap(g->shared, sizeof(*g->shared));
 	free(g);
+	return certain;
+}
+
+/* What a freezer of an agent that is gone has frozen, or will have when its call ends. */
+static bool guard_thaw_left(int fd, int freezer, const struct settle_segments *segments, bool *ret_thawed)
+{
+	struct guard_child c = {.segments = segments, .fds = {fd}, .n = 1, .sock = -1, .freezer = freezer};
+	bool certain;
+
+	c.shared = mmap(NULL, sizeof(*c.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (c.shared == MAP_FAILED)
+		return false;
+	atomic_store(&c.shared->mounts[0], GUARD_TRYING);
+	certain = guard_bequeath(&c, guard_now() + GUARD_LEFT_SECONDS);
+	*ret_thawed = certain && !atomic_load(&c.shared->lost);
+	munmap(c.shared, sizeof(*c.shared));
+	return certain;
 }
 
 int track_thaw(const char *mount, struct err *e)
 {
 	_cleanup_close_ int fd = open(mount, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	bool certain = true, thawed = false;
+	struct settle_segments segments;
+	int freezers[GUARD_LEFT_MAX], n;
 
 	if (fd < 0)
 		return err_sys(e, "cannot open mount point '%s'", mount);
+	n = heir_find(fd, freezers, GUARD_LEFT_MAX, e);
+	if (n < 0)
+		return n;
+	settle_collect(&segments);
+	for (int i = 0; i < n; i++) {
+		bool one = false;
+
+		certain &= guard_thaw_left(fd, freezers[i], &segments, &one);
+		thawed |= one;
+		close(freezers[i]);
+	}
 	if (ioctl(fd, FITHAW, 0) == 0)
-		return 1;
-	return errno == EINVAL || errno == EOPNOTSUPP || errno == ENOTTY ? 0 : err_sys(e, "cannot thaw '%s'", mount);
+		thawed = true;
+	else if (errno != EINVAL && errno != EOPNOTSUPP && errno != ENOTTY)
+		return err_sys(e, "cannot thaw '%s'", mount);
+	if (!certain)
+		return err_set(
+		    e, -EAGAIN,
+		    "'%s' is still being frozen by an agent that was killed; it is thawed as soon as that ends", mount);
+	return thawed;
 }

@@ -31,8 +31,12 @@ int track_guard_freeze(struct track_guard *g, double limit_seconds, char **ret_u
 int track_guard_thaw(struct track_guard *g, double *ret_seconds, bool *ret_intact, struct err *e);
 /* Is the freeze still on? */
 bool track_guard_holds(struct track_guard *g);
-void track_guard_free(struct track_guard *g); /* thaws if needed; NULL is fine */
-/* Thaws what nobody guards any more. 1: it was frozen; 0: it wasn't. */
+/*
+ * Thaws if needed; NULL is fine. false: a killed freezer is still in its call and what it then gets is thawed by a
+ * process that waits for it; should that be killed too, track_thaw() is needed.
+ */
+bool track_guard_free(struct track_guard *g);
+/* Thaws what nobody guards any more. 1: it was frozen; 0: it wasn't; -EAGAIN: as with track_guard_free(). */
 int track_thaw(const char *mount, struct err *e);
 
 /*

@@ -40,6 +40,14 @@ int settle_process(const struct settle_segments *segments, const int *keep, size
  */
 void settle_leave_unit(void);
 
+/* ---- heir.c: a freezer that was killed, but has not left its call yet ---- */
+
+/* Refers to a freezer: /proc/PID, which never comes to mean another process. *ret is -1 when it has ended already. */
+int heir_open(pid_t pid, int *ret, struct err *e);
+bool heir_alive(int proc); /* -1: no */
+/* All that have something of the filesystem open on which `mount` is. Returns how many; the caller closes them. */
+int heir_find(int mount, int *ret, size_t max, struct err *e);
+
 /* ---- ledger.c: marks and accounts, without a kernel ---- */
 
 /* A disk's marks. `marks`, `big` and `taken` are borrowed; they outlive the process where the tracking does. */

@@ -1,9 +1,10 @@
 /*
  * guard_tool LIMIT HOLD-MS ROUNDS MOUNT...: starts a guard, waits for the end of standard input, freezes and thaws, and
- * says so. test_guard.py kills it and its children.
+ * says so. test_guard.py kills it and its children. guard_tool thaw MOUNT: what an agent's next start does.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/err.h"
@@ -34,9 +35,14 @@ int main(int argc, char **argv)
 	struct err e = {0};
 	int r;
 
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc == 3 && strcmp(argv[1], "thaw") == 0) {
+		r = track_thaw(argv[2], &e);
+		printf("%d %s\n", r, e.msg);
+		return 0;
+	}
 	if (argc < 5)
 		return 2;
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	r = track_guard_start((const char *const *)argv + 4, (size_t)argc - 4, &g, &e);
 	while (r == 0 && getchar() != EOF)
 		;

@@ -51,6 +51,39 @@ while True:
     time.sleep(0.002)
 """
 
+# A write() whose buffer isn't there yet: a freeze waits for it, in the kernel, and can't be undone before it is over.
+HELD = """
+import ctypes, fcntl, mmap, os, struct, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+libc.write.argtypes = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+uffd = libc.syscall({"x86_64": 323, "aarch64": 282}[os.uname().machine], os.O_CLOEXEC)
+if uffd < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+page = mmap.mmap(-1, mmap.PAGESIZE)
+at, size = ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE
+fcntl.ioctl(uffd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))  # UFFDIO_API
+fcntl.ioctl(uffd, 0xC020AA00, bytearray(struct.pack("QQQQ", at, size, 1, 0)))  # UFFDIO_REGISTER, of missing pages
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+threading.Thread(target=libc.write, args=(fd, at, size)).start()
+os.read(uffd, 32)  # it has begun
+print("held", flush=True)
+sys.stdin.read()
+fcntl.ioctl(uffd, 0xC020AA04, bytearray(struct.pack("QQQq", at, size, 0, 0)))  # UFFDIO_ZEROPAGE
+"""
+
+
+class Held:
+    """A write that has begun and doesn't end until release()."""
+
+    def __init__(self, path):
+        self.proc = subprocess.Popen([sys.executable, "-c", HELD, str(path)], stdin=subprocess.PIPE,
+                                     stdout=subprocess.PIPE, text=True)
+        assert self.proc.stdout.readline() == "held\n", "no userfaultfd here"
+
+    def release(self):
+        self.proc.stdin.close()
+        assert self.proc.wait(20) == 0
+
 
 class Writer:
     def __init__(self, point, tmp):
@@ -119,6 +152,7 @@ class Scene:
         self.writers = [Writer(p, tmp) for p in self.points]
         self.rng = random.Random(SEED)
         self.started = []
+        self.held = None
         print(f"REPLANT_SEED={SEED}")
 
     def tool(self, limit, hold, rounds=1, *before, wait=False):
@@ -156,7 +190,14 @@ class Scene:
                 pass
         return found
 
+    def hold(self, point):
+        self.held = Held(point / "held")
+        return self.held
+
     def close(self):
+        if self.held:
+            self.held.proc.kill()
+            self.held.proc.wait()
         for p in self.started:
             if p.poll() is None:
                 p.kill()
@@ -252,6 +293,84 @@ def test_freezer_stops_in_its_call(scene):
     out = p.communicate(timeout=30)[0]
     assert "error -62" in out, out
     until(lambda: not scene.holders(), what="the end of guard and freezer")
+
+
+def killed_in_the_call(scene, p, *victims):
+    """Kills guard, freezer and whom else while the freezer is in a FIFREEZE that waits for a write, in the kernel."""
+    guard, freezer = family(p.pid)
+    until(lambda: state(freezer) == "D" and scene.writers[0].silent() > 0.15, what="a freeze that waits")
+    for pid in (*victims, guard, freezer):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.4)
+    assert state(freezer) == "D"
+    assert run("fsfreeze", "-u", scene.points[0], check=False).returncode == 1  # that doesn't help
+    return freezer
+
+
+def state(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(11, marks=LONG)])
+def test_killed_in_a_call_that_waits(scene, seconds):
+    """Guard and freezer are: FIFREEZE completes all the same, later, and then it is thawed; after 10 s the agent goes on."""
+    held = scene.hold(scene.points[0])
+    p = scene.tool(30, 100)
+    freezer = killed_in_the_call(scene, p)
+    out = ""
+    if seconds > 10:
+        out = p.communicate(timeout=20)[0]
+        assert state(freezer) == "D" and scene.holders()
+    time.sleep(min(seconds, 1))
+    held.release()
+    scene.free(seconds + SOON)
+    out = out or p.communicate(timeout=20)[0]
+    assert "error -130 the freeze guard was killed" in out, out
+    until(lambda: not scene.holders(), what="the end of all of them")
+    assert state(freezer) in "XZ"
+    scene.free(seconds + SOON)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 2])
+def test_all_killed_in_a_call_that_waits(scene, seconds):
+    """The next start finds the freezer; it waits for it a second, then leaves that to a process of its own."""
+    held = scene.hold(scene.points[0])
+    p = scene.tool(30, 100)
+    killed_in_the_call(scene, p, p.pid)
+    thaw = subprocess.Popen([str(TOOL), "thaw", str(scene.points[0])], stdout=subprocess.PIPE, text=True)
+    scene.started.append(thaw)
+    if seconds > 1:
+        out = thaw.communicate(timeout=20)[0]
+        assert out.startswith("-11 ") and "still being frozen" in out, out
+    time.sleep(min(seconds, 1))
+    held.release()
+    scene.free(seconds + SOON)
+    if seconds < 1:
+        assert thaw.communicate(timeout=20)[0].startswith("1 ")
+    until(lambda: not scene.holders(), what="the end of all of them")
+    assert run(TOOL, "thaw", scene.points[0]).stdout.startswith("0 ")
+    scene.free(seconds + SOON)
+
+
+def test_note_stays_until_it_is_certain(scene):
+    """What an agent notes before it freezes is there until nothing can become frozen any more."""
+    held = scene.hold(scene.points[0])
+    p = scene.tool(30, 100)
+    killed_in_the_call(scene, p, p.pid)
+    runtime = scene.tmp / "runtime"
+    runtime.mkdir()
+    (runtime / "frozen").write_bytes(os.fsencode(scene.points[0]) + b"\0")
+    again = agentrig.AGENT, "uninstall", "--config", scene.tmp / "config", "--runtime", runtime
+    assert "still being frozen" in run(*again).stderr
+    assert (runtime / "frozen").exists()
+    held.release()
+    scene.free()
+    until(lambda: not scene.holders(), what="the end of all of them")
+    run(*again)
+    assert not (runtime / "frozen").exists()
 
 
 def attached(pid):
