@@ -46,10 +46,10 @@
 #define GUARD_HEIR_MS      50
 #define GUARD_LEFT_SECONDS 1.0 /* for what another agent left */
 #define GUARD_LEFT_MAX     16
-#define GUARD_SILENT       5.0 /* seconds that an answer of the guard may be late before it counts as gone */
+#define GUARD_SILENT       5.0 /* seconds without a sign of the guard, an answer being due, until it counts as gone */
 
 enum guard_mount { GUARD_FREE, GUARD_TRYING, GUARD_FROZEN, GUARD_THAWING, GUARD_THAWED, GUARD_UNSUPPORTED };
-enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED };
+enum guard_state { GUARD_IDLE, GUARD_FREEZING, GUARD_HOLDING, GUARD_EXPIRED, GUARD_ENDING };
 enum guard_op { GUARD_FREEZE = 1, GUARD_THAW };
 
 struct guard_request {
@@ -271,7 +271,8 @@ static void freezer_wait(struct guard_child *c)
 	left = held ? s->since + s->limit + GUARD_LATE - guard_now() : 0;
 	if (!held || poll(&p, 1, (int)(MAX(left, 0) * 1000) + 1) != 0)
 		return;
-	atomic_store(&s->lost, 1);
+	if (atomic_load(&s->state) != GUARD_ENDING) /* else it was asked to thaw in time */
+		atomic_store(&s->lost, 1);
 	guard_thaw_all(s, c->fds, c->n);
 }
 
@@ -341,6 +342,7 @@ static void guard_end(struct guard_child *c)
 	}
 	if (atomic_load(&c->shared->state) == GUARD_IDLE)
 		atomic_store(&c->shared->lost, 1); /* nothing was held */
+	atomic_store(&c->shared->state, GUARD_ENDING);
 	guard_thaw_all(c->shared, c->fds, c->n);
 	atomic_store(&c->shared->state, GUARD_IDLE);
 	guard_answer(c, 0, 0);
@@ -572,27 +574,38 @@ static int guard_spawn(struct track_guard *g, const struct settle_segments *segm
 	return 0;
 }
 
-/* Is an answer so late that the guard can't be running? The sync before the first FIFREEZE may take any time. */
-static bool guard_is_late(const struct track_guard *g, enum guard_op op, double asked)
+/*
+ * Is an answer so late that the guard can't be running? The sync before the first FIFREEZE may take any time, and so
+ * may a FITHAW: ext4 writes its superblock in it. *moved: when the guard was last seen at work.
+ */
+static bool guard_is_late(const struct track_guard *g, enum guard_op op, unsigned *seen, double *moved)
 {
 	const struct guard_shared *s = g->shared;
+	double now = guard_now();
+	unsigned states = 0;
 
+	for (size_t i = 0; i < g->n; i++)
+		states += (unsigned)atomic_load(&s->mounts[i]);
+	if (states != *seen || heir_in_kernel(g->pid))
+		*moved = now;
+	*seen = states;
 	if (op == GUARD_THAW)
-		return guard_now() > asked + GUARD_SILENT;
-	return atomic_load(&s->began) && guard_now() > s->since + s->limit + GUARD_SILENT;
+		return now > *moved + GUARD_SILENT;
+	return atomic_load(&s->began) && now > MAX(*moved, s->since + s->limit) + GUARD_SILENT;
 }
 
 /* The next answer of the guard; -EPIPE when it is gone, or as good as gone. */
 static int guard_receive(struct track_guard *g, enum guard_op op, struct guard_reply *ret)
 {
-	double asked = guard_now();
+	double moved = guard_now();
+	unsigned seen = 0;
 
 	for (;;) {
 		struct pollfd p = {.fd = g->sock, .events = POLLIN};
 		ssize_t got;
 
 		if (poll(&p, 1, 200) <= 0) {
-			if (guard_is_late(g, op, asked))
+			if (guard_is_late(g, op, &seen, &moved))
 				return -EPIPE;
 			continue;
 		}

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/io.h"
+#include "base/str.h"
 #include "base/util.h"
 #include "track/track_int.h"
 
@@ -33,6 +35,19 @@ bool heir_alive(int proc)
 	/* A zombie has left its call. */
 	p = strstr(buf, HEIR_FREEZER);
 	return p && !memchr("ZXx", p[strlen(HEIR_FREEZER)], 3);
+}
+
+bool heir_in_kernel(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	const char *p;
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	if (io_read_file(path, 4096, &text, NULL, NULL) < 0)
+		return false;
+	p = strrchr(text, ')');
+	return p && str_starts(p, ") D");
 }
 
 int heir_open(pid_t pid, int *ret, struct err *e)

@@ -40,11 +40,13 @@ int settle_process(const struct settle_segments *segments, const int *keep, size
  */
 void settle_leave_unit(void);
 
-/* ---- heir.c: a freezer that was killed, but has not left its call yet ---- */
+/* ---- heir.c: is a freezer that was killed, or a guard, still in its call? ---- */
 
 /* Refers to a freezer: /proc/PID, which never comes to mean another process. *ret is -1 when it has ended already. */
 int heir_open(pid_t pid, int *ret, struct err *e);
 bool heir_alive(int proc); /* -1: no */
+/* Is that child of ours in a call that can't be interrupted? */
+bool heir_in_kernel(pid_t pid);
 /* All that have something of the filesystem open on which `mount` is. Returns how many; the caller closes them. */
 int heir_find(int mount, int *ret, size_t max, struct err *e);
 

@@ -373,6 +373,35 @@ def test_note_stays_until_it_is_certain(scene):
     assert not (runtime / "frozen").exists()
 
 
+@pytest.mark.parametrize("limit", [30, 4])
+def test_slow_thaw(scene, limit):
+    """FITHAW of ext4 writes; however long that takes, the guard is neither gone nor the freeze void."""
+    image = scene.points[0] / "upper"
+    run("truncate", "-s", "16M", image)
+    run("mkfs.ext4", "-q", image)
+    upper = scene.tmp / "upper"
+    upper.mkdir()
+    run("mount", "-o", "loop", image, upper)
+    try:
+        p = subprocess.Popen([str(TOOL), str(limit), "500", "1", str(upper)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             text=True)
+        scene.started.append(p)
+        assert p.stdout.readline() == "frozen \n"
+        run("fsfreeze", "-f", scene.points[0])  # what the upper one would write waits
+        guard = family(p.pid)[0]
+        until(lambda: state(guard) == "D", what="the thaw")
+        time.sleep(SILENT + 1)
+        assert state(guard) == "D" and p.poll() is None
+        run("fsfreeze", "-u", scene.points[0])
+        out = p.communicate(timeout=20)[0]
+        assert re.search(r"^thawed [67]\.\S+ 1$", out, re.M), out
+        (upper / "file").write_text("x")
+    finally:
+        run("fsfreeze", "-u", scene.points[0], check=False)
+        run("fsfreeze", "-u", upper, check=False)
+        run("umount", upper)
+
+
 def attached(pid):
     """Traced; or killed already in the call it was in."""
     try:
