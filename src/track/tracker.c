@@ -364,6 +364,7 @@ static int start(struct track *t, bool may_go_on, struct err *e)
 	if (r)
 		return r;
 	if (t->mode == TRACK_BPF) {
+		ring_remove(); /* that of an agent which died and couldn't use BPF */
 		r = start_bpf(t, may_go_on, boot, &why);
 		if (r != -EOPNOTSUPP && r != -EPERM && r != -ENOSYS)
 			return r ? err_set(e, r, "%s", why.msg) : 0;

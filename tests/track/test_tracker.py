@@ -372,6 +372,10 @@ def test_ring_instances(disk, instances):
             t.kill()
             assert second("remove") == "ok"
             assert not dead.exists() and lives.exists() and other.exists()
+            with Drive(disk, **RING) as killed:
+                dead = next(instances.glob(f"replant-{killed.process.pid}-*"))
+            with Drive(disk) as by_bpf:
+                assert by_bpf("mode") == "ok bpf" and not dead.exists() and lives.exists()
             write(disk, 9)
             assert second("collect") == ok(9)
             assert second("audit frozen") == "ok"
