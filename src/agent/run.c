@@ -37,6 +37,7 @@
 #define RUN_INVENTORY_SECONDS 600.0
 #define RUN_ACTIVE_SECONDS    2.0 /* between syncs while a task is at work */
 #define RUN_BACKOFF_MAX       30.0
+#define RUN_HOLD_BACK         10.0 /* without a sync, when a freeze is about to come */
 #define RUN_MOMENT            10.0 /* within which even a freeze of a moment has to end */
 
 enum run_state { RUN_SENDING, RUN_DONE, RUN_FAILED };
@@ -49,8 +50,9 @@ struct run {
 
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	bool quiet;    /* the gate is closed: frozen */
-	unsigned busy; /* who is inside the gate */
+	bool quiet;       /* the gate is closed: frozen */
+	unsigned busy;    /* who is inside the gate */
+	double hold_back; /* monotonic; until then no sync begins */
 
 	/* The worker; what it writes is under lock. */
 	bool has_worker;
@@ -133,6 +135,13 @@ static void run_log(struct run *r, enum log_level level, const char *fmt, ...)
 
 /* ---- what the sender asks of us ---- */
 
+static void run_hold_back(struct run *r, double until)
+{
+	pthread_mutex_lock(&r->lock);
+	r->hold_back = until;
+	pthread_mutex_unlock(&r->lock);
+}
+
 /* The gate opens first: the guard may take a while to end, the filesystems are thawed by then. */
 static void run_let_go(struct run *r)
 {
@@ -140,6 +149,7 @@ static void run_let_go(struct run *r)
 
 	if (r->freeze.guard) {
 		freeze_stop(&r->freeze);
+		run_hold_back(r, 0);
 		run_unquiet(r);
 	}
 	if (freeze_after(&r->freeze, &e) < 0)
@@ -164,6 +174,10 @@ static int run_prepare(void *arg, bool again, struct err *e)
 
 	if (!again)
 		return run_ready(r, true, e);
+	/* A center that hangs would keep the gate open for its time, and the last round would be an old one. */
+	run_quiet(r);
+	run_hold_back(r, id_now_mono() + RUN_HOLD_BACK);
+	run_unquiet(r);
 	run_enter(r);
 	freeze_sync(&r->freeze);
 	run_leave(r);
@@ -480,6 +494,7 @@ static void run_start(struct run *r, const struct task *t)
 	r->progress = (struct stream_progress){.seconds_left = -1, .expected_freeze = -1, .freeze_seconds = -1};
 	r->expected_freeze = -1;
 	*r->tracked = *r->untracked = '\0';
+	r->hold_back = 0;
 	atomic_store(&r->cancel, false);
 	if (pthread_create(&r->thread, NULL, run_thread, r) != 0) {
 		run_log(r, LOG_LEVEL_ERROR, "cannot start a thread for run '%s'", t->run);
@@ -613,6 +628,16 @@ static void run_apply(struct run *r, const struct task_reply *reply)
 		run_start(r, &reply->task);
 }
 
+static bool run_holds_back(struct run *r)
+{
+	bool yes;
+
+	pthread_mutex_lock(&r->lock);
+	yes = r->has_worker && !r->ended && id_now_mono() < r->hold_back;
+	pthread_mutex_unlock(&r->lock);
+	return yes;
+}
+
 static void run_sync(struct run *r)
 {
 	struct task_reply reply;
@@ -620,6 +645,10 @@ static void run_sync(struct run *r)
 	int rc;
 
 	run_enter(r);
+	if (run_holds_back(r)) { /* asked inside: who was kept waiting by run_prepare() must not go on */
+		run_leave(r);
+		return;
+	}
 	rc = run_exchange(r, &reply, &e);
 	if (rc < 0) {
 		run_failed(r, &e);

@@ -453,6 +453,28 @@ def test_hook_becomes_another_user(bench):
     r.kill()
 
 
+def test_center_hangs_before_the_freeze(bench):
+    """What is waited for isn't waited for between the last round and the freeze."""
+    def slow(request):
+        if ((request["body"].get("task") or {}).get("progress") or {}).get("phase") == "freezing":
+            time.sleep(10)
+        return bench.center.sync(request)
+
+    bench.center.answers["/v1/agent/sync"] = slow
+    hooks = bench.service.config / "hooks.d"
+    hooks.mkdir()
+    (hooks / "slow").write_text("#!/bin/sh\n[ $1 = pre-freeze ] && sleep 3; exit 0\n")
+    (hooks / "slow").chmod(0o755)
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port)
+    until(lambda: "freezing the filesystems" in bench.service.log.read_text(), 60)
+    began = time.monotonic()
+    until(lambda: "thawed after" in bench.service.log.read_text(), 60)
+    assert time.monotonic() - began < 4
+    until(lambda: (t := bench.last_task()) and t["state"] == "done", 60)
+    r.kill()
+
+
 def test_all_killed_in_the_freeze(bench):
     """The agent and both processes that thaw, at once: nobody is left who could. The next agent thaws."""
     hooks = bench.service.config / "hooks.d"
