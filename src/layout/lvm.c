@@ -19,6 +19,7 @@
 #define SECTOR        512u
 #define LABEL_SECTORS 4u
 #define CRC_START     0xf597a6cfu
+#define MD_MAGIC      0xa92b4efcu
 #define AREA_HEADER   512u
 #define AREA_MAGIC    " LVM2 x[5A%r0N*>"
 #define LOCN_IGNORED  1u
@@ -190,6 +191,25 @@ static int read_area(struct layout_build *b, struct lvm_found *f, size_t pv, str
 	return add_copy(f, &copy, e);
 }
 
+/* Is there an md superblock where 0.90 and 1.0 have theirs, at the end? Then the label is the array's, and where an
+ * array's blocks lie on its members is md's affair. 1 yes. */
+static int is_raid_member(struct layout_build *b, const struct lvm_pv *pv, struct err *e)
+{
+	const uint64_t places[] = {(pv->length & ~UINT64_C(0xffff)) - 0x10000,
+				   ((pv->length / SECTOR - 16) & ~UINT64_C(7)) * SECTOR};
+	uint8_t p[4];
+
+	for (size_t i = 0; pv->length >= 2 * 0x10000 && i < ARRAY_SIZE(places); i++) {
+		int r = pv_read(b, pv, p, sizeof(p), places[i], e);
+
+		if (r < 0)
+			return r;
+		if (r > 0 && (get_le32(p) == MD_MAGIC || get_be32(p) == MD_MAGIC))
+			return 1;
+	}
+	return 0;
+}
+
 /* A volume with a label becomes a physical volume. */
 static int look_at(struct layout_build *b, struct lvm_found *f, size_t volume, struct err *e)
 {
@@ -207,6 +227,12 @@ static int look_at(struct layout_build *b, struct lvm_found *f, size_t volume, s
 	if (!label)
 		return 0;
 	i--;
+	r = is_raid_member(b, &pv, e);
+	if (r < 0)
+		return r;
+	if (r > 0)
+		return layout_warn(b, e, "partition %s of '%s' is a member of a RAID with LVM on it: it is taken whole",
+				   b->l->volumes[volume].name, b->disks[pv.disk]->name);
 	n = label < 0
 		? -1
 		: parse_header(sectors + (size_t)i * SECTOR, get_le32(sectors + (size_t)i * SECTOR + 20), &pv, areas);

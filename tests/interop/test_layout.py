@@ -395,6 +395,22 @@ def test_lvm_doubts(tmp_path):
 
 
 @NEEDS_LOOP
+@pytest.mark.parametrize("at", [65536, 8192])
+def test_lvm_on_a_raid(tmp_path, at):
+    """md's superblock at the end (0.90, 1.0): the label at the start is the array's, its extents are not where it says."""
+    with lvm_disks(tmp_path, 1) as (lvm, imgs, devs):
+        lvm.create("root", "vg0", "-L", "40M")
+        um.sh("blockdev", "--flushbufs", devs[0])
+    assert not all_used(um.used_map(*imgs), 0)
+    for magic in (b"\xfc\x4e\x2b\xa9", b"\xa9\x2b\x4e\xfc") if at == 65536 else (b"\xfc\x4e\x2b\xa9",):
+        with open(imgs[0], "r+b") as f:
+            f.seek(128 * um.MIB - at)
+            f.write(magic)
+        m = um.used_map(*imgs)
+        assert all_used(m, 0) and any("RAID" in n for n in m["notes"]), m["notes"]
+
+
+@NEEDS_LOOP
 def test_lvm_ring_wraps(tmp_path):
     """Many changes carry the text around the end of its ring; ours must keep up with lvm."""
     wrapped = False
