@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,15 +119,39 @@ static int download_check_target(const char *file, const char *dir, uint64_t siz
 	return 0;
 }
 
+/* Who gives up is not left with a part of a disk. */
+static char download_part[PATH_MAX];
+
+static void download_interrupted(int sig)
+{
+	unlink(download_part);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+static void download_watch(const char *tmp)
+{
+	static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction sa = {.sa_handler = tmp ? download_interrupted : SIG_DFL}, old;
+
+	if (tmp)
+		snprintf(download_part, sizeof(download_part), "%s", tmp);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup */
+			sigaction(signals[i], &sa, NULL);
+}
+
+/* A disk has its server's secrets: it is for nobody else. */
 static int download_into(struct cli *c, const char *path, const char *file, const char *tmp, struct download *d,
 			 struct err *e)
 {
-	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int r;
 
 	if (fd < 0)
 		return err_sys(e, "cannot create '%s'", tmp);
 	d->fd = fd;
+	download_watch(tmp);
 	r = download_get(c, path, file, d, e);
 	if (r < 0)
 		return r;
@@ -147,9 +173,13 @@ int cli_download(struct cli *c, const char *path, const char *file, uint64_t siz
 	r = download_check_target(file, dirname(copy), size, e);
 	if (r < 0)
 		return r;
+	if (strlen(tmp) >= sizeof(download_part))
+		return err_set(e, -ENAMETOOLONG, "'%s' is too long a name", file);
 	r = download_into(c, path, file, tmp, &d, e);
-	if (r < 0) {
+	if (r < 0)
 		unlink(tmp);
+	download_watch(NULL);
+	if (r < 0) {
 		return r;
 	}
 	download_draw(&d, true);

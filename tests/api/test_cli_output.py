@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -265,6 +266,25 @@ def test_export_resumes(cli, center, tmp_path):
     assert sum(r[1].endswith("/data") for r in center.requests) == 2
 
 
+def test_export_is_for_its_owner(cli, center, tmp_path):
+    """It has the server's keys and password hashes."""
+    cli.out(*export(center, b"x" * 1000), tmp_path / "disk.raw")
+    assert (tmp_path / "disk.raw").stat().st_mode & 0o777 == 0o600
+
+
+def test_export_interrupted_leaves_nothing(cli, center, tmp_path):
+    args = export(center, os.urandom(1 << 20), 2 << 20)
+    center.cut = 1 << 19
+    p = cli.start(*args, tmp_path / "disk.raw", "--retry", "60")
+    end = time.time() + 20
+    while not list(tmp_path.glob("*.part-*")) and time.time() < end:
+        time.sleep(0.02)
+    assert list(tmp_path.glob("*.part-*"))
+    p.send_signal(signal.SIGINT)
+    assert p.wait(20) == -signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("size", [99999, 100001])
 def test_export_of_the_wrong_size_leaves_nothing(cli, center, tmp_path, size):
     done = cli.run(*export(center, os.urandom(100000), size), tmp_path / "disk.raw", "--retry", 1)
@@ -337,6 +357,21 @@ def test_something_else_answers(cli, center):
     assert done.returncode == 1 and "is not a Replant center" in done.stderr
     center.bodies["/v1/jobs"] = b'{"things":[]}'
     assert cli.run("jobs", "ls").returncode == 1
+
+
+def test_the_files_token_is_for_its_center(cli, center, certificates, tmp_path):
+    """Who names another center doesn't send it the token of this one."""
+    folder = tmp_path / ".config" / "replant"
+    folder.mkdir(parents=True)
+    (folder / "config").write_text(f"token = {TOKEN}\nserver = elsewhere.example:8443\nca = {certificates['right'][0]}\n")
+    (folder / "config").chmod(0o600)
+    bare = environment(tmp_path)
+    for argv, env in ((["--server", center.url], bare), ([], {**bare, "REPLANT_URL": center.url})):
+        done = cli.run("sources", "ls", *argv, env=env)
+        assert done.returncode == 1 and "elsewhere.example" in done.stderr and not center.requests, done.stderr
+    assert cli.run("sources", "ls", "--server", center.url, env={**bare, "REPLANT_TOKEN": TOKEN}).returncode == 0
+    (folder / "config").write_text(f"token = {TOKEN}\nserver = {center.url}/\nca = {certificates['right'][0]}\n")
+    assert cli.run("sources", "ls", "--server", center.url.removeprefix("https://"), env=bare).returncode == 0
 
 
 def test_configuration_file(cli, center, certificates, tmp_path):
