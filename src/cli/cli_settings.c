@@ -101,10 +101,47 @@ static int settings_lines(struct cli *c, char *text, struct err *e)
 	return 0;
 }
 
+static size_t settings_url_len(const char *url)
+{
+	size_t n = strlen(url);
+
+	while (n && url[n - 1] == '/')
+		n--;
+	return n;
+}
+
+static bool settings_same_center(const char *a, const char *b)
+{
+	const char *const scheme = "https://";
+
+	a += str_starts(a, scheme) ? strlen(scheme) : 0;
+	b += str_starts(b, scheme) ? strlen(scheme) : 0;
+	return settings_url_len(a) == settings_url_len(b) && strncasecmp(a, b, settings_url_len(a)) == 0;
+}
+
+/* What the file says fills what nothing else has; but its token is for its own center, and for no other one that
+ * --server or REPLANT_URL names. */
+static int settings_merge(struct cli *c, struct cli *file, struct err *e)
+{
+	bool ours = !c->url || !file->url || settings_same_center(c->url, file->url);
+	int r;
+
+	if (!ours && !c->token && file->token)
+		return err_set(e, -EACCES,
+			       "its token is for '%s' and not for '%s' (give that one's by --token-file or "
+			       "REPLANT_TOKEN)",
+			       file->url, c->url);
+	r = settings_set(&c->url, file->url, e);
+	if (r == 0)
+		r = settings_set(&c->ca, file->ca, e);
+	return r < 0 ? r : settings_set(&c->token, file->token, e);
+}
+
 static int settings_config(struct cli *c, struct err *e)
 {
 	const char *base = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
 	_cleanup_free_ char *path = NULL, *text = NULL;
+	struct cli file = {.token = c->token}; /* one that is given is not looked for */
 	struct stat st;
 	int r;
 
@@ -123,7 +160,13 @@ static int settings_config(struct cli *c, struct err *e)
 		return r;
 	if ((st.st_mode & 077) && strstr(text, "token") && !strstr(text, "token-file"))
 		out_error("warning: others can read the token in '%s' (chmod 600 it)", path);
-	r = settings_lines(c, text, e);
+	r = settings_lines(&file, text, e);
+	if (r == 0)
+		r = settings_merge(c, &file, e);
+	free(file.url);
+	free(file.ca);
+	if (file.token != c->token)
+		free(file.token);
 	return r < 0 ? err_prefix(e, "%s", path) : 0;
 }
 
