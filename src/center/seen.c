@@ -92,8 +92,6 @@ static int state_of(struct engine *en, const struct model_source *src)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 
-	if (src->deleting)
-		return SOURCE_DELETING;
 	if (!seen_online(en, src->id))
 		return SOURCE_UNAVAILABLE;
 	return en->store->ops->unfinished_job(en->store, src->id, &job, NULL) == 0 ? SOURCE_IN_USE : SOURCE_AVAILABLE;

@@ -6,7 +6,7 @@
 #include "base/str.h"
 #include "base/util.h"
 
-const char *const model_source_states[] = {"available", "in_use", "unavailable", "deleting", NULL};
+const char *const model_source_states[] = {"available", "in_use", "unavailable", NULL};
 const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_error", "finished",
 					"waiting", "expired", "deleting", NULL};
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
@@ -45,7 +45,6 @@ static const struct model_field source_fields[] = {
     ROW(TEXT, agent_version),
     HIDDEN(TEXT, boot_id),
     HIDDEN(TEXT, secret_hash),
-    HIDDEN(BOOL, deleting),
     ROW(REAL, created),
     ROW(REAL, last_seen),
     ROW(JSON, inventory),

@@ -22,7 +22,7 @@ struct err;
 #define MODEL_JOB_DAYS        30u /* an unfinished job that isn't running expires so long after its last change */
 
 /* ---- words ---- */
-enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE, SOURCE_DELETING };
+enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE };
 enum model_job_state {
 	JOB_READY,
 	JOB_RUNNING,
@@ -54,7 +54,6 @@ extern const char *const model_read_errors[];
 struct model_source {
 	char *id, *name, *description, *hostname, *machine_id, *agent_version, *boot_id, *secret_hash;
 	int state; /* enum model_source_state as last announced */
-	bool deleting;
 	double created, last_seen;
 	json_t *inventory;
 };

@@ -185,6 +185,7 @@ def test_the_database_is_its_centers(fresh):
     with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
         last = db.execute("PRAGMA user_version").fetchone()[0]
         db.execute("ALTER TABLE images DROP COLUMN deleting")
+        db.execute("ALTER TABLE sources ADD COLUMN deleting INTEGER NOT NULL DEFAULT 0")
         db.execute("PRAGMA user_version = 2")
         db.commit()
         done = subprocess.run([center.program, "serve", center.state], env=center.env, capture_output=True, text=True)

@@ -1,0 +1,2 @@
+-- Sources go at once.
+ALTER TABLE sources DROP COLUMN deleting
