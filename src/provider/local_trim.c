@@ -20,12 +20,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "base/err.h"
 #include "base/io.h"
 #include "base/jsn.h"
 #include "base/proc.h"
 #include "base/str.h"
+
+#define TRIM_MIN_FREE (16 * MIB) /* the center's database may lie in the same filesystem */
 
 struct trim {
 	struct local *l;
@@ -241,23 +244,47 @@ static int trim_rename(const struct trim *t, uint64_t run, size_t i, const char 
 
 /* ---- a layer and the next ---- */
 
+/* What the merge may need, before it begins: half of one gives nothing back, and others want to write there, too. */
+static int trim_check_space(const struct trim_layer *lower, const struct trim_layer *upper, struct err *e)
+{
+	struct stat a, b;
+	struct statvfs fs;
+	uint64_t need, has, holes = UINT64_MAX;
+
+	if (lstat(lower->path, &a) < 0 || lstat(upper->path, &b) < 0 || statvfs(upper->path, &fs) < 0)
+		return err_sys(e, "cannot look at '%s'", upper->path);
+	has = (uint64_t)a.st_blocks * 512;
+	if (strcmp(lower->format, "raw") == 0)
+		holes = (uint64_t)a.st_size > has ? (uint64_t)a.st_size - has : 0;
+	need = MIN((uint64_t)b.st_blocks * 512, holes) + TRIM_MIN_FREE;
+	has = (uint64_t)fs.f_bavail * fs.f_frsize;
+	if (has >= need)
+		return 0;
+	return err_set(e, -ENOSPC, "merging '%s' may need %llu MiB, and %llu MiB are free (make room)", upper->path,
+		       (unsigned long long)util_div_up(need, MIB), (unsigned long long)(has / MIB));
+}
+
 /* `upper` is qcow2 on `lower`. Nothing is taken out of `upper`, so this may be done again. */
 static int trim_commit(const struct trim *t, const struct trim_layer *lower, const struct trim_layer *upper,
 		       struct err *e)
 {
 	const char *const argv[] = {"qemu-img", "commit", "-q", "-d", "-f", "qcow2", upper->path, NULL};
 	char backing[64];
-	int r = trim_check_free(t, lower, upper->run, e);
+	int r = trim_check_free(t, lower, upper->run, e), taken;
 
 	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)lower->run, lower->name);
 	r = r ?: local_check_overlay(t->l, upper->path, backing, lower->format, NULL, e);
-	r = r ?: local_lend_file(t->l, lower->path, e);
+	r = r ?: trim_check_space(lower, upper, e);
+	if (r < 0)
+		return r;
+	r = local_lend_file(t->l, lower->path, e);
 	r = r ?: local_lend_file(t->l, upper->path, e);
 	r = r ?: trim_run(t, argv, e);
-	r = r ?: trim_take(t, lower->path, e);
-	r = r ?: trim_take(t, upper->path, e);
+	taken = trim_take(t, lower->path, r < 0 ? NULL : e);
+	r = r ?: taken;
+	taken = trim_take(t, upper->path, r < 0 ? NULL : e);
 	trim_fault();
-	return r;
+	return r ?: taken;
 }
 
 /* The lower file takes the place of the disk of `run` under a name of its own format. */

@@ -307,6 +307,7 @@ def test_merge_below_one_that_is_not_finished(folder, then, done):
     bench.refuse("*/4/disk0.qcow2", done)
     assert bench.trim(check=False).returncode == 1
     assert bench.layers()["3"] == ["disk0.qcow2"]
+    assert owners(bench.chain / "3") | owners(bench.chain / "4") == {f"disk{i}.qcow2 root 440" for i in range(3)}
     bench.compare()
     bench.remove(f"image-{then:016x}")
     bench.trim(check=False)
@@ -554,6 +555,38 @@ def test_nothing_is_trimmed_when_something_is_not_known(folder, what, how):
     bench.trim()
     bench.check()
     assert len(bench.layers()) == 2
+
+
+@pytest.fixture
+def narrow(folder):
+    """The provider's directory in a file system of its own."""
+    (folder / "data").mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=400m,mode=755", "tmpfs", folder / "data")
+    yield folder
+    sh("umount", "-l", folder / "data")
+
+
+def test_no_merge_without_space_for_it(narrow):
+    """What it may need has to be there before it begins: half a merge gives nothing back."""
+    bench = Bench(narrow, (12 * MIB,))
+    bench.run(1)
+    for number in (2, 3):
+        with open(bench.disks[0], "r+b") as f:
+            f.seek(number * 3 * MIB)
+            f.write(bench.rng.randbytes(3 * MIB))
+        bench.run(number)
+    bench.remove(f"image-{2:016x}")
+    before = bench.digests()
+    used = shutil.disk_usage(bench.dir).used
+    sh("mount", "-o", f"remount,size={used // 1024 + 2048}k", bench.dir)
+    done = bench.trim(check=False)
+    assert done.returncode == 1 and "provider_tool: -28: " in done.stderr, done.stderr
+    assert bench.digests() == before and shutil.disk_usage(bench.dir).free >= 2 * MIB
+    bench.check()
+    sh("mount", "-o", "remount,size=400m", bench.dir)
+    bench.trim()
+    assert sorted(bench.layers()) == ["1", "3"]
+    bench.check()
 
 
 def owners(folder):
