@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/btrfs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -75,67 +77,6 @@ bool mounts_dev_on(const char *sys, dev_t dev, const dev_t *disks, size_t n)
 	return mounts_on(sys, dev, disks, n, 0);
 }
 
-static bool mounts_source_dev(const char *source, dev_t *ret)
-{
-	struct stat st;
-
-	if (source[0] != '/' || stat(source, &st) < 0 || !S_ISBLK(st.st_mode))
-		return false;
-	*ret = st.st_rdev;
-	return true;
-}
-
-/* Does btrfs directory `dir` (/sys/fs/btrfs/UUID/devices) list `dev`, and one of its devices lie on the disks? */
-static bool mounts_btrfs_dir_on(const char *dir, dev_t dev, const dev_t *disks, size_t n)
-{
-	bool ours = false, on = false;
-	dev_t one;
-	DIR *d = opendir(dir);
-
-	if (!d)
-		return false;
-	for (struct dirent *de; (de = readdir(d));) {
-		if (de->d_name[0] == '.')
-			continue;
-		if (mounts_read_dev(dir, de->d_name, "dev", &one) < 0)
-			continue;
-		ours = ours || one == dev;
-		on = on || mounts_dev_on("/sys", one, disks, n);
-	}
-	closedir(d);
-	return ours && on;
-}
-
-/* A btrfs may span devices of which mountinfo names one. */
-static bool mounts_btrfs_on(dev_t dev, const dev_t *disks, size_t n)
-{
-	DIR *d = opendir("/sys/fs/btrfs");
-	char path[320];
-	bool found = false;
-
-	if (!d)
-		return false;
-	for (struct dirent *de; !found && (de = readdir(d));) {
-		if (de->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "/sys/fs/btrfs/%s/devices", de->d_name);
-		found = mounts_btrfs_dir_on(path, dev, disks, n);
-	}
-	closedir(d);
-	return found;
-}
-
-static bool mounts_is_on(const struct track_mount *m, const dev_t *disks, size_t n)
-{
-	dev_t dev = m->dev;
-
-	/* btrfs, and others that use an anonymous device number, name their device as the source. */
-	if (major(dev) == 0 && !mounts_source_dev(m->source, &dev))
-		return false;
-	return mounts_dev_on("/sys", dev, disks, n) ||
-	       (strcmp(m->type, "btrfs") == 0 && mounts_btrfs_on(dev, disks, n));
-}
-
 /* Does the path lead to this very mount, or has another one been mounted over it? */
 static bool mounts_reachable(const struct track_mount *m)
 {
@@ -150,6 +91,125 @@ static bool mounts_reachable(const struct track_mount *m)
 	if (io_read_file(path, 4096, &text, NULL, NULL) < 0 || !(id = strstr(text, "mnt_id:")))
 		return false;
 	return strtoul(id + strlen("mnt_id:"), NULL, 10) == m->id;
+}
+
+static bool mounts_source_dev(const char *source, dev_t *ret)
+{
+	struct stat st;
+
+	if (source[0] != '/' || stat(source, &st) < 0 || !S_ISBLK(st.st_mode))
+		return false;
+	*ret = st.st_rdev;
+	return true;
+}
+
+/* A source that names several devices, as bcachefs does: "/dev/sda:/dev/sdb". */
+static bool mounts_sources_on(const char *sources, const dev_t *disks, size_t n)
+{
+	_cleanup_free_ char *copy = strdup(sources);
+	char *rest = copy, *one;
+	bool found = false;
+	dev_t dev;
+
+	if (!copy)
+		return true; /* to freeze too much does no harm */
+	while (!found && (one = strsep(&rest, ":")))
+		found = mounts_source_dev(one, &dev) && mounts_dev_on("/sys", dev, disks, n);
+	return found;
+}
+
+/* ---- btrfs: it may span devices, of which mountinfo names one, by the name that one once had ---- */
+
+enum mounts_btrfs {
+	BTRFS_OTHER, /* not the one that was asked for */
+	BTRFS_AWAY,
+	BTRFS_ON /* a device of it lies on the disks */
+};
+
+/* `dir` is /sys/fs/btrfs/UUID/devices. *dev: the one that has this device; NULL: any. */
+static enum mounts_btrfs mounts_btrfs_dir(const char *dir, const dev_t *dev, const dev_t *disks, size_t n)
+{
+	bool asked = false, on = false;
+	dev_t one;
+	DIR *d = opendir(dir);
+
+	if (!d)
+		return BTRFS_OTHER;
+	for (struct dirent *de; (de = readdir(d));) {
+		if (de->d_name[0] == '.')
+			continue;
+		if (mounts_read_dev(dir, de->d_name, "dev", &one) < 0)
+			continue;
+		asked = asked || !dev || one == *dev;
+		on = on || mounts_dev_on("/sys", one, disks, n);
+	}
+	closedir(d);
+	return !asked ? BTRFS_OTHER : on ? BTRFS_ON : BTRFS_AWAY;
+}
+
+static enum mounts_btrfs mounts_btrfs_find(const dev_t *dev, const dev_t *disks, size_t n)
+{
+	enum mounts_btrfs found = BTRFS_OTHER;
+	DIR *d = opendir("/sys/fs/btrfs");
+	char path[320];
+
+	if (!d)
+		return BTRFS_OTHER;
+	for (struct dirent *de; found != BTRFS_ON && (de = readdir(d));) {
+		enum mounts_btrfs one;
+
+		if (de->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/sys/fs/btrfs/%s/devices", de->d_name);
+		one = mounts_btrfs_dir(path, dev, disks, n);
+		found = one != BTRFS_OTHER ? one : found;
+	}
+	closedir(d);
+	return found;
+}
+
+/* As the filesystem itself says which one it is. */
+static enum mounts_btrfs mounts_btrfs_itself(const struct track_mount *m, const dev_t *disks, size_t n)
+{
+	_cleanup_close_ int fd = open(m->point, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct btrfs_ioctl_fs_info_args info = {0};
+	const uint8_t *u = info.fsid;
+	char path[80];
+
+	if (fd < 0 || !mounts_reachable(m) || ioctl(fd, BTRFS_IOC_FS_INFO, &info) < 0)
+		return BTRFS_OTHER;
+	snprintf(path, sizeof(path),
+		 "/sys/fs/btrfs/%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x/devices", u[0],
+		 u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+	return mounts_btrfs_dir(path, NULL, disks, n);
+}
+
+/*
+ * The name of the source may be one that never was ("/dev/root"), that is gone, or another disk's by now. When nothing
+ * tells which one it is, any of them that lies on the disks will do: to freeze too much does no harm.
+ */
+static bool mounts_btrfs_on(const struct track_mount *m, const dev_t *disks, size_t n)
+{
+	enum mounts_btrfs found = mounts_btrfs_itself(m, disks, n);
+	dev_t dev;
+
+	if (found == BTRFS_OTHER && mounts_source_dev(m->source, &dev))
+		found = mounts_btrfs_find(&dev, disks, n);
+	if (found == BTRFS_OTHER)
+		found = mounts_btrfs_find(NULL, disks, n);
+	return found == BTRFS_ON;
+}
+
+static bool mounts_is_on(const struct track_mount *m, const dev_t *disks, size_t n)
+{
+	dev_t dev = m->dev;
+
+	if (strcmp(m->type, "btrfs") == 0)
+		return mounts_btrfs_on(m, disks, n);
+	/* Others that use an anonymous device number name their device as the source. */
+	if (major(dev) == 0 && !mounts_source_dev(m->source, &dev))
+		return mounts_sources_on(m->source, disks, n);
+	return mounts_dev_on("/sys", dev, disks, n);
 }
 
 /* A point by which the filesystem of mount `first` can be reached: itself or a later mount of the same filesystem. */

@@ -640,6 +640,67 @@ static void test_mounts(void **state)
 	fixture_down(&b);
 }
 
+static char *one_mount(const char *device)
+{
+	char **points = NULL, *one;
+	size_t n = 0;
+
+	assert_int_equal(track_mounts(&device, 1, &points, &n, NULL), 0);
+	assert_true(n <= 1);
+	one = n ? strdup(points[0]) : NULL;
+	track_mounts_free(points, n);
+	return one;
+}
+
+/* Mounted by a name that is gone, or another's by now: found by what the filesystem itself says, and when another mount
+ * hides it, by there being one on the disk. */
+static void test_nameless_btrfs(void **state)
+{
+	_cleanup_free_ char *one = NULL, *two = NULL, *three = NULL, *four = NULL, *five = NULL;
+	struct fixture a, b;
+	char node[128], again[128];
+	struct stat st, other;
+
+	fixture_up(&a, "btrfs");
+	fixture_up(&b, "btrfs");
+	snprintf(node, sizeof(node), "%s/node", a.dir);
+	snprintf(again, sizeof(again), "%s/again", a.dir);
+	assert_int_equal(mkdir(again, 0755), 0);
+	assert_int_equal(umount2(a.mnt, 0), 0);
+	assert_int_equal(stat(a.loop, &st), 0);
+	assert_int_equal(stat(b.loop, &other), 0);
+	assert_int_equal(mknod(node, S_IFBLK | 0600, st.st_rdev), 0);
+	assert_int_equal(mount(node, a.mnt, "btrfs", 0, NULL), 0);
+	assert_int_equal(unlink(node), 0);
+	one = one_mount(a.loop);
+	assert_non_null(one);
+	assert_string_equal(one, a.mnt);
+	assert_int_equal(mknod(node, S_IFBLK | 0600, other.st_rdev), 0);
+	two = one_mount(a.loop);
+	assert_non_null(two);
+	assert_string_equal(two, a.mnt);
+	three = one_mount(b.loop);
+	assert_non_null(three);
+	assert_string_equal(three, b.mnt);
+	assert_int_equal(unlink(node), 0);
+	assert_int_equal(mount(a.mnt, again, NULL, MS_BIND, NULL), 0);
+	assert_int_equal(mount("none", a.mnt, "tmpfs", 0, NULL), 0);
+	four = one_mount(a.loop);
+	assert_non_null(four);
+	assert_string_equal(four, again);
+	umount2(a.mnt, 0);
+	umount2(again, 0);
+	/* Several names in one. */
+	snprintf(node, sizeof(node), "/dev/none:%s", a.loop);
+	umount2(a.mnt, 0);
+	assert_int_equal(mount(node, a.mnt, "tmpfs", 0, NULL), 0);
+	five = one_mount(a.loop);
+	assert_non_null(five);
+	assert_string_equal(five, a.mnt);
+	fixture_down(&a);
+	fixture_down(&b);
+}
+
 /* Mounted in a namespace of its own only, as containers do: found, frozen through the process there; and what changes
  * since is noticed. */
 static void test_other_namespace(void **state)
@@ -762,7 +823,7 @@ int main(void)
 	    cmocka_unit_test(test_guard_killed),     cmocka_unit_test(test_freezer_killed),
 	    cmocka_unit_test(test_both_killed),      cmocka_unit_test(test_blocked_freeze),
 	    cmocka_unit_test(test_parent_killed),    cmocka_unit_test(test_other_namespace),
-	    cmocka_unit_test(test_hidden_namespace),
+	    cmocka_unit_test(test_hidden_namespace), cmocka_unit_test(test_nameless_btrfs),
 	};
 	int failed = cmocka_run_group_tests(plain, NULL, NULL);
 
