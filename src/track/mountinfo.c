@@ -11,9 +11,8 @@
 #include "base/util.h"
 #include "track/track_int.h"
 
-#define MOUNTINFO_MAX       (8u << 20) /* a server with 10,000 mounts has 2 MiB */
-#define MOUNTINFO_MOUNTS    65536u
-#define MOUNTINFO_FIELD_MAX 8192u
+#define MOUNTINFO_MAX    (8u << 20) /* a server with 10,000 mounts has 2 MiB */
+#define MOUNTINFO_MOUNTS 65536u
 
 static bool mountinfo_octal(const char *s)
 {
@@ -52,7 +51,7 @@ static bool mountinfo_field(const char **p, const char *end, const char **ret, s
 		s++;
 	*ret_len = (size_t)(s - *ret);
 	*p = s;
-	return *ret_len > 0 && *ret_len <= MOUNTINFO_FIELD_MAX;
+	return *ret_len > 0;
 }
 
 static int mountinfo_number(const char *s, size_t len, unsigned *ret)
@@ -142,7 +141,7 @@ int track_mountinfo_parse(const char *text, size_t len, struct track_mount **ret
 	const char *end = text + len;
 	size_t n = 0, room = 0;
 
-	for (const char *p = text; p < end && n < MOUNTINFO_MOUNTS;) {
+	for (const char *p = text; p < end;) {
 		const char *nl = memchr(p, '\n', (size_t)(end - p));
 		const char *stop = nl ? nl : end;
 		struct track_mount m = {0}, *more;
@@ -151,6 +150,12 @@ int track_mountinfo_parse(const char *text, size_t len, struct track_mount **ret
 		p = stop + 1;
 		if (r == 0)
 			continue;
+		if (r > 0 && n == MOUNTINFO_MOUNTS) {
+			mountinfo_release(&m);
+			track_mountinfo_free(list, n);
+			return err_set(e, -E2BIG, "there are more than %u mounts; unmount what isn't needed",
+				       MOUNTINFO_MOUNTS);
+		}
 		if (r > 0 && n == room) {
 			room = room ? 2 * room : 32;
 			more = realloc(list, room * sizeof(*list));

@@ -62,7 +62,8 @@ struct track_mount {
 	bool writable; /* the superblock is; a mount may be read-only over it */
 };
 
-/* Lines that aren't understood are left out. The caller frees with track_mountinfo_free(). */
+/* Lines that aren't understood are left out. -E2BIG: more than 65,536 mounts. The caller frees with
+ * track_mountinfo_free(). */
 int track_mountinfo_parse(const char *text, size_t len, struct track_mount **ret, size_t *ret_n, struct err *e);
 int track_mountinfo_read(struct track_mount **ret, size_t *ret_n, struct err *e);
 void track_mountinfo_free(struct track_mount *m, size_t n);

@@ -58,6 +58,39 @@ static void test_mountinfo_parse(void **state)
 	track_mountinfo_free(m, n);
 }
 
+/* A mount that is left out may be one that isn't frozen. */
+static void test_mountinfo_large(void **state)
+{
+	static const char line[] = "36 35 98:1 / /m rw - ext4 /dev/root rw\n";
+	const size_t lines = 65536;
+	_cleanup_(str_release) struct str s = {0};
+	struct track_mount *m = NULL;
+	size_t n = 0;
+	struct err e = {0};
+
+	str_add(&s, "36 35 98:1 / /long rw - ext4 /dev/root rw,");
+	for (size_t i = 0; i < 20000; i++)
+		str_add_mem(&s, "x", 1);
+	str_add(&s, "\n");
+	assert_true(str_ok(&s));
+	assert_int_equal(track_mountinfo_parse(s.s, s.len, &m, &n, NULL), 0);
+	assert_int_equal(n, 1);
+	assert_string_equal(m[0].point, "/long");
+	assert_int_equal(strlen(m[0].super), 20003);
+	track_mountinfo_free(m, n);
+	for (size_t i = 1; i < lines; i++)
+		str_add(&s, line);
+	assert_int_equal(track_mountinfo_parse(s.s, s.len, &m, &n, NULL), 0);
+	assert_int_equal(n, lines);
+	track_mountinfo_free(m, n);
+	str_add(&s, "nonsense\n");
+	assert_int_equal(track_mountinfo_parse(s.s, s.len, &m, &n, NULL), 0);
+	track_mountinfo_free(m, n);
+	str_add(&s, line);
+	assert_int_equal(track_mountinfo_parse(s.s, s.len, &m, &n, &e), -E2BIG);
+	assert_non_null(strstr(e.msg, "65536"));
+}
+
 static void test_event_parse(void **state)
 {
 	/* Linux 5.10, 6.18 and a SCSI one of 6.1, shortened */
@@ -812,6 +845,7 @@ int main(void)
 {
 	const struct CMUnitTest plain[] = {
 	    cmocka_unit_test(test_mountinfo_parse),
+	    cmocka_unit_test(test_mountinfo_large),
 	    cmocka_unit_test(test_event_parse),
 	    cmocka_unit_test(test_dev_on),
 	};
