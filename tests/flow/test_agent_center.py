@@ -290,8 +290,8 @@ while True:
 def test_longer_freeze_is_allowed(bench):
     """On a slow disk 32 MiB are always left: too much for a second of frozen reading, and little for a minute of it."""
     bench.service.stop()
-    bench.service = Service(bench.tmp, "slow", ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=pread64", "-e",
-                                                "inject=pread64:delay_exit=25000"])
+    bench.service = Service(bench.tmp, "slow", ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-P", bench.disk, "-e",
+                                                "trace=pread64", "-e", "inject=pread64:delay_exit=25000"])
     writer = subprocess.Popen([sys.executable, "-c", WRITER, bench.point / "busy"])
     try:
         r = streamrig.Receiver(bench.tmp / "replica", bench.key)
