@@ -72,9 +72,10 @@ static bool heir_has_open(int proc, dev_t filesystem)
 	struct stat st;
 
 	if (!d) {
+		found = errno != ENOENT && errno != ESRCH; /* it has ended; else who knows */
 		if (fd >= 0)
 			close(fd);
-		return false; /* it has ended */
+		return found;
 	}
 	for (struct dirent *de; !found && (de = readdir(d));)
 		found = de->d_name[0] != '.' && fstatat(dirfd(d), de->d_name, &st, 0) == 0 && st.st_dev == filesystem;
