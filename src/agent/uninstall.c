@@ -1,4 +1,5 @@
 /* Takes everything away that enrolment brought. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,6 +7,7 @@
 
 #include "agent/agent_int.h"
 #include "base/err.h"
+#include "base/id.h"
 #include "base/io.h"
 #include "base/str.h"
 #include "base/util.h"
@@ -20,6 +22,30 @@ static int uninstall_file(const char *dir, const char *name, struct err *e)
 		return errno == ENOENT || errno == ENOTDIR ? 0 : err_sys(e, "cannot remove '%s'", path);
 	printf("removed %s\n", path);
 	return 0;
+}
+
+/* What writing one of our files left behind when it was cut off: "agent.json.tmp-0123456789abcdef", with the secret. */
+static bool uninstall_is_part(const char *name)
+{
+	static const char *const ours[] = {"agent.json.", "ca.pem.", "frozen."};
+
+	for (size_t i = 0; i < ARRAY_SIZE(ours); i++)
+		if (str_starts(name, ours[i]) && id_is("tmp", name + strlen(ours[i])))
+			return true;
+	return false;
+}
+
+static int uninstall_parts(const char *dir, struct err *e)
+{
+	DIR *d = opendir(dir);
+	int r = 0;
+
+	for (struct dirent *de; d && r == 0 && (de = readdir(d));)
+		if (uninstall_is_part(de->d_name))
+			r = uninstall_file(dir, de->d_name, e);
+	if (d)
+		closedir(d);
+	return r;
 }
 
 /* Only when nothing of somebody else is in it. */
@@ -61,6 +87,10 @@ static int uninstall(const struct agent_options *o, struct err *e)
 		r = uninstall_file(o->runtime_dir, "agent.json", e);
 	if (r == 0)
 		r = uninstall_file(o->runtime_dir, "agent.lock", e);
+	if (r == 0)
+		r = uninstall_parts(o->config_dir, e);
+	if (r == 0)
+		r = uninstall_parts(o->runtime_dir, e);
 	if (r < 0)
 		return r;
 	uninstall_dir(o->config_dir);

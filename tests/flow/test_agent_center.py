@@ -524,6 +524,10 @@ def test_uninstall_beside_a_running_agent(bench):
 
 def test_uninstall(bench):
     bench.service.stop()
+    # What writes that were cut off have left.
+    for folder, name in (("config", "agent.json"), ("config", "ca.pem"), ("runtime", "agent.json")):
+        (bench.tmp / folder).mkdir(exist_ok=True)
+        (bench.tmp / folder / f"{name}.tmp-0123456789abcdef").write_text("secret")
     done = run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")
     assert "agent.json" in done.stdout and not (bench.tmp / "config").exists() and not (bench.tmp / "runtime").exists()
     run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")  # nothing left is fine
