@@ -239,6 +239,22 @@ json_t *task_progress(const struct stream_progress *p)
 	return o;
 }
 
+/* The list is cut, what it is about isn't kept from anybody. */
+static void task_note_zeroed(json_t *notes, const struct stream_result *r)
+{
+	_cleanup_free_ char *note = NULL;
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < r->nzeroed; i++)
+		bytes += r->zeroed[i].length;
+	if (r->nzeroed > TASK_NOTES_MAX)
+		note =
+		    str_printf("%zu unreadable ranges, %llu bytes in all, became zeros; only the first %d are listed",
+			       r->nzeroed, (unsigned long long)bytes, TASK_NOTES_MAX);
+	if (note)
+		json_array_append_new(notes, json_string(note));
+}
+
 json_t *task_result(const struct stream_result *r, const char *const *disks, size_t n)
 {
 	json_t *notes = json_array(), *zeroed = json_array(), *names = json_array();
@@ -251,6 +267,7 @@ json_t *task_result(const struct stream_result *r, const char *const *disks, siz
 		json_array_append_new(zeroed, json_pack("{s:I, s:I, s:I}", "disk", (json_int_t)r->zeroed[i].disk,
 							"offset", (json_int_t)r->zeroed[i].offset, "length",
 							(json_int_t)r->zeroed[i].length));
+	task_note_zeroed(notes, r);
 	return json_pack("{s:o, s:o, s:o, s:o}", "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed,
 			 "disks", names);
 }

@@ -214,6 +214,28 @@ static void test_error(void **state)
 	}
 }
 
+/* More than is listed is told as a sum. */
+static void test_many_zeroed(void **state)
+{
+	struct stream_result r = {.nzeroed = 1000};
+	_cleanup_json_ json_t *few = NULL, *many = NULL;
+
+	r.zeroed = calloc(r.nzeroed, sizeof(*r.zeroed));
+	assert_non_null(r.zeroed);
+	for (size_t i = 0; i < r.nzeroed; i++)
+		r.zeroed[i].length = 4096;
+	many = task_result(&r, NULL, 0);
+	r.nzeroed = 3;
+	few = task_result(&r, NULL, 0);
+	free(r.zeroed);
+	assert_int_equal(json_array_size(json_object_get(few, "zeroed")), 3);
+	assert_int_equal(json_array_size(json_object_get(few, "notes")), 0);
+	assert_int_equal(json_array_size(json_object_get(many, "zeroed")), 200);
+	assert_int_equal(json_array_size(json_object_get(many, "notes")), 1);
+	assert_non_null(strstr(json_string_value(json_array_get(json_object_get(many, "notes"), 0)),
+			       "1000 unreadable ranges, 4096000"));
+}
+
 static void test_refusal(void **state)
 {
 	_cleanup_json_ json_t *o = json_pack("{s:{s:s, s:s}}", "error", "code", "x", "message", "the code has expired");
@@ -261,7 +283,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_code),  cmocka_unit_test(test_url),      cmocka_unit_test(test_os_release),
 	    cmocka_unit_test(test_reply), cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
-	    cmocka_unit_test(test_conf),  cmocka_unit_test(test_error),
+	    cmocka_unit_test(test_conf),  cmocka_unit_test(test_error),    cmocka_unit_test(test_many_zeroed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
