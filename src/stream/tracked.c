@@ -401,12 +401,13 @@ static int tracked_final_try(struct rounds *r, struct err *e)
 	uint64_t pending = tracked_pending(s);
 	double expect = tracked_expect(r, pending), limit = MIN(MAX(ROUNDS_LIMIT_MIN, 2 * expect + 5), TRACK_LIMIT_MAX);
 	enum pass_kind after = PASS_DELIVER;
-	int k = arena_map(s, 4 * pending * STREAM_BLOCK, e);
+	int k = rounds_announce(r, expect, e);
 
 	if (k == 0)
-		k = rounds_announce(r, expect, e);
-	if (k == 0)
 		k = tracked_last(r, e);
+	/* What the page cache still holds of what writers do comes on top of what is marked. */
+	if (k == 0)
+		k = arena_map(s, 4 * tracked_pending(s) * STREAM_BLOCK, e);
 	if (k == 0)
 		k = rounds_hush(r, e);
 	if (k < 0)
