@@ -7,9 +7,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -169,15 +171,21 @@ void freeze_sync(const struct freeze *f)
 	}
 }
 
-/* The mount points, each with its NUL. Written before the freeze, on a filesystem that isn't frozen. */
+/* "8:1 /mnt" with a NUL for each. Written before the freeze, on a filesystem that isn't frozen. */
 static int freeze_write_note(const struct freeze *f, struct err *e)
 {
 	_cleanup_(str_release) struct str s = {0};
 
 	if (!f->note)
 		return 0;
-	for (size_t i = 0; i < f->nmounts; i++)
-		str_add_mem(&s, f->mounts[i], strlen(f->mounts[i]) + 1);
+	for (size_t i = 0; i < f->nmounts; i++) {
+		struct stat st;
+
+		if (stat(f->mounts[i], &st) < 0)
+			return err_sys(e, "cannot look at '%s'", f->mounts[i]);
+		str_addf(&s, "%u:%u %s", major(st.st_dev), minor(st.st_dev), f->mounts[i]);
+		str_add_mem(&s, "", 1);
+	}
 	if (!str_ok(&s))
 		return err_nomem(e);
 	return io_write_file_atomic(f->note, s.s, s.len, 0600, e);
@@ -193,10 +201,14 @@ void freeze_recover(const char *note)
 		return;
 	for (size_t at = 0; at < len; at += strlen(text + at) + 1) {
 		struct err e = {0};
-		int r = track_thaw(text + at, &e);
+		unsigned maj, min;
+		int path = 0, r;
 
+		if (sscanf(text + at, "%u:%u %n", &maj, &min, &path) != 2 || !path)
+			break;
+		r = track_thaw(text + at + path, makedev(maj, min), &e);
 		if (r > 0)
-			log_warn("'%s' was frozen still, by an agent that was killed: it is thawed", text + at);
+			log_warn("'%s' was frozen still, by an agent that was killed: it is thawed", text + at + path);
 		else if (r < 0)
 			log_warn("%s", e.msg);
 		certain &= r != -EAGAIN;

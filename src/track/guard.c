@@ -847,15 +847,15 @@ static bool guard_thaw_left(int fd, int freezer, const struct settle_segments *s
 	return certain;
 }
 
-int track_thaw(const char *mount, struct err *e)
+int track_thaw(const char *mount, dev_t dev, struct err *e)
 {
-	_cleanup_close_ int fd = open(mount, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	_cleanup_close_ int fd = mounts_open(mount, dev, e);
 	bool certain = true, thawed = false;
 	struct settle_segments segments;
 	int freezers[GUARD_LEFT_MAX], n;
 
 	if (fd < 0)
-		return err_sys(e, "cannot open mount point '%s'", mount);
+		return fd;
 	n = heir_find(fd, freezers, GUARD_LEFT_MAX, e);
 	if (n < 0)
 		return n;

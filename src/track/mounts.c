@@ -408,6 +408,52 @@ static int mounts_pick(const struct track_mount *list, size_t n, const dev_t *di
 	return 0;
 }
 
+/* A path by which the filesystem that stat(2) calls `dev` can be reached; NULL: no process has it mounted. */
+static char *mounts_reach(dev_t dev)
+{
+	struct track_mount *list = NULL;
+	char *found = NULL;
+	size_t n = 0;
+	int r = track_mountinfo_read(&list, &n, NULL);
+
+	if (r == 0)
+		mounts_add_others(&list, &n, NULL); /* what was found by then is worth a try */
+	for (size_t i = 0; i < n && !found; i++) {
+		struct stat st;
+
+		/* Nothing that a server far away would have to answer for. */
+		if (list[i].writable && (major(list[i].dev) != 0 || list[i].source[0] == '/') &&
+		    stat(list[i].point, &st) == 0 && st.st_dev == dev)
+			found = strdup(list[i].point);
+	}
+	track_mountinfo_free(list, n);
+	return found;
+}
+
+/* Does the path still lead there? The process by which it went may be gone, or another one have its number. */
+static int mounts_open_same(const char *point, dev_t dev)
+{
+	_cleanup_close_ int fd = open(point, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+
+	return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == dev ? take_fd(&fd) : -1;
+}
+
+int mounts_open(const char *point, dev_t dev, struct err *e)
+{
+	int fd = mounts_open_same(point, dev);
+	_cleanup_free_ char *other = fd < 0 ? mounts_reach(dev) : NULL;
+
+	if (other)
+		fd = mounts_open_same(other, dev);
+	if (fd < 0)
+		return err_set(e, -ENOENT,
+			       "what was mounted at '%s' may be frozen still, but no process has it mounted any more "
+			       "(mount it again and thaw it with 'fsfreeze -u')",
+			       point);
+	return fd;
+}
+
 int track_mounts(const char *const *devices, size_t n, char ***ret, size_t *ret_n, struct err *e)
 {
 	_cleanup_free_ dev_t *disks = NULL;

@@ -36,8 +36,11 @@ bool track_guard_holds(struct track_guard *g);
  * process that waits for it; should that be killed too, track_thaw() is needed.
  */
 bool track_guard_free(struct track_guard *g);
-/* Thaws what nobody guards any more. 1: it was frozen; 0: it wasn't; -EAGAIN: as with track_guard_free(). */
-int track_thaw(const char *mount, struct err *e);
+/*
+ * Thaws what nobody guards any more: the filesystem that stat(2) calls `dev`, by whatever way it is reached, `mount`
+ * first. 1: it was frozen; 0: it wasn't; -EAGAIN: as with track_guard_free().
+ */
+int track_thaw(const char *mount, dev_t dev, struct err *e);
 
 /*
  * The mount points of writable filesystems that live on the given block devices ("/dev/sda"), through partitions, LVM

@@ -17,6 +17,8 @@
  * ("/sys").
  */
 bool mounts_dev_on(const char *sys, dev_t dev, const dev_t *disks, size_t n);
+/* Opens the filesystem that stat(2) calls `dev`, at that point or wherever, in any mount namespace, it is mounted. */
+int mounts_open(const char *point, dev_t dev, struct err *e);
 
 /* ---- settle.c: a process that has to thaw whatever happens ---- */
 

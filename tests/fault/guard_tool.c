@@ -2,9 +2,11 @@
  * guard_tool LIMIT HOLD-MS ROUNDS MOUNT...: starts a guard, waits for the end of standard input, freezes and thaws, and
  * says so. test_guard.py kills it and its children. guard_tool thaw MOUNT: what an agent's next start does.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/err.h"
@@ -33,11 +35,12 @@ int main(int argc, char **argv)
 {
 	struct track_guard *g = NULL;
 	struct err e = {0};
+	struct stat st;
 	int r;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc == 3 && strcmp(argv[1], "thaw") == 0) {
-		r = track_thaw(argv[2], &e);
+		r = stat(argv[2], &st) < 0 ? -errno : track_thaw(argv[2], st.st_dev, &e);
 		printf("%d %s\n", r, e.msg);
 		return 0;
 	}

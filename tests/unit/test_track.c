@@ -734,6 +734,38 @@ static void test_nameless_btrfs(void **state)
 	fixture_down(&b);
 }
 
+/* Two processes in a mount namespace of their own. */
+static void namespace_begin(pid_t pids[2])
+{
+	int p[2];
+
+	assert_int_equal(pipe(p), 0);
+	pids[0] = fork();
+	if (pids[0] == 0) {
+		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+			_exit(1);
+		pids[1] = fork();
+		if (pids[1] && write(p[1], &pids[1], sizeof(pids[1])) < 0)
+			_exit(1);
+		close(p[0]);
+		close(p[1]);
+		pause();
+		_exit(0);
+	}
+	close(p[1]);
+	assert_int_equal(read(p[0], &pids[1], sizeof(pids[1])), sizeof(pids[1]));
+	close(p[0]);
+}
+
+/* The first one before the second, which is its child. */
+static void namespace_end(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	while (kill(pid, 0) == 0) /* init's child by now */
+		sched_yield();
+}
+
 /* Mounted in a namespace of its own only, as containers do: found, frozen through the process there; and what changes
  * since is noticed. */
 static void test_other_namespace(void **state)
@@ -744,26 +776,15 @@ static void test_other_namespace(void **state)
 	const char *devices[1];
 	size_t n = 0;
 	struct err e = {0};
-	int p[2];
-	pid_t pid;
-	char c;
+	pid_t pids[2];
 
 	fixture_up(&f, "ext4");
-	assert_int_equal(pipe(p), 0);
-	pid = fork();
-	if (pid == 0) {
-		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		    write(p[1], "x", 1) != 1)
-			_exit(1);
-		pause();
-		_exit(0);
-	}
-	assert_int_equal(read(p[0], &c, 1), 1);
+	namespace_begin(pids);
 	assert_int_equal(umount2(f.mnt, 0), 0); /* here; there it stays */
 	devices[0] = f.loop;
 	assert_int_equal(track_mounts(devices, 1, &points, &n, &e), 0);
 	assert_int_equal(n, 1);
-	snprintf(want, sizeof(want), "/proc/%d/root/", (int)pid);
+	snprintf(want, sizeof(want), "/proc/%d/root/", (int)pids[0]);
 	assert_memory_equal(points[0], want, strlen(want));
 	assert_int_equal(track_guard_start((const char *const *)points, n, &g, &e), 0);
 	assert_int_equal(track_guard_freeze(g, 10, &unfrozen, &e), 0);
@@ -772,13 +793,11 @@ static void test_other_namespace(void **state)
 	assert_int_equal(track_mounts_same(devices, 1, none, 0, &e), -EAGAIN);
 	assert_int_equal(track_guard_thaw(g, NULL, NULL, &e), 0);
 	track_guard_free(g);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
+	namespace_end(pids[0]);
+	namespace_end(pids[1]);
 	assert_int_equal(track_mounts_same(devices, 1, points, n, &e), -EAGAIN);
 	track_mounts_free(points, n);
 	free(unfrozen);
-	close(p[0]);
-	close(p[1]);
 	assert_int_equal(mount(f.loop, f.mnt, "ext4", 0, NULL), 0);
 	fixture_down(&f);
 }
@@ -814,29 +833,42 @@ static int mounts_uncapable(const char *device)
 static void test_hidden_namespace(void **state)
 {
 	struct fixture f;
-	int p[2];
-	pid_t pid;
-	char c;
+	pid_t pids[2];
 
 	fixture_up(&f, "ext4");
-	assert_int_equal(pipe(p), 0);
-	pid = fork();
-	if (pid == 0) {
-		close(p[0]);
-		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-		    write(p[1], "x", 1) != 1)
-			_exit(1);
-		pause();
-		_exit(0);
-	}
-	assert_int_equal(read(p[0], &c, 1), 1);
+	namespace_begin(pids);
 	assert_int_equal(mounts_uncapable(f.loop), 11); /* it is mounted here too */
 	assert_int_equal(umount2(f.mnt, 0), 0);
 	assert_int_equal(mounts_uncapable(f.loop), 2);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	close(p[0]);
-	close(p[1]);
+	namespace_end(pids[0]);
+	namespace_end(pids[1]);
+	assert_int_equal(mount(f.loop, f.mnt, "ext4", 0, NULL), 0);
+	fixture_down(&f);
+}
+
+/* The process by which it was frozen is gone; another one of its namespace is the way to it. */
+static void test_thaw_other_way(void **state)
+{
+	struct fixture f;
+	char path[200];
+	struct stat st;
+	struct err e = {0};
+	pid_t pids[2];
+	int fd;
+
+	fixture_up(&f, "ext4");
+	namespace_begin(pids);
+	assert_int_equal(umount2(f.mnt, 0), 0);
+	snprintf(path, sizeof(path), "/proc/%d/root%s", (int)pids[0], f.mnt);
+	assert_int_equal(stat(path, &st), 0);
+	fd = open(path, O_RDONLY);
+	assert_int_equal(ioctl(fd, FIFREEZE, 0), 0);
+	close(fd);
+	namespace_end(pids[0]);
+	assert_int_equal(track_thaw(path, st.st_dev, &e), 1);
+	assert_int_equal(track_thaw(path, st.st_dev, &e), 0);
+	namespace_end(pids[1]);
+	assert_int_equal(track_thaw(path, st.st_dev, &e), -ENOENT);
 	assert_int_equal(mount(f.loop, f.mnt, "ext4", 0, NULL), 0);
 	fixture_down(&f);
 }
@@ -857,7 +889,8 @@ int main(void)
 	    cmocka_unit_test(test_guard_killed),     cmocka_unit_test(test_freezer_killed),
 	    cmocka_unit_test(test_both_killed),      cmocka_unit_test(test_blocked_freeze),
 	    cmocka_unit_test(test_parent_killed),    cmocka_unit_test(test_other_namespace),
-	    cmocka_unit_test(test_hidden_namespace), cmocka_unit_test(test_nameless_btrfs),
+	    cmocka_unit_test(test_hidden_namespace), cmocka_unit_test(test_thaw_other_way),
+	    cmocka_unit_test(test_nameless_btrfs),
 	};
 	int failed = cmocka_run_group_tests(plain, NULL, NULL);
 
