@@ -118,7 +118,8 @@ struct engine {
 	struct task *tasks;
 	struct image_mark *marks;
 	struct seen *seen[ENGINE_SEEN_BUCKETS];
-	bool trim_wanted; /* layers may be free */
+	bool trim_wanted;             /* layers may be free */
+	double trim_after, trim_wait; /* one that failed is not tried again before; how long that was */
 	uint64_t tick, tick_announced;
 	double pace[PACE_PARTS]; /* what parts take on this host; 0: not known */
 	pthread_t clockwork;

@@ -14,6 +14,9 @@
 
 #define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
 
+#define TRIM_WAIT     30.0 /* seconds until a trim that failed is tried again; then twice that, and so on */
+#define TRIM_WAIT_MAX 900.0
+
 static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
 			  struct task_outcome *waiter);
 
@@ -544,6 +547,16 @@ static void trim_wish(struct engine *en)
 	en->trim_wanted = true;
 }
 
+/* What is in use is asked for again soon; what failed (no space?) more and more seldom. */
+static void trim_over(struct engine *en, bool failed, bool left)
+{
+	ENGINE_LOCK(en);
+
+	en->trim_wait = failed ? MIN(MAX(2 * en->trim_wait, TRIM_WAIT), TRIM_WAIT_MAX) : 0;
+	en->trim_after = id_now_mono() + en->trim_wait;
+	en->trim_wanted |= failed || left;
+}
+
 /* What is in use now, or fails, is left to the clockwork. */
 static void run_trim(struct task *t)
 {
@@ -553,13 +566,13 @@ static void run_trim(struct task *t)
 	while (trim_take_wish(en)) {
 		struct err e = {0};
 		bool left = false;
+		int r = en->provider->ops->trim(en->provider, &watch, &left, &e);
 
-		if (en->provider->ops->trim(en->provider, &watch, &left, &e) < 0)
+		if (r < 0)
 			log_warn("%s; trying again later", e.msg);
-		else if (!left)
-			continue;
-		trim_wish(en);
-		return;
+		trim_over(en, r < 0, left);
+		if (r < 0 || left)
+			return;
 	}
 }
 
@@ -695,7 +708,7 @@ int task_resume_all(struct engine *en, struct err *e)
 	bool trim;
 
 	pthread_mutex_lock(&en->lock);
-	trim = en->trim_wanted;
+	trim = en->trim_wanted && id_now_mono() >= en->trim_after;
 	pthread_mutex_unlock(&en->lock);
 	if (r == 0 && trim)
 		r = MIN(0, task_start(en, TASK_TRIM, "", NULL));

@@ -289,6 +289,26 @@ def test_deleted_while_it_waits(center):
     assert ["job_remove", job] in center.calls()
 
 
+def test_trimming_that_fails(fresh):
+    """It isn't tried again with every turn of the clock, but at once when there is news."""
+    center = fresh()
+    wait_for("at the start", lambda: center.calls("trim"))
+    agent = center.agent()
+    job = job_of(center, agent, max_images=1)
+    task, row = one_run(center, agent, job)
+    center.play("trim", "fail", "no_space: full")
+    center.ok("DELETE", f"/v1/images/{row['image']}")
+    wait_for("failed", lambda: "full; trying again later" in center.tail())
+    before = len(center.calls("trim"))
+    time.sleep(25)
+    assert len(center.calls("trim")) == before
+    center.ok("POST", f"/v1/jobs/{job}/run", {})
+    task, row = one_run(center, agent, job, task["run"])
+    before = len(center.calls("trim"))
+    center.ok("DELETE", f"/v1/images/{row['image']}")
+    wait_for("at once", lambda: len(center.calls("trim")) > before, 10)
+
+
 def test_trimming(fresh):
     """Layers are looked after at the start, behind each removal, and again while something is in use; what an image then
     stands on is told."""
