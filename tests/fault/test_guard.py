@@ -51,39 +51,6 @@ while True:
     time.sleep(0.002)
 """
 
-# A write() whose buffer isn't there yet: a freeze waits for it, in the kernel, and can't be undone before it is over.
-HELD = """
-import ctypes, fcntl, mmap, os, struct, sys, threading
-libc = ctypes.CDLL(None, use_errno=True)
-libc.write.argtypes = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-uffd = libc.syscall({"x86_64": 323, "aarch64": 282}[os.uname().machine], os.O_CLOEXEC)
-if uffd < 0:
-    sys.exit(os.strerror(ctypes.get_errno()))
-page = mmap.mmap(-1, mmap.PAGESIZE)
-at, size = ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE
-fcntl.ioctl(uffd, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))  # UFFDIO_API
-fcntl.ioctl(uffd, 0xC020AA00, bytearray(struct.pack("QQQQ", at, size, 1, 0)))  # UFFDIO_REGISTER, of missing pages
-fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
-threading.Thread(target=libc.write, args=(fd, at, size)).start()
-os.read(uffd, 32)  # it has begun
-print("held", flush=True)
-sys.stdin.read()
-fcntl.ioctl(uffd, 0xC020AA04, bytearray(struct.pack("QQQq", at, size, 0, 0)))  # UFFDIO_ZEROPAGE
-"""
-
-
-class Held:
-    """A write that has begun and doesn't end until release()."""
-
-    def __init__(self, path):
-        self.proc = subprocess.Popen([sys.executable, "-c", HELD, str(path)], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, text=True)
-        assert self.proc.stdout.readline() == "held\n", "no userfaultfd here"
-
-    def release(self):
-        self.proc.stdin.close()
-        assert self.proc.wait(20) == 0
-
 
 class Writer:
     def __init__(self, point, tmp):
@@ -191,7 +158,7 @@ class Scene:
         return found
 
     def hold(self, point):
-        self.held = Held(point / "held")
+        self.held = agentrig.Held(point / "held")
         return self.held
 
     def close(self):

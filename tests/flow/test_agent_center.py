@@ -522,6 +522,37 @@ def test_uninstall_beside_a_running_agent(bench):
     assert bench.service.status()["running"]
 
 
+def child(name, parent, *options):
+    return int(until(lambda: run("pgrep", *options, "-x", "-P", parent, name, check=False).stdout, 60))
+
+
+def test_killed_while_freezing(bench):
+    """Guard and freezer, while FIFREEZE waits for a write: it completes after the agent has given up. The note of it stays for
+    an agent that starts, and nothing frozen."""
+    held = agentrig.Held(bench.point / "held")
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    note = bench.service.runtime / "frozen"
+    try:
+        bench.center.task = task(r.port)
+        guard = child("replant-guard", bench.service.proc.pid)
+        freezer = child("replant-freezer", guard, "-r", "D")
+        os.kill(guard, signal.SIGKILL)
+        os.kill(freezer, signal.SIGKILL)
+        until(lambda: (t := bench.last_task()) and t["state"] in ("failed", "waiting") and t, 40)
+        assert note.exists() and pathlib.Path(f"/proc/{freezer}").exists()
+        bench.center.task = None
+    finally:
+        held.release()
+    writer = subprocess.Popen(["touch", str(bench.point / "thawed")])
+    assert writer.wait(20) == 0
+    time.sleep(0.5)
+    assert subprocess.run(["touch", str(bench.point / "thawed")], timeout=20).returncode == 0
+    bench.service.stop()
+    bench.service = agentrig.Service(bench.tmp, "again")
+    until(lambda: not note.exists())
+    r.kill()
+
+
 def test_uninstall(bench):
     bench.service.stop()
     # What writes that were cut off have left.
