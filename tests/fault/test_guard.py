@@ -329,7 +329,8 @@ def test_note_stays_until_it_is_certain(scene):
     killed_in_the_call(scene, p, p.pid)
     runtime = scene.tmp / "runtime"
     runtime.mkdir()
-    (runtime / "frozen").write_bytes(os.fsencode(scene.points[0]) + b"\0")
+    dev = os.stat(scene.points[0]).st_dev
+    (runtime / "frozen").write_bytes(f"{os.major(dev)}:{os.minor(dev)} {scene.points[0]}".encode() + b"\0")
     again = agentrig.AGENT, "uninstall", "--config", scene.tmp / "config", "--runtime", runtime
     assert "still being frozen" in run(*again).stderr
     assert (runtime / "frozen").exists()
@@ -555,7 +556,7 @@ def test_hangs_in_the_freeze(scene, rig, what):
             s.proc.send_signal(signal.SIGSTOP)
         stall = scene.free(13)
         print(f"{what}: {stall:.2f} s")
-        assert (3 if what == "network hangs" else 9) < stall < (8 if what == "network hangs" else 12)
+        assert (3 if what == "network hangs" else 9) < stall < (9.5 if what == "network hangs" else 12)
         net.center.tc("qdisc", "del", "dev", "cable", "root")
         net.appear() if what == "network hangs" else s.proc.send_signal(signal.SIGCONT)
         assert s.finish() == 0, s.stderr
