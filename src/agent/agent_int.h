@@ -26,7 +26,6 @@ struct agent_options {
 	const char *center; /* check, enroll */
 	const char *code;   /* enroll */
 	bool no_service;
-	bool purge; /* uninstall */
 	/* send */
 	const char *to, *run, *psk_file, *on_read_error;
 	struct opt_list disks;
@@ -124,6 +123,8 @@ int http_call(struct http *h, const char *path, const char *bearer, const json_t
 	      struct err *e);
 /* The CA that was found by its fingerprint, as PEM; NULL before the first call went well. The caller frees. */
 char *http_ca_pem(struct http *h);
+/* Is that certificate the one with this fingerprint? */
+bool http_is_ca(const char *pem, const uint8_t fingerprint[32]);
 /* Turns a name into a numeric address by DNS, /etc/hosts included. out holds 64. */
 int http_resolve(const char *host, char out[64], struct err *e);
 /* Turns an answer with status >= 400 into an error: -EACCES 401 and 403, -ENOENT, -EBUSY 429 and 503 ... */

@@ -2,8 +2,6 @@
  */
 #include <errno.h>
 #include <openssl/crypto.h>
-#include <openssl/pem.h>
-#include <openssl/x509.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,22 +87,6 @@ static int enroll_post(const struct conf_code *code, const json_t *inventory, st
 	return r;
 }
 
-/* Is the CA we know the one of the code? */
-static bool enroll_same_ca(const char *pem, const struct conf_code *code)
-{
-	BIO *bio = BIO_new_mem_buf(pem, -1);
-	X509 *x = bio ? PEM_read_bio_X509(bio, NULL, NULL, NULL) : NULL;
-	uint8_t md[EVP_MAX_MD_SIZE];
-	unsigned len = 0;
-	bool same;
-
-	same = x && X509_digest(x, EVP_sha256(), md, &len) == 1 && len == sizeof(code->ca) &&
-	       CRYPTO_memcmp(md, code->ca, len) == 0;
-	X509_free(x);
-	BIO_free(bio);
-	return same;
-}
-
 /* Does the center still know us by what an earlier enrolment left? Then there is nothing to enrol. */
 static bool enroll_still_known(const char *dir, const struct conf_code *code, struct conf *ret)
 {
@@ -114,7 +96,7 @@ static bool enroll_still_known(const char *dir, const struct conf_code *code, st
 	int status = 0;
 	char boot[64];
 
-	if (conf_load(dir, &c, NULL) < 0 || strcmp(c.center, ret->center) != 0 || !enroll_same_ca(c.ca_pem, code) ||
+	if (conf_load(dir, &c, NULL) < 0 || strcmp(c.center, ret->center) != 0 || !http_is_ca(c.ca_pem, code->ca) ||
 	    http_new(&c.url, c.ca_pem, NULL, &h, NULL) < 0)
 		return false;
 	request = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id",

@@ -65,6 +65,14 @@ struct http {
 
 /* ---- trust ---- */
 
+static bool http_has_fingerprint(const X509 *x, const uint8_t fingerprint[32])
+{
+	uint8_t md[EVP_MAX_MD_SIZE];
+	unsigned len = 0;
+
+	return X509_digest(x, EVP_sha256(), md, &len) == 1 && len == 32 && CRYPTO_memcmp(md, fingerprint, 32) == 0;
+}
+
 /* The certificate of the presented chain that has the fingerprint; borrowed. */
 static X509 *http_find_ca(struct http *h, X509_STORE_CTX *x)
 {
@@ -72,11 +80,8 @@ static X509 *http_find_ca(struct http *h, X509_STORE_CTX *x)
 
 	for (int i = 0; chain && i < sk_X509_num(chain); i++) {
 		X509 *one = sk_X509_value(chain, i);
-		uint8_t md[EVP_MAX_MD_SIZE];
-		unsigned len = 0;
 
-		if (X509_digest(one, EVP_sha256(), md, &len) == 1 && len == sizeof(h->fingerprint) &&
-		    CRYPTO_memcmp(md, h->fingerprint, len) == 0)
+		if (http_has_fingerprint(one, h->fingerprint))
 			return one;
 	}
 	return NULL;
@@ -147,6 +152,15 @@ static X509 *http_read_pem(const char *pem)
 
 	BIO_free(bio);
 	return x;
+}
+
+bool http_is_ca(const char *pem, const uint8_t fingerprint[32])
+{
+	X509 *x = http_read_pem(pem);
+	bool is = x && http_has_fingerprint(x, fingerprint);
+
+	X509_free(x);
+	return is;
 }
 
 char *http_ca_pem(struct http *h)

@@ -26,7 +26,6 @@ struct codec_digest {
 
 /* NULL when there is none of that id. */
 const struct codec_digest *codec_digest(unsigned id);
-const struct codec_digest *codec_digest_named(const char *name);
 
 /* XXH3-64 (canonical value as a number), as frames and headers carry it. */
 uint64_t codec_check64(const void *p, size_t n, uint64_t seed);

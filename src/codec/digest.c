@@ -33,14 +33,6 @@ const struct codec_digest *codec_digest(unsigned id)
 	return NULL;
 }
 
-const struct codec_digest *codec_digest_named(const char *name)
-{
-	for (size_t i = 0; i < ARRAY_SIZE(digests); i++)
-		if (strcmp(digests[i].name, name) == 0)
-			return &digests[i];
-	return NULL;
-}
-
 uint64_t codec_check64(const void *p, size_t n, uint64_t seed)
 {
 	return XXH3_64bits_withSeed(p, n, seed);
