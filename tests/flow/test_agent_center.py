@@ -294,10 +294,11 @@ def test_longer_freeze_is_allowed(monkeypatch, bench):
     bench.service.stop()
     bench.service = Service(bench.tmp, "slow", ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-P", bench.disk, "-e",
                                                 "trace=pread64", "-e", "inject=pread64:delay_exit=25000"])
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    bench.center.task = task(r.port, max_freeze=60, connections=1)
+    until(lambda: "writes are tracked" in bench.service.log.read_text(), 60)  # which wants a quiet moment
     writer = subprocess.Popen([sys.executable, "-c", WRITER, bench.point / "busy"])
     try:
-        r = streamrig.Receiver(bench.tmp / "replica", bench.key)
-        bench.center.task = task(r.port, max_freeze=60, connections=1)
         done = until(lambda: (t := bench.last_task()) and t["state"] == "done" and t, 90)
         # Of the one second that is the default it would be half at most.
         assert done["progress"]["mode"] == "tracked", (done["result"]["notes"], done["progress"].get("tracking"), done["progress"].get("untracked"))
