@@ -510,6 +510,7 @@ def test_files_about_the_old_home_are_removed(tree, path):
 
 def test_the_agent_goes_and_its_secret_is_in_no_report(tree):
     tree.write("/etc/replant/agent.json", '{"secret": "dont-tell"}')
+    tree.write("/etc/replant/agent.json.tmp-0123456789abcdef", '{"secret": "dont-tell"}')
     tree.write("/etc/replant/ca.pem", "")
     tree.write("/usr/local/sbin/replant-agent", "")
     tree.write("/etc/systemd/system/replant-agent.service", "")
