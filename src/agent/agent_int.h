@@ -174,6 +174,8 @@ struct freeze {
 	char **mounts;
 	size_t nmounts;
 	bool hooked;
+	bool
+	    doubt; /* something may still become frozen: the note stays, also after later freezes, for the next start */
 	pid_t left; /* a hook that was killed and could not end */
 };
 /* While all is at work still: hooks "pre-freeze", if asked for; what is dirty is written back. */

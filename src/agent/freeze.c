@@ -204,8 +204,11 @@ void freeze_recover(const char *note)
 		unsigned maj, min;
 		int path = 0, r;
 
-		if (sscanf(text + at, "%u:%u %n", &maj, &min, &path) != 2 || !path)
-			break;
+		if (sscanf(text + at, "%u:%u %n", &maj, &min, &path) != 2 || !path) {
+			log_warn("'%s' has a line that isn't understood: '%.200s'", note, text + at);
+			certain = false;
+			continue;
+		}
 		r = track_thaw(text + at + path, makedev(maj, min), &e);
 		if (r > 0)
 			log_warn("'%s' was frozen still, by an agent that was killed: it is thawed", text + at + path);
@@ -275,12 +278,11 @@ int freeze_after(struct freeze *f, struct err *e)
 
 void freeze_let_go(struct freeze *f)
 {
-	bool certain = track_guard_free(f->guard);
-
+	f->doubt |= !track_guard_free(f->guard);
 	if (f->left > 0)
 		hook_ended(f->left, HOOK_END);
 	f->left = 0;
-	if (certain && f->note && f->mounts)
+	if (!f->doubt && f->note && f->mounts)
 		unlink(f->note);
 	f->guard = NULL;
 	track_mounts_free(f->mounts, f->nmounts);

@@ -421,7 +421,8 @@ static int run_watch(struct run *r, struct err *e)
 	r->hooks = str_printf("%s/hooks.d", r->opts->config_dir);
 	if (!r->hooks)
 		return err_nomem(e);
-	r->freeze = (struct freeze){.disks = paths, .n = r->ndisks, .hooks = r->hooks, .note = r->note};
+	r->freeze = (struct freeze){
+	    .disks = paths, .n = r->ndisks, .hooks = r->hooks, .note = r->note, .doubt = r->freeze.doubt};
 	tracking_start(&r->tracking, paths, r->ndisks, r->opts->runtime_dir);
 	pthread_mutex_lock(&r->lock);
 	snprintf(r->tracked, sizeof(r->tracked), "%s", tracking_name(&r->tracking));

@@ -95,6 +95,7 @@ struct guard_child {
 	int sock;    /* to the agent (guard) or the guard (freezer) */
 	int freezer; /* guard: to the freezer, -1 when it is gone; heir: heir_open() */
 	pid_t freezer_pid;
+	bool left; /* heir of an agent that is gone: what is frozen before the freezer's end may be somebody else's */
 	bool aborted; /* guard: the answer was given, the freezer is still at it */
 };
 
@@ -158,12 +159,15 @@ static void guard_send(int sock, const struct guard_reply *r)
 
 /* ---- when a freezer may have been killed in its call ---- */
 
-/* Thaws what it has frozen so far. Returns whether it is gone: then nothing can become frozen any more. */
-static bool guard_thaw_after(struct guard_shared *s, const int *fds, size_t n, int freezer)
+/*
+ * Thaws what it has frozen so far. Returns whether it is gone: then nothing can become frozen any more. `trying`: also
+ * asks for what it may be freezing at this moment, which can take as long as that: nothing for who has more to do.
+ */
+static bool guard_thaw_after(struct guard_shared *s, const int *fds, size_t n, int freezer, bool trying)
 {
 	bool gone = !heir_alive(freezer); /* looked at before */
 
-	for (size_t i = n; !gone && i-- > 0;) {
+	for (size_t i = n; trying && !gone && i-- > 0;) {
 		int expected = GUARD_TRYING;
 
 		if (atomic_load(&s->mounts[i]) == GUARD_TRYING && ioctl(fds[i], FITHAW, 0) == 0)
@@ -173,9 +177,9 @@ static bool guard_thaw_after(struct guard_shared *s, const int *fds, size_t n, i
 	return gone;
 }
 
-static bool guard_outlive(struct guard_shared *s, const int *fds, size_t n, int freezer, double until)
+static bool guard_outlive(const struct guard_child *c, bool trying, double until)
 {
-	while (!guard_thaw_after(s, fds, n, freezer)) {
+	while (!guard_thaw_after(c->shared, c->fds, c->n, c->freezer, trying)) {
 		if (guard_now() > until)
 			return false;
 		nanosleep(&(struct timespec){.tv_nsec = GUARD_HEIR_MS * 1000000}, NULL);
@@ -192,7 +196,7 @@ static _Noreturn void heir_main(struct guard_child *c)
 	setsid();
 	settle_leave_unit();
 	guard_settle(c, "replant-heir"); /* better one that isn't locked into memory than none */
-	guard_outlive(c->shared, c->fds, c->n, c->freezer, INFINITY);
+	guard_outlive(c, !c->left, INFINITY);
 	_exit(0);
 }
 
@@ -203,7 +207,7 @@ static bool guard_bequeath(const struct guard_child *c, double until)
 	int status = -1;
 	pid_t pid;
 
-	if (guard_outlive(c->shared, c->fds, c->n, c->freezer, until))
+	if (guard_outlive(c, false, until))
 		return true;
 	pid = fork();
 	if (pid == 0)
@@ -211,7 +215,7 @@ static bool guard_bequeath(const struct guard_child *c, double until)
 	while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
 	/* No memory for a process: then it's on us. */
-	return status != 0 && guard_outlive(c->shared, c->fds, c->n, c->freezer, INFINITY);
+	return status != 0 && guard_outlive(c, false, INFINITY);
 }
 
 /* ---- the freezer ---- */
@@ -715,7 +719,7 @@ static void guard_take_over(struct track_guard *g)
 	atomic_store(&g->shared->stop, 1);
 	if (g->pid > 0)
 		kill(-g->pid, SIGCONT); /* its process group: the freezer too */
-	guard_thaw_after(g->shared, g->fds, g->n, g->freezer);
+	guard_thaw_after(g->shared, g->fds, g->n, g->freezer, false);
 	atomic_store(&g->shared->state, GUARD_IDLE);
 }
 
@@ -834,7 +838,8 @@ bool track_guard_free(struct track_guard *g)
 /* What a freezer of an agent that is gone has frozen, or will have when its call ends. */
 static bool guard_thaw_left(int fd, int freezer, const struct settle_segments *segments, bool *ret_thawed)
 {
-	struct guard_child c = {.segments = segments, .fds = {fd}, .n = 1, .sock = -1, .freezer = freezer};
+	struct guard_child c = {
+	    .segments = segments, .fds = {fd}, .n = 1, .sock = -1, .freezer = freezer, .left = true};
 	bool certain;
 
 	c.shared = mmap(NULL, sizeof(*c.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
