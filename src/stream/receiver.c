@@ -150,6 +150,7 @@ static int conn_admit_control(struct receiver_conn *c, struct err *e)
 {
 	struct receiver *rv = c->rv;
 	bool taken_over = false, same;
+	int r;
 
 	pthread_mutex_lock(&rv->lock);
 	for (unsigned i = 0; i < MIN(rv->nsuperseded, RECEIVER_SUPERSEDED); i++)
@@ -162,13 +163,18 @@ static int conn_admit_control(struct receiver_conn *c, struct err *e)
 		rv->have_session = true;
 		rv->opened = false;
 		rv->told_space = false;
-		rv->refused_until = 0;
 		c->known = true;
 	}
 	pthread_mutex_unlock(&rv->lock);
 	if (taken_over)
 		return err_set(e, wire_code_errno(WIRE_E_TAKEN_OVER), "another sender has taken this run over");
-	return receiver_kick(rv, c, same ? WIRE_E_NO_SESSION : WIRE_E_TAKEN_OVER, kick_all, e);
+	r = receiver_kick(rv, c, same ? WIRE_E_NO_SESSION : WIRE_E_TAKEN_OVER, kick_all, e);
+	/* Not before: one of those that had to go may have been refused just then. */
+	pthread_mutex_lock(&rv->lock);
+	if (r == 0)
+		rv->refused_until = 0;
+	pthread_mutex_unlock(&rv->lock);
+	return r;
 }
 
 static int conn_admit_data(struct receiver_conn *c, struct err *e)
