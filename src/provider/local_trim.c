@@ -28,7 +28,8 @@
 #include "base/proc.h"
 #include "base/str.h"
 
-#define TRIM_MIN_FREE (16 * MIB) /* the center's database may lie in the same filesystem */
+#define TRIM_MIN_FREE (64 * MIB) /* the center's database may lie in the same filesystem */
+#define TRIM_TICK     50         /* milliseconds between two looks at it */
 
 struct trim {
 	struct local *l;
@@ -56,14 +57,34 @@ static int trim_path(const struct trim *t, char buf[PATH_MAX], uint64_t run, con
 	return n < PATH_MAX ? 0 : err_set(e, -ENAMETOOLONG, "path '%s' is too long", t->l->dir);
 }
 
-/* Until it ends, or nobody wants it any more. */
-static int trim_run(const struct trim *t, const char *const argv[], struct err *e)
+/* How much a merge will write can't be told beforehand; stopped in the middle, it is done again from its beginning. */
+static int trim_check_space(const char *path, struct err *e)
+{
+	struct statvfs fs;
+	uint64_t has;
+
+	if (!path)
+		return 0;
+	if (statvfs(path, &fs) < 0)
+		return err_sys(e, "cannot look at '%s'", path);
+	has = (uint64_t)fs.f_bavail * fs.f_frsize;
+	return has >= TRIM_MIN_FREE
+		   ? 0
+		   : err_set(e, -ENOSPC,
+			     "'%s' is not merged with the layer below it, for only %llu MiB are free (make room)", path,
+			     (unsigned long long)(has / MIB));
+}
+
+/* Until it ends, or nobody wants it any more, or space gets short where `path` is (NULL: none is needed). */
+static int trim_run(const struct trim *t, const char *const argv[], const char *path, struct err *e)
 {
 	_cleanup_close_ int out_r = -1, out_w = -1;
 	struct proc_opts o = PROC_OPTS_INIT;
-	int p[2], status, r;
+	int p[2], status, r = trim_check_space(path, e);
 	pid_t pid;
 
+	if (r < 0)
+		return r;
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	out_r = p[0], out_w = p[1];
@@ -82,7 +103,12 @@ static int trim_run(const struct trim *t, const char *const argv[], struct err *
 			proc_stop(pid, 1);
 			return err_set(e, -ECANCELED, "stopped");
 		}
-		if (poll(&watch, 1, 250) > 0 && read(out_r, buf, sizeof(buf)) <= 0)
+		r = trim_check_space(path, e);
+		if (r < 0) {
+			proc_stop(pid, 1);
+			return r;
+		}
+		if (poll(&watch, 1, TRIM_TICK) > 0 && read(out_r, buf, sizeof(buf)) <= 0)
 			break;
 	}
 	r = proc_wait(pid, &status, e);
@@ -119,7 +145,7 @@ static int trim_rebase(const struct trim *t, const char *path, const char *backi
 
 	if (local_check_overlay(t->l, path, backing, format, NULL, &unlike) < 0) {
 		r = local_lend_file(t->l, path, e);
-		r = r ?: trim_run(t, argv, e);
+		r = r ?: trim_run(t, argv, NULL, e);
 		r = r ?: local_check_overlay(t->l, path, backing, format, NULL, e);
 	}
 	return r ?: done ? trim_take(t, path, e) : local_sync(path, e);
@@ -244,26 +270,6 @@ static int trim_rename(const struct trim *t, uint64_t run, size_t i, const char 
 
 /* ---- a layer and the next ---- */
 
-/* What the merge may need, before it begins: half of one gives nothing back, and others want to write there, too. */
-static int trim_check_space(const struct trim_layer *lower, const struct trim_layer *upper, struct err *e)
-{
-	struct stat a, b;
-	struct statvfs fs;
-	uint64_t need, has, holes = UINT64_MAX;
-
-	if (lstat(lower->path, &a) < 0 || lstat(upper->path, &b) < 0 || statvfs(upper->path, &fs) < 0)
-		return err_sys(e, "cannot look at '%s'", upper->path);
-	has = (uint64_t)a.st_blocks * 512;
-	if (strcmp(lower->format, "raw") == 0)
-		holes = (uint64_t)a.st_size > has ? (uint64_t)a.st_size - has : 0;
-	need = MIN((uint64_t)b.st_blocks * 512, holes) + TRIM_MIN_FREE;
-	has = (uint64_t)fs.f_bavail * fs.f_frsize;
-	if (has >= need)
-		return 0;
-	return err_set(e, -ENOSPC, "merging '%s' may need %llu MiB, and %llu MiB are free (make room)", upper->path,
-		       (unsigned long long)util_div_up(need, MIB), (unsigned long long)(has / MIB));
-}
-
 /* `upper` is qcow2 on `lower`. Nothing is taken out of `upper`, so this may be done again. */
 static int trim_commit(const struct trim *t, const struct trim_layer *lower, const struct trim_layer *upper,
 		       struct err *e)
@@ -274,12 +280,11 @@ static int trim_commit(const struct trim *t, const struct trim_layer *lower, con
 
 	snprintf(backing, sizeof(backing), "../%llu/%s", (unsigned long long)lower->run, lower->name);
 	r = r ?: local_check_overlay(t->l, upper->path, backing, lower->format, NULL, e);
-	r = r ?: trim_check_space(lower, upper, e);
 	if (r < 0)
 		return r;
 	r = local_lend_file(t->l, lower->path, e);
 	r = r ?: local_lend_file(t->l, upper->path, e);
-	r = r ?: trim_run(t, argv, e);
+	r = r ?: trim_run(t, argv, upper->path, e);
 	taken = trim_take(t, lower->path, r < 0 ? NULL : e);
 	r = r ?: taken;
 	taken = trim_take(t, upper->path, r < 0 ? NULL : e);
