@@ -99,6 +99,8 @@ static void proc_child(const char *const argv[], const struct proc_opts *o, cons
 		goto fail;
 	if (o->cwd && chdir(o->cwd) < 0)
 		goto fail;
+	if (o->session)
+		setsid();
 	proc_close_others(o, report_fd);
 	execvp(argv[0], (char *const *)(uintptr_t)argv);
 fail:

@@ -388,9 +388,11 @@ static json_t *bounded_result(const json_t *result)
 		return json_object();
 	if (json_dumpb(result, NULL, 0, JSON_COMPACT) <= RESULT_MAX)
 		return json_incref((json_t *)(uintptr_t)result);
-	o = json_pack("{s:[s], s:O*, s:O*}", "notes", "the agent's report was too long, its notes are not kept",
-		      "totals", json_object_get(result, "totals"), "disks", json_object_get(result, "disks"));
+	o = json_pack("{s:[s], s:O*, s:O*, s:O*}", "notes", "the agent's report was too long, its notes are not kept",
+		      "totals", json_object_get(result, "totals"), "disks", json_object_get(result, "disks"), "zeroed",
+		      json_object_get(result, "zeroed"));
 	if (o && json_dumpb(o, NULL, 0, JSON_COMPACT) > RESULT_MAX) {
+		json_object_del(o, "zeroed");
 		json_object_del(o, "totals");
 		json_object_del(o, "disks");
 	}

@@ -99,17 +99,18 @@ static int run_spawn(struct guest *g, const char *const argv[], double timeout, 
 	out_r = p[0];
 	out_w = p[1];
 	o.stdout_fd = o.stderr_fd = out_w;
+	o.session = true;
 	r = proc_spawn(full, &o, &pid, e);
 	if (r < 0)
 		return r;
 	close(take_fd(&out_w));
 	in_time = run_gather(out_r, id_now_mono() + timeout, tail);
-	if (!in_time)
+	if (!in_time) {
+		kill(-pid, SIGKILL); /* with all it has started, which would keep the copy's filesystems in use */
 		proc_stop(pid, 5);
-	else
-		r = proc_wait(pid, &status, e);
-	if (!in_time)
 		return err_set(e, -ETIMEDOUT, "'%s' took longer than %.0f s in the copy", argv[0], timeout);
+	}
+	r = proc_wait(pid, &status, e);
 	if (r == 0 && status != 0)
 		return err_set(e, -EIO, "'%s' failed in the copy with status %d: %s", argv[0], status,
 			       tail->s ? tail->s : "");

@@ -228,7 +228,7 @@ int initrd_list(int fd, initrd_name_fn fn, void *arg, struct err *e)
 		return r;
 	program = initrd_decompressor(magic);
 	if (!program)
-		return err_set(e, -EPROTO,
+		return err_set(e, -ENOTSUP,
 			       "the initramfs is in a format that is not known (it begins with %02x%02x%02x%02x)",
 			       magic[0], magic[1], magic[2], magic[3]);
 	if (lseek(fd, (off_t)(pos - 6), SEEK_SET) < 0)

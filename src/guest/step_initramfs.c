@@ -197,15 +197,16 @@ static int initramfs_kernel(struct guest *g, struct guest_result *r, const char 
 	struct err read_error = {0};
 	struct needs n;
 	int rc = needs_read(g, kernel, &n, &read_error);
+	bool damaged = rc < 0 && rc != -ENOTSUP;
 
 	if (rc < 0)
-		guest_note(r, "kernel '%s': %s; it is built anew", kernel, read_error.msg);
+		guest_note(r, "kernel '%s': %s%s", kernel, read_error.msg, damaged ? "; it is built anew" : "");
 	needs_lacking(&n, &rebuild, &impossible);
 	if (impossible.len)
 		return err_set(e, -ENOENT, "kernel '%s' has no driver for %s (install another kernel on the source)",
 			       kernel, impossible.s);
 	/* A damaged one also where no driver is lacking: it is what knows the root by its UUID. */
-	if (rebuild.len || rc < 0)
+	if (rebuild.len || damaged)
 		return initramfs_rebuild(g, r, kernel, rebuild.len ? rebuild.s : "", e);
 	str_addf(&r->summary, "%s: has what it needs; ", kernel);
 	return 0;
