@@ -34,8 +34,7 @@ static int discover_disks(const char *const *paths, size_t n, struct agent_disk 
 int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct err *e)
 {
 	_cleanup_free_ struct agent_disk *disks = NULL;
-	_cleanup_json_ json_t *o = json_object();
-	json_t *warnings = json_array();
+	_cleanup_json_ json_t *o = json_object(), *warnings = json_array();
 	size_t ndisks = 0;
 	struct err trouble = {0};
 
@@ -49,7 +48,7 @@ int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct 
 	if (contents_add(o, warnings, disks, ndisks) < 0)
 		return err_nomem(e);
 	netinfo_add(o);
-	json_object_set_new(o, "warnings", warnings);
+	json_object_set(o, "warnings", warnings);
 	*ret = take_ptr(&o);
 	return 0;
 }
