@@ -156,6 +156,14 @@ static void window_again(struct worker *w, struct window win)
 }
 
 /* ---- the conversation ---- */
+/* Within a frame as between two: a network that dies in the middle of an answer must not hold the freeze any longer. */
+static void worker_set_stall(struct worker *w, double seconds)
+{
+	w->stall = seconds;
+	if (w->link)
+		wire_set_stall(w->link, seconds);
+}
+
 static int worker_recv(struct worker *w, enum wire_type want, struct wire_frame *ret, struct err *e)
 {
 	int r = wire_recv(w->link, w->stall, ret, e);
@@ -362,7 +370,7 @@ static int chunk_do(struct worker *w, struct window *win, uint64_t first, bool w
 		return r;
 	n = chunk_compare(w, win, used, theirs, &head, digests);
 	if ((head.data | head.zero) && !(s->kind == PASS_FROZEN && arena_hold(s, &head, digests, w->buf, n))) {
-		w->stall = s->stall; /* the receiver has something to write before it answers */
+		worker_set_stall(w, s->stall); /* the receiver has something to write before it answers */
 		r = worker_send(w, head, digests, w->buf, n, e);
 	}
 	if (r < 0)
@@ -562,8 +570,10 @@ static int worker_connect(struct worker *w, struct err *e)
 
 	if (r == -ESTALE)
 		w->s->control_suspect = true;
-	if (r == 0)
+	if (r == 0) {
+		wire_set_stall(l, w->stall);
 		worker_set_link(w, l);
+	}
 	return r;
 }
 
@@ -595,7 +605,7 @@ static int worker_pass(struct worker *w, enum pass_kind kind, struct err *e)
 		return worker_grab(w, e);
 
 	w->last_good = id_now_mono();
-	w->stall = kind == PASS_FROZEN || kind == PASS_PROBE ? MIN(SENDER_FROZEN, s->stall) : s->stall;
+	worker_set_stall(w, kind == PASS_FROZEN || kind == PASS_PROBE ? MIN(SENDER_FROZEN, s->stall) : s->stall);
 	for (unsigned attempt = 0;; attempt++) {
 		double good = w->last_good;
 		int r = 0;

@@ -152,6 +152,11 @@ static double link_in_flight(const struct wire_link *l)
 	return (double)(info.tcpi_busy_time - MIN(info.tcpi_rwnd_limited, info.tcpi_busy_time)) / 1e6;
 }
 
+void wire_set_stall(struct wire_link *l, double seconds)
+{
+	l->env.stall = seconds;
+}
+
 void wire_waited(struct wire_link *l, uint64_t *ret_bytes, double *ret_seconds)
 {
 	double flown = link_in_flight(l), room = l->waited;

@@ -76,11 +76,15 @@ class Net:
         self.center.ip("link", "set", "cable", "up")
 
     def vanish(self):
-        """What the source sends arrives nowhere, and nothing says so: no carrier lost, no reset, no ICMP."""
-        self.source.ip("neigh", "replace", self.center.address, "lladdr", "02:00:00:00:00:99", "dev", "cable", "nud", "permanent")
+        """What either sends arrives nowhere, and nothing says so: no carrier lost, no reset, no ICMP. What a shaped cable
+        still holds is lost, too: else its answers trickle in for seconds."""
+        for a, b in ((self.center, self.source), (self.source, self.center)):
+            a.ip("neigh", "replace", b.address, "lladdr", "02:00:00:00:00:99", "dev", "cable", "nud", "permanent")
+            a.tc("qdisc", "del", "dev", "cable", "root", check=False)
 
     def appear(self):
-        self.source.ip("neigh", "del", self.center.address, "dev", "cable", check=False)  # gone with a moved address
+        for a, b in ((self.center, self.source), (self.source, self.center)):
+            a.ip("neigh", "del", b.address, "dev", "cable", check=False)  # gone with a moved address
 
     def shape(self, rate, limit="256k"):
         self.source.tc("qdisc", "replace", "dev", "cable", "root", "tbf", "rate", rate, "burst", "64k", "limit", limit)

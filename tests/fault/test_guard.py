@@ -544,8 +544,8 @@ def test_hangs_in_the_freeze(scene, rig, what):
     net = Net()
     try:
         r = rig.receiver(prefix=net.center.prefix, listen=net.center.address)
-        # Without tracking digests are asked for while frozen.
-        s = rig.sender(r.port, scene.devices, "--no-tracking", freeze=True, prefix=net.source.prefix, host=net.center.address)
+        # Without tracking digests are asked for while frozen; on one slow connection one is nearly always half here.
+        s = rig.sender(r.port, scene.devices, "--no-tracking", "--connections", "1", freeze=True, prefix=net.source.prefix, host=net.center.address)
         assert phase(s, "freezing")
         net.center.tc("qdisc", "add", "dev", "cable", "root", "tbf", "rate", "48kbit", "burst", "3k", "limit", "200k")
         scene.reset()
@@ -557,8 +557,11 @@ def test_hangs_in_the_freeze(scene, rig, what):
         stall = scene.free(13)
         print(f"{what}: {stall:.2f} s")
         assert (3 if what == "network hangs" else 9) < stall < (8 if what == "network hangs" else 12)
-        net.center.tc("qdisc", "del", "dev", "cable", "root")
-        net.appear() if what == "network hangs" else s.proc.send_signal(signal.SIGCONT)
+        if what == "network hangs":
+            net.appear()
+        else:
+            net.center.tc("qdisc", "del", "dev", "cable", "root")
+            s.proc.send_signal(signal.SIGCONT)
         assert s.finish() == 0, s.stderr
         assert r.finish() == 0
         assert s.event("done")["totals"]["round"] > 3  # it did try again
