@@ -13,8 +13,7 @@ import streamrig
 from agentrig import run, until
 from netrig import OTHER, Net
 
-from tests.lab import cache
-from tests.lab.center import open_folder
+from tests.lab.center import center_cache, open_folder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 MIB = 1 << 20
@@ -29,7 +28,7 @@ class Hosts:
         self.loops = agentrig.Loops(tmp)
         self.url = f"https://{self.net.center.address}:{PORT}"
         run(self.program("center", "replantd"), "init", "--state", self.state, "--address", self.net.center.address)
-        self.env = {**os.environ, "REPLANT_CACHE": str(cache.root()), "REPLANT_URL": self.url,
+        self.env = {**os.environ, "REPLANT_CACHE": center_cache(self.folder), "REPLANT_URL": self.url,
                     "REPLANT_CA": str(self.state / "ca.pem"), "REPLANT_TOKEN": (self.state / "admin-token").read_text().strip(),
                     "REPLANT_RECONNECT": "4", "REPLANT_STALL": "3"}
         self.start_center()
@@ -42,7 +41,8 @@ class Hosts:
             self.center = subprocess.Popen([*self.net.center.prefix, self.program("center", "replantd"), "serve", "--state",
                                             str(self.state), "--listen", f"{self.net.center.address}:{PORT}"],
                                            env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        until(lambda: self.cli("sources", "ls", check=False) is not None, 30, "the center's answer")
+        until(lambda: self.center.poll() is not None or self.cli("sources", "ls", check=False) is not None, 30, "the center's answer")
+        assert self.center.poll() is None, self.logs()
 
     def start_agent(self):
         with open(self.tmp / "agent.log", "ab") as log:
@@ -66,7 +66,8 @@ class Hosts:
         return 0
 
     def logs(self):
-        return "".join((self.tmp / f"{x}.log").read_text()[-3000:] for x in ("center", "agent"))
+        logs = [self.tmp / f"{x}.log" for x in ("center", "agent")]
+        return "".join(log.read_text()[-3000:] for log in logs if log.exists())
 
     def close(self):
         for p in (self.service, self.center):

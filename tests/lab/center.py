@@ -24,6 +24,11 @@ def reachable(path):
     return all(p.stat().st_mode & 0o001 for p in pathlib.Path(path).resolve().parents)
 
 
+def center_cache(folder):
+    """REPLANT_CACHE for a center: the tests' own, where any user gets through to it (not below /root), else below folder."""
+    return str(cache.root() if reachable(cache.root()) else pathlib.Path(folder) / "cache")
+
+
 def open_folder():
     """A new directory that any user can get through to (pytest's own are closed)."""
     path = pathlib.Path(tempfile.mkdtemp(prefix="replant-test-", dir="/var/tmp"))
@@ -54,8 +59,7 @@ class Center:
         return self
 
     def start(self):
-        kept = cache.root() if reachable(cache.root()) else self.state.parent / "cache"
-        env = dict(os.environ, REPLANT_CACHE=str(kept))
+        env = dict(os.environ, REPLANT_CACHE=center_cache(self.state.parent))
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", self.program("replantd"), "serve", "--state", str(self.state),
@@ -117,11 +121,11 @@ class Center:
         """The file of an image's disk, in the directory of the region `local`."""
         return str(self.state / "local" / "images" / image["id"] / image["manifest"]["disks"][number]["file"])
 
-    def wait_source(self, timeout=120):
+    def wait_source(self, hostname=None, timeout=120):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             for source in self.cli("sources", "ls")["items"]:
-                if source["state"] == "available":
+                if source["state"] == "available" and hostname in (None, source["hostname"]):
                     return source
             time.sleep(1)
         raise qemu.LabError(f"no source became available within {timeout} s")
