@@ -102,13 +102,18 @@ def test_an_export_that_is_deleted_leaves_nothing(center, image):
     assert not list((center.state / "exports").glob(export + "*"))
 
 
-def test_an_image_of_a_failed_job_can_go(center):
+def failed_at_the_test_boot(center):
     agent = center.agent()
     center.play("test_boot", "bad")
     job = center.started_job(agent.source)
     agent.send_all()
     image = center.wait_job(job, "in_error")["image"]
     center.unplay("test_boot", "bad")
+    return agent, job, image
+
+
+def test_an_image_of_a_failed_job_can_go(center):
+    agent, job, image = failed_at_the_test_boot(center)
     assert center.call("DELETE", f"/v1/images/{image}").status == 204
     assert center.job(job)["stage"] is None
     center.ok("POST", f"/v1/jobs/{job}/start", {})
@@ -118,12 +123,7 @@ def test_an_image_of_a_failed_job_can_go(center):
 
 def test_a_job_waits_for_the_removal_of_its_image(center):
     """Else it went on behind files that go, and its row was written under it."""
-    agent = center.agent()
-    center.play("test_boot", "bad")
-    job = center.started_job(agent.source)
-    agent.send_all()
-    image = center.wait_job(job, "in_error")["image"]
-    center.unplay("test_boot", "bad")
+    agent, job, image = failed_at_the_test_boot(center)
     center.play("image_remove", "hold")
     assert center.call("DELETE", f"/v1/images/{image}").status == 202
     got = center.post(f"/v1/jobs/{job}/start")

@@ -46,3 +46,11 @@ def guestfish(disk, script, timeout=900):
 @pytest.fixture(scope="session")
 def fish():
     return guestfish
+
+
+def run_again(center, job):
+    """One more run of an incremental job; the job as it waits for the next."""
+    center.cli("jobs", "run", job)
+    now = center.wait_job(job, states=("waiting", "in_error"))
+    assert now["state"] == "waiting", f"{now.get('error')}\n{center.tail(40)}"
+    return now

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests import schema
-from tests.boot.conftest import SERVER
+from tests.boot.conftest import SERVER, run_again
 from tests.lab import qemu, servers
 
 pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
@@ -172,13 +172,6 @@ def test_an_export_is_the_same_disk(center, migrated, tmp_path, form):
 
 
 # ---- the same job, run again: from here on the source has been rebooted, and the first image may be gone ----
-def run_again(center, job):
-    center.cli("jobs", "run", job)
-    now = center.wait_job(job, states=("waiting", "in_error"))
-    assert now["state"] == "waiting", f"{now.get('error')}\n{center.tail(40)}"
-    return now, center.cli("images", "show", now["image"])
-
-
 def what_the_writer_left(fish, center, image):
     """Its last number; all three filesystems are clean, and its data is of one moment."""
     said = fish(center.disk_of(image), f"""run
@@ -198,7 +191,8 @@ def test_later_runs_cost_what_changed_and_boot(center, source, migrated, fish):
     whole = migrated["job"]["progress"]
     seen = [what_the_writer_left(fish, center, migrated["image"])]
     for _ in range(2):
-        now, image = run_again(center, migrated["job"]["id"])
+        now = run_again(center, migrated["job"]["id"])
+        image = center.cli("images", "show", now["image"])
         assert now["progress"]["mode"] == "tracked"
         assert now["progress"]["bytes_read"] < whole["bytes_read"] / 4, now["progress"]
         assert image["verified"] is True, image["boot"]

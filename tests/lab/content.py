@@ -61,6 +61,7 @@ def tools(tree):
 
 def writer(tree):
     """Keeps writing to /srv/data from boot to power-off."""
+    tree.folder("/srv/data")
     tree.service("lab-writer", """[Unit]
 Description=Writes all the time, for consistency checks
 RequiresMountsFor=/srv/data

@@ -61,6 +61,7 @@ class Server:
 
 BASE = ("linux-image-cloud-amd64", "grub-pc", "systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "procps")
 NETWORK = {"ifupdown": ("ifupdown", "isc-dhcp-client"), "networkd": ()}
+PYTHON = ("python3-minimal", "libpython3-stdlib")  # for content.tools
 TOOLS = {"lvm": ("lvm2",), "xfs": ("xfsprogs",), "btrfs": ("btrfs-progs",)}
 
 SERVERS = [
@@ -73,7 +74,7 @@ SERVERS = [
                  Volume("vg0", "data", 1536, "xfs", "/srv/data"),
                  Volume("vg0", "swap", 256, "swap")),
         packages=("cron", "nginx-light", "curl", "ca-certificates", "iputils-ping", "attr", "acl", "libcap2-bin",
-                  "python3-minimal", "libpython3-stdlib"),
+                  *PYTHON),
         contents=(content.tools, content.writer, content.special, content.data(), content.web, content.cron)),
     Server(
         name="debian11-plain",
@@ -81,7 +82,8 @@ SERVERS = [
         suite="bullseye",
         updates=False,  # its security archive lists packages it no longer has
         disks=(Disk(2048, "dos", (Part(0, "ext4", "/"),)),),
-        contents=(content.data("/srv/lab", 16, 16, 200),)),
+        packages=PYTHON,
+        contents=(content.tools, content.writer, content.data("/srv/lab", 16, 16, 200))),
     Server(
         name="debian13-plain",
         about="one ext4 partition, MBR, Debian 13, systemd-networkd",
@@ -89,7 +91,8 @@ SERVERS = [
         disks=(Disk(2048, "dos", (Part(0, "ext4", "/"),)),),
         network="networkd",
         fstab="uuid",
-        contents=(content.data("/srv/lab", 16, 16, 200),)),
+        packages=PYTHON,
+        contents=(content.tools, content.writer, content.data("/srv/lab", 16, 16, 200))),
 ]
 
 
