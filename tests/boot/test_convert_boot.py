@@ -17,6 +17,7 @@ import time
 import pytest
 
 from tests.lab import build, cache, qemu, servers
+from tests.lab.center import center_cache
 
 pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
 
@@ -41,7 +42,7 @@ class Provider:
         self.programs.chmod(0o700)
 
     def command(self, *words):
-        return [BUILD / "tests/boot/provider_tool", self.folder, cache.root(), self.programs, USER, *words]
+        return [BUILD / "tests/boot/provider_tool", self.folder, center_cache(self.folder), self.programs, USER, *words]
 
     def call(self, *words):
         """(events, result)"""
