@@ -31,8 +31,8 @@ class Failed(Exception):
 
 
 class Provider:
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, kept=None):
+        self.folder, self.kept = folder, kept or center_cache(folder)
         self.folder.chmod(0o755)
         self.count = 0
         # As installed, but closed to the user QEMU runs as, like a checkout below /root.
@@ -42,7 +42,7 @@ class Provider:
         self.programs.chmod(0o700)
 
     def command(self, *words):
-        return [BUILD / "tests/boot/provider_tool", self.folder, center_cache(self.folder), self.programs, USER, *words]
+        return [BUILD / "tests/boot/provider_tool", self.folder, self.kept, self.programs, USER, *words]
 
     def call(self, *words):
         """(events, result)"""
@@ -271,14 +271,14 @@ def test_cancel(provider):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a filesystem of its own")
-def test_full_disk_while_converting():
+def test_full_disk_while_converting(provider):
     """Conversion stops with a sentence, leaves the replica alone, and goes through once there is room."""
     (disk,) = build.disks(servers.find("debian11-plain"))
     with tempfile.TemporaryDirectory(prefix="replant-test-", dir="/var/tmp") as folder:
         room = os.stat(disk).st_blocks * 512 + (8 << 20)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "replant-test", folder], check=True)
         try:
-            small = Provider(pathlib.Path(folder))
+            small = Provider(pathlib.Path(folder), provider.kept)
             job, replica = small.job([disk])
             left = os.statvfs(folder)
             (replica.parent / "ballast").write_bytes(b"x" * max(0, left.f_bavail * left.f_frsize - (1 << 20)))
