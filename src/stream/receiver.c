@@ -314,7 +314,8 @@ static void conn_serve(struct receiver_conn *c, double deadline)
 			      r < 0 ? &e : &(struct err){-ECONNABORTED, "the sender left"});
 }
 
-static void conn_remove(struct receiver_conn *c)
+/* The last thing its thread does. */
+static void conn_end(struct receiver_conn *c)
 {
 	struct receiver *rv = c->rv;
 	struct wire_link *link;
@@ -330,9 +331,27 @@ static void conn_remove(struct receiver_conn *c)
 		}
 	}
 	wire_close(link);
+	c->next = rv->ended;
+	rv->ended = c;
 	pthread_cond_broadcast(&rv->changed);
 	pthread_mutex_unlock(&rv->lock);
-	free(c);
+}
+
+/* Waits for the threads of connections that have ended: none outlives the receiver it works on. */
+static void receiver_reap(struct receiver *rv)
+{
+	struct receiver_conn *c, *next;
+
+	pthread_mutex_lock(&rv->lock);
+	c = rv->ended;
+	rv->ended = NULL;
+	pthread_mutex_unlock(&rv->lock);
+	for (; c; c = next) {
+		next = c->next;
+		if (c->has_thread)
+			pthread_join(c->thread, NULL);
+		free(c);
+	}
 }
 
 static void *conn_main(void *arg)
@@ -348,7 +367,7 @@ static void *conn_main(void *arg)
 		pthread_mutex_unlock(&rv->lock);
 		conn_serve(c, deadline);
 	}
-	conn_remove(c);
+	conn_end(c);
 	return NULL;
 }
 
@@ -378,9 +397,8 @@ static void receiver_accept(struct receiver *rv)
 	int fd = accept4(rv->listenfd, NULL, NULL, SOCK_CLOEXEC);
 	struct receiver_conn *c;
 	pthread_attr_t attr;
-	pthread_t thread;
-	int r;
 
+	receiver_reap(rv);
 	if (fd < 0) {
 		/* Out of descriptors, for instance: the connections there are will end. Don't spin. */
 		if (errno != EINTR && errno != EAGAIN && errno != ECONNABORTED)
@@ -393,13 +411,12 @@ static void receiver_accept(struct receiver *rv)
 		return;
 	}
 	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attr, 512 * 1024);
-	r = pthread_create(&thread, &attr, conn_main, c);
+	c->has_thread = pthread_create(&c->thread, &attr, conn_main, c) == 0;
 	pthread_attr_destroy(&attr);
-	if (r) {
+	if (!c->has_thread) {
 		close(fd);
-		conn_remove(c);
+		conn_end(c);
 	}
 }
 
@@ -441,6 +458,7 @@ static void receiver_end(struct receiver *rv)
 	while (rv->conns)
 		pthread_cond_wait(&rv->changed, &rv->lock);
 	pthread_mutex_unlock(&rv->lock);
+	receiver_reap(rv);
 }
 
 static void receiver_release(struct receiver *rv)
@@ -586,7 +604,7 @@ int receiver_serve_plain(const struct stream_receive_params *p, const int *fds, 
 		}
 		if (wire_plain(fds[i], true, &rv.env, &c->link, NULL) == 0)
 			conn_serve(c, id_now_mono() + RECEIVER_HANDSHAKE);
-		conn_remove(c);
+		conn_end(c);
 	}
 	receiver_release(&rv);
 	return r;

@@ -17,10 +17,12 @@ struct receiver;
 struct receiver_conn {
 	struct receiver *rv;
 	struct receiver_conn *next; /* (lock) */
-	int fd;                     /* until the link has it */
-	struct wire_link *link;     /* (lock) for kicking */
-	bool known;                 /* (lock) authenticated, counted as one of the run's */
-	unsigned kicked;            /* (lock) a WIRE_E_*: what the peer is told */
+	pthread_t thread;           /* the accepting thread's, as is has_thread */
+	bool has_thread;
+	int fd;                 /* until the link has it */
+	struct wire_link *link; /* (lock) for kicking */
+	bool known;             /* (lock) authenticated, counted as one of the run's */
+	unsigned kicked;        /* (lock) a WIRE_E_*: what the peer is told */
 	struct wire_hello hello;
 	uint16_t version; /* of the protocol, as agreed */
 	/* data connections */
@@ -43,6 +45,7 @@ struct receiver {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct receiver_conn *conns; /* (lock) */
+	struct receiver_conn *ended; /* (lock) to be joined and freed */
 	atomic_bool have_session;
 	uint8_t session[WIRE_SESSION_SIZE];
 	uint8_t superseded[RECEIVER_SUPERSEDED][WIRE_SESSION_SIZE]; /* (lock) a ring */
