@@ -247,8 +247,8 @@ def freeze(table, work, build, size_mib, mbs, runs, memory):
                 tool.receiver.terminate()
                 tool.after()
     tool.clean()
-    for program, peak in (("agent, busy source", tool.peak_agent), ("guard, busy source", tool.peak_guard)):
-        memory[program] = max(memory.get(program, 0), peak)
+    memory[f"agent, source that writes {mbs} MB/s"] = tool.peak_agent
+    memory["guard"] = max(memory.get("guard", 0), tool.peak_guard)
     if not values:
         table.skip(name, why)
         return
