@@ -1,7 +1,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/tcp.h> /* glibc's tcp_info ends before what link_in_flight() wants */
+#include <linux/tcp.h> /* glibc's tcp_info ends before what link_line() wants */
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -141,18 +141,23 @@ static int link_wait_to_write(struct wire_link *l, struct err *e)
 #define LINK_OWN 12e-9
 
 /*
- * Seconds in which data was on its way and the peer had room for it. On a busy machine being woken late is a wait, too,
- * but none of the line's. < 0: a kernel before 4.9 doesn't know.
+ * *ret_flown: seconds in which data was on its way and the peer had room for it. On a busy machine being woken late is
+ * a wait, too, but none of the line's. *ret_pace: seconds per byte lately, beyond LINK_OWN; 0 while the line waits for
+ * us. Or false: a kernel before 4.9 doesn't know.
  */
-static double link_in_flight(const struct wire_link *l)
+static bool link_line(const struct wire_link *l, double *ret_flown, double *ret_pace)
 {
 	struct tcp_info info = {0};
 	socklen_t len = sizeof(info);
 
 	if (getsockopt(l->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0 ||
 	    len < offsetof(struct tcp_info, tcpi_sndbuf_limited))
-		return -1;
-	return (double)(info.tcpi_busy_time - MIN(info.tcpi_rwnd_limited, info.tcpi_busy_time)) / 1e6;
+		return false;
+	*ret_flown = (double)(info.tcpi_busy_time - MIN(info.tcpi_rwnd_limited, info.tcpi_busy_time)) / 1e6;
+	*ret_pace = 0;
+	if (!info.tcpi_delivery_rate_app_limited && info.tcpi_delivery_rate > 0)
+		*ret_pace = MAX(1 / (double)info.tcpi_delivery_rate - LINK_OWN, 0.0);
+	return true;
 }
 
 void wire_set_stall(struct wire_link *l, double seconds)
@@ -162,19 +167,18 @@ void wire_set_stall(struct wire_link *l, double seconds)
 
 void wire_waited(struct wire_link *l, uint64_t *ret_bytes, double *ret_seconds)
 {
-	double now = link_in_flight(l), line = l->waited;
+	double flown, pace, line = l->waited;
 
-	/* What a deep buffer takes is not waited for here, but behind it: for the answer to what comes next. */
-	if (now >= 0) {
-		double flown = MAX(now - l->flown, 0.0);
-
-		line = MAX(MIN(line, flown), flown - (double)l->written * LINK_OWN);
+	/* What a deep buffer takes is not waited for here, but behind it, for the answer to what comes next: hence the
+	 * pace. */
+	if (link_line(l, &flown, &pace)) {
+		line = MAX(MIN(line, flown - l->flown), (double)l->written * pace);
+		l->flown = flown;
 	}
 	*ret_bytes = l->written;
 	*ret_seconds = l->rated + line;
 	l->written = 0;
 	l->waited = l->rated = 0;
-	l->flown = now;
 }
 
 int link_flush(struct wire_link *l, struct err *e)
