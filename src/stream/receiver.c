@@ -394,11 +394,12 @@ static struct receiver_conn *conn_new(struct receiver *rv, int fd)
 
 static void receiver_accept(struct receiver *rv)
 {
-	int fd = accept4(rv->listenfd, NULL, NULL, SOCK_CLOEXEC);
 	struct receiver_conn *c;
 	pthread_attr_t attr;
+	int fd;
 
 	receiver_reap(rv);
+	fd = accept4(rv->listenfd, NULL, NULL, SOCK_CLOEXEC);
 	if (fd < 0) {
 		/* Out of descriptors, for instance: the connections there are will end. Don't spin. */
 		if (errno != EINTR && errno != EAGAIN && errno != ECONNABORTED)
