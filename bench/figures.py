@@ -247,8 +247,9 @@ def freeze(table, work, build, size_mib, mbs, runs, memory):
                 tool.receiver.terminate()
                 tool.after()
     tool.clean()
-    memory[f"agent, source that writes {mbs} MB/s"] = tool.peak_agent
-    memory["guard"] = max(memory.get("guard", 0), tool.peak_guard)
+    if tool.peak_agent:
+        memory[f"agent, source that writes {mbs} MB/s"] = tool.peak_agent
+        memory["guard"] = max(memory.get("guard", 0), tool.peak_guard)
     if not values:
         table.skip(name, why)
         return

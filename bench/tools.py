@@ -101,12 +101,12 @@ class Replant(Tool):
         lines = []
         for line in p.stdout:
             lines.append(line)
-        errors = p.stderr.read()
-        if p.wait():
-            raise RuntimeError(f"the agent failed: {errors}")
-        self.done = json.loads(lines[-1])
+        errors, failed = p.stderr.read(), p.wait()
         self.peak_agent = max(self.peak_agent, p.peak)
         self.peak_guard = max(self.peak_guard, p.peaks.get(1, 0))
+        if failed:
+            raise RuntimeError(f"the agent failed: {errors}")
+        self.done = json.loads(lines[-1])
 
     def interrupt(self, p):
         """Ends a copy in the middle."""
