@@ -78,13 +78,14 @@ class Net:
     def vanish(self):
         """What either sends arrives nowhere, and nothing says so: no carrier lost, no reset, no ICMP. What a shaped cable
         still holds is lost, too: else its answers trickle in for seconds."""
-        for a, b in ((self.center, self.source), (self.source, self.center)):
-            a.ip("neigh", "replace", b.address, "lladdr", "02:00:00:00:00:99", "dev", "cable", "nud", "permanent")
-            a.tc("qdisc", "del", "dev", "cable", "root", check=False)
+        self.gone = [(self.center, self.source.address), (self.source, self.center.address)]
+        for host, other in self.gone:
+            host.ip("neigh", "replace", other, "lladdr", "02:00:00:00:00:99", "dev", "cable", "nud", "permanent")
+            host.tc("qdisc", "del", "dev", "cable", "root", check=False)
 
     def appear(self):
-        for a, b in ((self.center, self.source), (self.source, self.center)):
-            a.ip("neigh", "del", b.address, "dev", "cable", check=False)  # gone with a moved address
+        for host, other in self.gone:
+            host.ip("neigh", "del", other, "dev", "cable", check=False)  # gone with a moved address
 
     def shape(self, rate, limit="256k"):
         self.source.tc("qdisc", "replace", "dev", "cable", "root", "tbf", "rate", rate, "burst", "64k", "limit", limit)
