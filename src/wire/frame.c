@@ -145,6 +145,7 @@ static int frame_recv(struct wire_link *l, double wait, struct wire_frame *ret, 
 		r = link_read_all(l, l->rx, len, l->env.stall, e);
 	if (r == -EPIPE)
 		return err_set(e, -ECONNRESET, "the connection was cut within a frame");
+	l->broken |= r < 0;
 	if (r < 0)
 		return r;
 	iov = (struct iovec){.iov_base = l->rx, .iov_len = len};

@@ -247,8 +247,10 @@ int link_read_all(struct wire_link *l, void *p, size_t n, double first_wait, str
 			return err_set(e, -ECONNRESET, "the connection was cut within a frame");
 		if (r == -EAGAIN) {
 			r = link_wait(l, l->want, deadline, e);
-			if (r < 0)
+			if (r < 0) {
+				l->broken |= got > 0; /* nobody knows where the next frame begins */
 				return (int)r;
+			}
 			continue;
 		}
 		if (r < 0)

@@ -141,6 +141,28 @@ static void test_cut(void **state)
 	assert_int_equal(receive_bytes(frame, n - 1, false, &f), -ETIMEDOUT); /* it never comes: the link is over */
 }
 
+/* What comes after a time-out within a frame is not taken for the next one. */
+static void test_late(void **state)
+{
+	uint8_t frame[128], payload[8] = {1};
+	size_t n = frame_bytes(frame, sizeof(frame), WIRE_ASK, payload, 8, 0);
+	const size_t cuts[] = {1, 31, 33, n - 1};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cuts); i++) {
+		struct wire_frame f;
+		struct pair p;
+
+		pair_open(&p);
+		wire_set_stall(p.receiver, 0.02);
+		assert_int_equal(send(p.fds[0], frame, cuts[i], 0), cuts[i]);
+		assert_int_equal(wire_recv(p.receiver, 0.02, &f, NULL), -ETIMEDOUT);
+		assert_int_equal(send(p.fds[0], frame, n, 0), n);
+		assert_int_equal(wire_recv(p.receiver, 0.02, &f, NULL), -EBADMSG);
+		assert_true(p.receiver->broken);
+		pair_close(&p);
+	}
+}
+
 /* Each single bit of a frame matters. */
 static void test_flipped(void **state)
 {
@@ -437,6 +459,7 @@ int main(void)
 	    cmocka_unit_test(test_vectors),
 	    cmocka_unit_test(test_round_trip),
 	    cmocka_unit_test(test_cut),
+	    cmocka_unit_test(test_late),
 	    cmocka_unit_test(test_flipped),
 	    cmocka_unit_test(test_refused),
 	    cmocka_unit_test(test_replayed_and_reordered),
