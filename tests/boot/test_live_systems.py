@@ -70,7 +70,8 @@ def test_three_runs_and_a_reboot(live, center, fish):
     seen = [judge(live, center, fish, first, "first")]
     for _ in range(2):
         now = run_again(center, job)
-        assert now["progress"]["bytes_read"] < first["progress"]["bytes_read"] / 2
+        assert now["progress"]["bytes_read"] < first["progress"]["bytes_read"] / 2, \
+            f"{now['progress']}\n{live.ssh('journalctl -u replant-agent -n 30 --no-pager')}"
         seen.append(judge(live, center, fish, now, "later"))
     print(f"writers: {seen}")
     assert all(a < b for old, new in zip(seen, seen[1:]) for a, b in zip(old, new))
