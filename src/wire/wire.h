@@ -130,8 +130,8 @@ void wire_shutdown(struct wire_link *l, bool reading_only);
 void wire_linger(struct wire_link *l, double seconds);
 /* From now on that many seconds without a byte, in place of env's; for the thread that sends and receives. */
 void wire_set_stall(struct wire_link *l, double seconds);
-/* Since the last call: bytes given to the link, and the seconds that the line, the rate limit included, takes for them;
- * time lost to a peer that doesn't read is not counted. */
+/* Since the last call: bytes given to the link, and the seconds that the line, the rate limit included, takes for them.
+ * Waiting for a peer that doesn't read is not counted, but one that reads slowly makes the line look slower. */
 void wire_waited(struct wire_link *l, uint64_t *ret_bytes, double *ret_seconds);
 /* Is there something to read at once? */
 bool wire_readable(struct wire_link *l);

@@ -78,7 +78,9 @@ def test_three_runs_and_a_reboot(live, center, fish):
 
     boot = live.ssh("cat /proc/sys/kernel/random/boot_id")
     live.ssh("systemctl reboot || true")
+    end = time.monotonic() + 900
     while live.wait_ssh(600) and live.run("cat /proc/sys/kernel/random/boot_id").stdout.decode() in ("", boot):
+        assert time.monotonic() < end, "it does not reboot"
         time.sleep(1)
     load(live)
     now = run_again(center, job)
