@@ -137,7 +137,11 @@ static void args_machine(struct qemu_args *a, const struct qemu_settings *s)
 	args_add(a, "-no-reboot", NULL);
 	/* graphics=off: the firmware, and through it GRUB, also write on the serial line. */
 	args_add(a, "-machine", "q35,graphics=off,usb=off,vmport=off");
-	args_add(a, "-accel", strcmp(s->accel, "kvm") == 0 ? "kvm" : "tcg,thread=multi");
+	/*
+	 * One thread for all processors: QEMU before 8.1 does not lock a page while it translates it, so that a kernel
+	 * that patches its own code on one processor (a static key) can crash on another at an int3 long gone.
+	 */
+	args_add(a, "-accel", strcmp(s->accel, "kvm") == 0 ? "kvm" : "tcg,thread=single");
 	args_add(a, "-cpu", strcmp(s->accel, "kvm") == 0 ? "host" : "max");
 	args_take(a, strdup("-m"));
 	args_take(a, str_printf("%u", s->memory_mib));

@@ -205,8 +205,10 @@ class Machine:
         if self.serial_socket:
             serial = (f"socket,id=serial,path={self.folder}/serial.sock,server=on,wait=off,"
                       f"logfile={self.folder}/serial.log")
+        # With a thread per processor, QEMU before 8.1 translates code while another processor patches it, and a
+        # kernel whose tracepoints are switched on and off then meets an int3 that is no longer there.
         args = [QEMU, "-name", self.name, "-machine", self.machine,
-                "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if accel == "kvm" else "max",
+                "-accel", "kvm" if accel == "kvm" else "tcg,thread=single", "-cpu", "host" if accel == "kvm" else "max",
                 "-smp", str(self.cpus), "-m", str(self.memory), "-nodefaults", "-no-user-config", "-display", "none",
                 "-vga", self.vga, "-chardev", serial, "-serial", "chardev:serial",
                 "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
