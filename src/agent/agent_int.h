@@ -205,10 +205,14 @@ struct tracking {
 	char *baseline; /* NULL: nothing is kept for the next run */
 	char why[256];  /* there is none, or not the best */
 };
-/* runtime: where to keep what the next run may rely on, and the tracking goes on after this one; NULL: nothing stays.
+/*
+ * runtime: where to keep what the next run may rely on, and the tracking goes on after this one; NULL: nothing stays.
+ * What tracking_rest() left is gone on with, if it is of these disks and to be trusted.
  */
 void tracking_start(struct tracking *t, const char *const *disks, size_t n, const char *runtime);
 const char *tracking_name(const struct tracking *t); /* "bpf", "ring", "compare" */
+/* After a run: what is pinned goes on by itself; where nothing can be, the tracker stays with this process. */
+void tracking_rest(struct tracking *t);
 void tracking_stop(struct tracking *t);
 /* Ends what an earlier run left going on. */
 int tracking_remove(const char *runtime, struct err *e);

@@ -465,7 +465,7 @@ static void *run_thread(void *arg)
 	int rc = run_work(r, &e);
 
 	run_let_go(r); /* should the sender have left without thawing */
-	tracking_stop(&r->tracking);
+	tracking_rest(&r->tracking);
 	run_log(r, rc < 0 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "run '%s': %s", r->task.run,
 		rc < 0 ? e.msg : "all was sent");
 	pthread_mutex_lock(&r->lock);
@@ -780,6 +780,7 @@ int agent_run(void *options, int argc, char **argv)
 	rc = run_service(&r, &e);
 	if (rc < 0)
 		log_error("%s", e.msg);
+	tracking_stop(&r.tracking);
 	http_free(r.http);
 	free(r.note);
 	if (r.wake >= 0)

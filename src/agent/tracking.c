@@ -68,8 +68,13 @@ static int tracking_keep(struct tracking *t, const char *runtime, struct err *e)
 void tracking_start(struct tracking *t, const char *const *disks, size_t n, const char *runtime)
 {
 	struct err e = {0};
-	int r = runtime ? tracking_keep(t, runtime, &e) : 0;
+	int r;
 
+	if (t->track && (!runtime || track_go_on(t->track, disks, n, &e) < 0))
+		tracking_stop(t);
+	if (t->track)
+		return;
+	r = runtime ? tracking_keep(t, runtime, &e) : 0;
 	if (r == 0)
 		r = track_start(disks, n, runtime ? tracking_pin() : NULL, &t->track, &e);
 	if (r < 0) {
@@ -91,6 +96,12 @@ const char *tracking_name(const struct tracking *t)
 	if (!t->track)
 		return "compare";
 	return track_mode(t->track) == TRACK_BPF ? "bpf" : "ring";
+}
+
+void tracking_rest(struct tracking *t)
+{
+	if (t->track && (!t->baseline || track_pinned(t->track)))
+		tracking_stop(t);
 }
 
 void tracking_stop(struct tracking *t)

@@ -114,6 +114,13 @@ void track_settle(struct track *t);
  * can't be trusted, restart and compare.
  */
 int track_audit(struct track *t, bool frozen, struct err *e);
+/* Does the tracking go on after track_close()? */
+bool track_pinned(const struct track *t);
+/*
+ * Goes on with a tracker of this process that was left alone since its last settle, as track_start() does with a pinned
+ * one. -ESTALE: these are not its disks, or its marks can't be trusted; all that is left to do with it is to close it.
+ */
+int track_go_on(struct track *t, const char *const *devices, size_t n, struct err *e);
 /* Begins anew after a taint: no marks, a new epoch. What is to be trusted must be read afterwards. */
 int track_restart(struct track *t, struct err *e);
 /* Ends this process's part; a pinned tracking goes on. NULL is fine. */

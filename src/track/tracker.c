@@ -348,6 +348,10 @@ static int start_bpf(struct track *t, bool may_go_on, const char *boot, struct e
 		r = bpf_pin(&t->bpf, t->pin, e);
 		t->pinned = !r;
 	}
+	if (!r && !t->pinned) { /* there is nothing that two could take from */
+		util_closep(&t->lock);
+		t->lock = -1;
+	}
 	if (r && t->pin)
 		bpf_unpin(t->pin, NULL);
 	return r;
@@ -419,6 +423,11 @@ int track_start(const char *const *devices, size_t n, const char *pin, struct tr
 int track_start_ring(const char *const *devices, size_t n, uint64_t size, struct track **ret, struct err *e)
 {
 	return start_as(devices, n, NULL, TRACK_RING, size, ret, e);
+}
+
+bool track_pinned(const struct track *t)
+{
+	return t->pinned;
 }
 
 const char *track_epoch(const struct track *t)
@@ -563,6 +572,34 @@ int track_audit(struct track *t, bool frozen, struct err *e)
 	if (r == -EBUSY)
 		return err_set(e, r, "%s", why.msg);
 	return r ? taint(t, why.msg, e) : 0;
+}
+
+/* The same names, and behind each the same device. */
+static bool same_devices(const struct track *t, const char *const *devices, size_t n)
+{
+	struct stat st;
+
+	if (n != t->n)
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(devices[i], t->devices[i]) != 0 || stat(devices[i], &st) || !S_ISBLK(st.st_mode) ||
+		    st.st_rdev != t->leaves[i].dev)
+			return false;
+	return true;
+}
+
+int track_go_on(struct track *t, const char *const *devices, size_t n, struct err *e)
+{
+	int r;
+
+	if (!same_devices(t, devices, n))
+		return err_set(e, -ESTALE, "other disks were tracked until now");
+	r = track_audit(t, false, e);
+	if (r && r != -EBUSY)
+		return r;
+	for (size_t i = 0; i < t->n; i++)
+		ledger_resume(&t->ledgers[i]);
+	return 0;
 }
 
 int track_restart(struct track *t, struct err *e)

@@ -7,6 +7,7 @@
  *   copy I TARGET: all of it   rounds I TARGET N MS: N such collects, MS apart
  *   audit live|frozen          drop SUBMIT COMPLETE: loses one event in so many of each kind
  *   grace on|off: off, what was in flight isn't given once more, which must be noticed
+ *   again DEVICE...: what a later run does with a tracker that was left alone
  *   settle, restart, epoch, pending I, counts I, detach, close, remove PIN, quit
  */
 #include <errno.h>
@@ -223,6 +224,8 @@ static int other(char **words, size_t n, struct err *e)
 		track_settle(tracker);
 	} else if (strcmp(words[0], "restart") == 0) {
 		r = track_restart(tracker, e);
+	} else if (strcmp(words[0], "again") == 0) {
+		r = track_go_on(tracker, (const char *const *)words + 1, n - 1, e);
 	} else if (strcmp(words[0], "detach") == 0) {
 		track_detach(tracker);
 	} else if (strcmp(words[0], "close") == 0) {

@@ -272,6 +272,37 @@ def test_an_agent_dies(tracked):
     tracker.start(d)
 
 
+@pytest.mark.parametrize("suite, pin", [("bullseye", "/sys/fs/bpf/replant-test"), ("bookworm", "ring")])
+def test_what_cannot_be_pinned_is_left_alone(tracked, suite, pin):
+    """Between two runs of one process: as with a pin, until something is wrong with it."""
+    vm, tracker = tracked(suite, "left", "right", clear=("copy",))
+    d = dev("left")
+    tracker.ask("close")
+    epoch = tracker.start(d, pin=pin)
+    assert vm.run("ls /sys/fs/bpf/replant-test/*")[0], "there are pins after all"
+    vm.sh(f"dd if=/dev/urandom of={d} bs=64k seek=5 count=2 oflag=direct 2>&1")
+    tracker.collect(0, dev("copy"))
+    tracker.ask("settle")
+    vm.sh(f"dd if=/dev/urandom of={d} bs=64k seek=50 count=2 oflag=direct 2>&1")
+    assert {50, 51} <= tracker.collect()
+    vm.sh(f"dd if=/dev/urandom of={d} bs=64k seek=500 count=2 oflag=direct 2>&1")
+    tracker.ask("again", d)
+    assert tracker.epoch() == epoch
+    tracker.ask("audit", "frozen")
+    assert {50, 51, 500, 501} <= tracker.drain(0, dev("copy"))
+    assert not tracking.differing(vm.path("left"), vm.path("copy"))
+    for devices in ((dev("right"),), (d, dev("right"))):
+        with pytest.raises(tracking.Refused) as refused:
+            tracker.ask("again", *devices)
+        assert refused.value.number == ESTALE
+    tracker.ask("detach")
+    with pytest.raises(tracking.Refused) as refused:
+        tracker.ask("again", d)
+    assert refused.value.number == ESTALE
+    tracker.ask("close")
+    tracker.start(d)
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_ring(tracked, suite):
     """Where BPF can't be used: every kernel's ring is read right, with a CPU that comes and goes meanwhile."""

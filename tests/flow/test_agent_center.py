@@ -417,6 +417,35 @@ def confine(bench):
     bench.service.under = ()  # it execs
 
 
+def one_run(bench, run_id):
+    """The figures of a run to a receiver that goes on with the replica of the one before."""
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key, run=run_id)
+    bench.center.task = task(r.port, run_id)
+    done = until(lambda: (t := bench.last_task()) and t["run"] == run_id and t["state"] == "done" and t, 60)
+    r.finish()
+    bench.center.task = None
+    until(lambda: bench.last_task() is None)
+    return done["progress"]
+
+
+def test_what_cannot_be_pinned_stays_with_the_service(bench):
+    """A tracker that ends with the process is kept from run to run; one of a service that was restarted is not believed."""
+    denied = [sys.executable, str(pathlib.Path(__file__).resolve().parents[1] / "denied.py"), "bpf"]
+    for service in range(2):
+        bench.service.stop()
+        bench.service = Service(bench.tmp, f"denied{service}", denied)
+        bench.service.under = ()  # it execs
+        first = one_run(bench, f"run-0123456789abcd{service}0")
+        (bench.point / f"more{service}").write_bytes(os.urandom(MIB))
+        later = one_run(bench, f"run-0123456789abcd{service}1")
+        assert first["tracking"] == later["tracking"] == "ring" and first["mode"] == later["mode"] == "tracked", later
+        assert first["bytes_read"] > 60 * MIB and 0 < later["bytes_read"] < 8 * MIB, (first, later)
+        bench.service.stop()
+        content = (bench.point / f"more{service}").read_bytes()
+        run("debugfs", "-R", f"dump more{service} {bench.tmp}/more", bench.tmp / "replica/disk0.raw")
+        assert (bench.tmp / "more").read_bytes() == content
+
+
 def test_mounted_in_another_namespace_only(bench):
     """As a container has it. The service sees it with what its unit leaves it, and freezes it."""
     confine(bench)
