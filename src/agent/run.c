@@ -72,7 +72,8 @@ struct run {
 	char *note; /* a file that says what is about to be frozen */
 	struct tracking tracking;
 	char **disk_paths;
-	size_t ndisks;
+	const char **devices; /* those of them that are devices, which alone can be frozen and tracked */
+	size_t ndisks, ndevices;
 	double expected_freeze;
 
 	/* The loop's alone. */
@@ -280,8 +281,10 @@ static void run_free_paths(struct run *r)
 	for (size_t i = 0; i < r->ndisks; i++)
 		free(r->disk_paths[i]);
 	free(r->disk_paths);
+	free(r->devices);
 	r->disk_paths = NULL;
-	r->ndisks = 0;
+	r->devices = NULL;
+	r->ndisks = r->ndevices = 0;
 }
 
 /* Who chose disks at enrolment has said that the center may have no others. */
@@ -295,26 +298,30 @@ static bool run_may_send(const struct run *r, dev_t dev)
 	return r->conf.ndisks == 0;
 }
 
-/* The disks of the task, or those chosen at enrolment, or all of this server. */
+/* The disks of the task, or those chosen at enrolment, or all of this server. A file that holds an image is only ever
+ * chosen at enrolment: the center could name any file. */
 static int run_choose_disks(struct run *r, struct err *e)
 {
 	_cleanup_free_ struct agent_disk *all = NULL;
 	size_t n = r->task.ndisks ? r->task.ndisks : r->conf.ndisks;
+	bool chosen = !r->task.ndisks && n;
 
 	if (!n && disklist_read(&all, &n, e) < 0)
 		return e->code;
 	if (!n)
 		return err_set(e, -ENODEV, "this server has no disk to migrate");
 	r->disk_paths = calloc(n, sizeof(*r->disk_paths));
-	if (!r->disk_paths)
+	r->devices = calloc(n, sizeof(*r->devices));
+	if (!r->disk_paths || !r->devices)
 		return err_nomem(e);
 	for (size_t i = 0; i < n; i++) {
 		const char *path = all ? all[i].path : r->task.ndisks ? r->task.disks[i] : r->conf.disks[i];
 		struct stat st;
 
-		if (stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
+		if (stat(path, &st) < 0 ||
+		    !(S_ISBLK(st.st_mode) || (chosen && S_ISREG(st.st_mode) && !str_starts(path, "/dev/"))))
 			return err_set(e, -ENODEV, "this server has no disk '%s'", path);
-		if (!run_may_send(r, st.st_rdev))
+		if (!chosen && !run_may_send(r, st.st_rdev))
 			return err_set(
 			    e, -EPERM,
 			    "disk '%s' is not among those chosen when this server was enrolled; enrol it again with "
@@ -324,6 +331,8 @@ static int run_choose_disks(struct run *r, struct err *e)
 		if (!r->disk_paths[i])
 			return err_nomem(e);
 		r->ndisks++;
+		if (S_ISBLK(st.st_mode))
+			r->devices[r->ndevices++] = r->disk_paths[i];
 	}
 	return 0;
 }
@@ -415,15 +424,19 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 /* Before the disks are opened: what the tracker doesn't see must not be believed. */
 static int run_watch(struct run *r, struct err *e)
 {
-	const char *const *paths = (const char *const *)r->disk_paths;
-
 	free(r->hooks);
 	r->hooks = str_printf("%s/hooks.d", r->opts->config_dir);
 	if (!r->hooks)
 		return err_nomem(e);
 	r->freeze = (struct freeze){
-	    .disks = paths, .n = r->ndisks, .hooks = r->hooks, .note = r->note, .doubt = r->freeze.doubt};
-	tracking_start(&r->tracking, paths, r->ndisks, r->opts->runtime_dir);
+	    .disks = r->devices, .n = r->ndevices, .hooks = r->hooks, .note = r->note, .doubt = r->freeze.doubt};
+	if (r->ndevices == r->ndisks)
+		tracking_start(&r->tracking, r->devices, r->ndevices, r->opts->runtime_dir);
+	else
+		tracking_stop(&r->tracking);
+	if (r->ndevices < r->ndisks)
+		snprintf(r->tracking.why, sizeof(r->tracking.why),
+			 "there is a file among the disks, and writes to files aren't seen");
 	pthread_mutex_lock(&r->lock);
 	snprintf(r->tracked, sizeof(r->tracked), "%s", tracking_name(&r->tracking));
 	snprintf(r->untracked, sizeof(r->untracked), "%s", r->tracking.why);

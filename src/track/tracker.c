@@ -592,6 +592,8 @@ int track_go_on(struct track *t, const char *const *devices, size_t n, struct er
 {
 	int r;
 
+	if (!t->state || !t->leaves || t->state->magic != STATE_MAGIC)
+		return err_set(e, -ESTALE, "it could not be begun anew");
 	if (!same_devices(t, devices, n))
 		return err_set(e, -ESTALE, "other disks were tracked until now");
 	r = track_audit(t, false, e);

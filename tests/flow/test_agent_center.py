@@ -246,6 +246,25 @@ def test_no_such_disk(bench):
     assert "/dev/nothing" in failed["error"]["message"] and failed["error"]["temporary"] is False
 
 
+def test_a_file_as_disk(tmp_path, center, ca):
+    """An image that was named at enrolment is sent as it lies there. (Paths of the center's are below /dev: unit/agent.)"""
+    image, key = tmp_path / "disk.img", tmp_path / "key"
+    key.write_text(KEY)
+    image.write_bytes(os.urandom(8 * MIB) + bytes(8 * MIB))
+    run("mkfs.ext4", "-q", "-F", "-E", f"offset={16 * MIB}", image, "20m")
+    enroll(tmp_path, center, code(ca), "--disk", image)
+    service = Service(tmp_path)
+    try:
+        r = streamrig.Receiver(tmp_path / "replica", key)
+        center.task = task(r.port)
+        done = until(lambda: (t := center.syncs() and center.syncs()[-1]["body"].get("task")) and t["state"] == "done" and t, 60)
+        assert done["progress"]["tracking"] == "compare" and "file" in done["progress"]["untracked"]
+        r.finish()
+        assert streamrig.same(image, tmp_path / "replica/disk0.raw")
+    finally:
+        service.stop()
+
+
 def test_limit_changes_while_sending(bench):
     """What the center says counts within seconds, up and down, on the connections there are; bytes as a proxy sees them."""
     r = streamrig.Receiver(bench.tmp / "replica", bench.key)
