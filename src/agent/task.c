@@ -295,6 +295,13 @@ json_t *task_error(const struct err *e)
 		     {-EBUSY, "busy", true},
 		     {-EAGAIN, "busy", true},
 		     {-ENOMEM, "no_memory", true},
+		     {-EPROTO, "protocol", false},
+		     {-EPROTONOSUPPORT, "version", false},
+		     {-ESTALE, "no_session", true},
+		     {-EFBIG, "disks", false},
+		     {-EREMOTEIO, "io", false},
+		     {-EILSEQ, "mismatch", false},
+		     {-EALREADY, "taken_over", false},
 		     {-EPERM, "not_permitted", false},
 		     {-EACCES, "not_permitted", false}};
 

@@ -5,6 +5,8 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
+#define FILTERS_MAX 24
+
 static int fault_setv(struct api_fault *f, int status, const char *code, const char *field, const char *fmt, va_list ap)
 {
 	f->status = status;
@@ -177,20 +179,66 @@ static int query_number(struct api_request *q, const char *name, uint64_t min, u
 	return 0;
 }
 
-/* The filters are the names behind "limit offset" in the route's list: columns of the noun. */
-static int query_filters(struct api_request *q, const struct model_noun *n, struct store_filter *filters, size_t *count)
-{
-	for (const struct model_field *f = n->fields; f->name; f++) {
-		const char *value = strstr(q->route->query, f->name) ? api_query(q, f->name) : NULL;
+/* What a listing is narrowed to. The query's own texts, but for the keys of tags. */
+struct filters {
+	struct api_request *q;
+	const struct model_noun *noun;
+	struct store_filter v[FILTERS_MAX];
+	char *keys[FILTERS_MAX]; /* owned */
+	size_t n;
+};
 
-		if (!value)
-			continue;
-		if (f->kind == MODEL_WORD && model_word(f->words, value) < 0)
-			return api_refuse(q, 400, "bad_parameter", f->name, "'%.64s' is no %s", value, f->name);
-		filters[(*count)++] = (struct store_filter){f->name, value};
-		must(*count <= 4);
-	}
+static void filters_release(struct filters *f)
+{
+	for (size_t i = 0; i < f->n; i++)
+		free(f->keys[i]);
+}
+
+/* "KEY=VALUE", or "KEY": whatever its value. */
+static int filter_tag(struct filters *f, const char *value)
+{
+	const char *equals = strchr(value, '=');
+	char *key = equals ? strndup(value, (size_t)(equals - value)) : strdup(value);
+
+	if (!key)
+		return api_refuse(f->q, 500, "internal", NULL, "out of memory");
+	f->keys[f->n] = key;
+	f->v[f->n++] = (struct store_filter){key, equals ? equals + 1 : NULL, STORE_TAG};
 	return 0;
+}
+
+static int filter_column(struct filters *f, const char *name, const char *value)
+{
+	bool prefix = str_ends(name, "_prefix");
+	size_t len = strlen(name) - (prefix ? strlen("_prefix") : 0);
+	const struct model_field *mf = f->noun->fields;
+
+	while (mf->name && (strncmp(mf->name, name, len) != 0 || mf->name[len]))
+		mf++;
+	must(mf->name); /* the route's list is ours */
+	for (size_t i = 0; i < f->n; i++)
+		if (f->v[i].column == mf->name && (f->v[i].match == STORE_PREFIX) == prefix)
+			return api_refuse(f->q, 400, "bad_parameter", mf->name, "'%s' is given twice", name);
+	if (mf->kind == MODEL_WORD && model_word(mf->words, value) < 0)
+		return api_refuse(f->q, 400, "bad_parameter", mf->name, "'%.64s' is no %s", value, mf->name);
+	f->v[f->n++] = (struct store_filter){mf->name, value, prefix ? STORE_PREFIX : STORE_EQUAL};
+	return 0;
+}
+
+/* Those of the names in the route's list that aren't about the page: columns of the noun, COLUMN_prefix, tag. */
+static enum MHD_Result filter_add(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+	struct filters *f = arg;
+	int r;
+
+	if (strcmp(name, "limit") == 0 || strcmp(name, "offset") == 0)
+		return MHD_YES;
+	if (!value || f->n == FILTERS_MAX)
+		r = api_refuse(f->q, 400, "bad_parameter", name,
+			       value ? "these are too many filters" : "'%s' has no value", name);
+	else
+		r = strcmp(name, "tag") == 0 ? filter_tag(f, value) : filter_column(f, name, value);
+	return r < 0 ? MHD_NO : MHD_YES;
 }
 
 struct list {
@@ -215,18 +263,22 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 {
 	struct store *s = q->api->s.store;
 	struct list l = {.q = q, .noun = n, .hook = hook, .now = id_now()};
-	struct store_filter filters[4];
-	struct store_query sq = {.filters = filters, .limit = API_PAGE};
+	_cleanup_(filters_release) struct filters filters = {.q = q, .noun = n};
+	struct store_query sq = {.filters = filters.v, .limit = API_PAGE};
 	_cleanup_json_ json_t *items = json_array();
 	struct err e = {0};
 	uint64_t total = 0;
 
 	l.items = items;
 	if (only)
-		filters[sq.nfilters++] = *only;
+		filters.v[filters.n++] = *only;
 	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
-	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0 || query_filters(q, n, filters, &sq.nfilters) < 0)
+	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0)
 		return -1;
+	MHD_get_connection_values(q->conn, MHD_GET_ARGUMENT_KIND, filter_add, &filters);
+	if (q->fault.status)
+		return -1;
+	sq.nfilters = filters.n;
 	if (!items)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	if (s->ops->list(s, n, &sq, list_row, &l, &total, &e) < 0)
@@ -237,6 +289,13 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 int api_list(struct api_request *q, const struct model_noun *n, void (*hook)(struct api_request *q, void *row))
 {
 	return api_list_of(q, n, NULL, hook);
+}
+
+int api_name_taken(struct api_request *q, const struct model_noun *n, const char *name)
+{
+	if (strcmp(q->fault.code, "exists") != 0)
+		return -1;
+	return api_refuse(q, 409, "exists", "name", "there is a %s called '%s' already", n->name, name);
 }
 
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row)
@@ -258,16 +317,19 @@ struct rename {
 	struct model_rename_request in;
 };
 
-static int rename_text(const struct model_noun *n, void *row, const char *name, const char *text, struct err *e)
+static void *rename_field(const struct model_noun *n, void *row, const char *name, enum model_kind kind)
 {
 	const struct model_field *f = n->fields;
 
-	if (!text)
-		return 0;
 	while (f->name && strcmp(f->name, name) != 0)
 		f++;
-	must(f->name && f->kind == MODEL_TEXT);
-	return model_set((char **)((char *)row + f->offset), text) < 0 ? err_nomem(e) : 0;
+	must(f->name && f->kind == kind);
+	return (char *)row + f->offset;
+}
+
+static int rename_text(const struct model_noun *n, void *row, const char *name, const char *text, struct err *e)
+{
+	return text && model_set(rename_field(n, row, name, MODEL_TEXT), text) < 0 ? err_nomem(e) : 0;
 }
 
 static int rename_row(void *row, void *arg, struct err *e)
@@ -275,7 +337,11 @@ static int rename_row(void *row, void *arg, struct err *e)
 	const struct rename *rn = arg;
 	int r = rename_text(rn->noun, row, "name", rn->in.name, e);
 
-	return r < 0 ? r : rename_text(rn->noun, row, "description", rn->in.description, e);
+	if (r == 0)
+		r = rename_text(rn->noun, row, "description", rn->in.description, e);
+	if (r == 0 && rn->in.tags)
+		model_take_json(rename_field(rn->noun, row, "tags", MODEL_TAGS), json_incref(rn->in.tags));
+	return r;
 }
 
 int api_rename(struct api_request *q, const struct model_noun *n, void *row)

@@ -68,8 +68,6 @@ struct api_settings {
 	const char *exports;             /* directory of the files */
 	unsigned failures_per_minute;    /* wrong secrets of one address; 0: 10 */
 	unsigned request_seconds;        /* until a request must be complete; 0: 60 */
-	/* Who changed what, after the answer; may be NULL. */
-	void (*audit)(const char *who, const char *address, const char *method, const char *path, int status);
 };
 
 /* Strings are borrowed until api_stop(). */

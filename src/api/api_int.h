@@ -57,6 +57,14 @@ int api_identity_choose(gnutls_session_t session, const struct gnutls_cert_retr_
 			unsigned *ret_flags);
 void api_identity_forget(void);
 
+/* What was answered, and how fast (metrics.c). */
+#define API_SECONDS 11u
+struct api_counts {
+	atomic_uint_fast64_t answers[6];          /* by the first digit of the status */
+	atomic_uint_fast64_t within[API_SECONDS]; /* of a duration, each answer in the first that fits */
+	atomic_uint_fast64_t microseconds;        /* all together */
+};
+
 struct api_stream;
 
 struct api {
@@ -69,6 +77,7 @@ struct api {
 	size_t nstreams;
 	uint64_t generation; /* of wakes */
 	atomic_size_t held;  /* bytes of bodies under way */
+	struct api_counts counts;
 	bool stopping;
 };
 
@@ -87,7 +96,9 @@ struct api_request {
 	bool hang_up;
 
 	/* for handlers */
-	char who[ID_MAX];           /* id of the token or source, "" */
+	char who[ID_MAX]; /* id of the token or source, "" */
+	char who_name[MODEL_NAME_MAX + 1];
+	int role;                   /* enum model_role, of a token */
 	struct model_source source; /* of an agent */
 	json_t *body;
 	struct api_fault fault;
@@ -121,9 +132,25 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 		void (*hook)(struct api_request *q, void *row));
 /* begin .. put + announce .. commit in one: for changes of one row. */
 int api_save(struct api_request *q, const struct model_noun *n, const char *verb, const void *row);
-/* PATCH of a row whose name and description are all that people may change. */
+/* PATCH of a row whose name, description and tags are all that people may change. */
 int api_rename(struct api_request *q, const struct model_noun *n, void *row);
+/* After a refusal: says in people's words that another thing has the name, if it was that. Returns -1. */
+int api_name_taken(struct api_request *q, const struct model_noun *n, const char *name);
 const char *api_query(struct api_request *q, const char *name);
+
+/* templates.c: what the job's request becomes with the template that it names: a new reference, or NULL with the
+ * fault. */
+json_t *api_template_apply(struct api_request *q, const json_t *body);
+/* jobs.c: are these parameters ones that a job could have? `field`: the member they are in. */
+int api_check_parameters(struct api_request *q, const json_t *given, const char *field);
+
+/* metrics.c: one more answer. */
+void api_count(struct api *a, int status, double seconds);
+int api_get_metrics(struct api_request *q);
+
+/* audit.c: the request is over. */
+void api_audit(struct api_request *q);
+int api_list_audit(struct api_request *q);
 
 /* auth.c */
 int api_authenticate(struct api_request *q);
@@ -149,6 +176,18 @@ int api_list_tokens(struct api_request *q);
 int api_delete_token(struct api_request *q);
 int api_list_regions(struct api_request *q);
 int api_get_region(struct api_request *q);
+int api_post_template(struct api_request *q);
+int api_list_templates(struct api_request *q);
+int api_get_template(struct api_request *q);
+int api_patch_template(struct api_request *q);
+int api_delete_template(struct api_request *q);
+int api_post_workgroup(struct api_request *q);
+int api_list_workgroups(struct api_request *q);
+int api_get_workgroup(struct api_request *q);
+int api_patch_workgroup(struct api_request *q);
+int api_delete_workgroup(struct api_request *q);
+int api_start_workgroup(struct api_request *q);
+int api_stop_workgroup(struct api_request *q);
 int api_list_sources(struct api_request *q);
 int api_get_source(struct api_request *q);
 int api_patch_source(struct api_request *q);

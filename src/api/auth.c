@@ -72,6 +72,8 @@ static int authenticate_person(struct api_request *q, const char *text)
 	if (r < 0)
 		return api_fail(q, &e);
 	snprintf(q->who, sizeof(q->who), "%s", id);
+	snprintf(q->who_name, sizeof(q->who_name), "%s", t.name);
+	q->role = t.role;
 	if (t.role < needed[q->route->access])
 		return api_refuse(q, 403, "forbidden", NULL, "role '%s' may not do this; it takes '%s'",
 				  model_roles[t.role], model_roles[needed[q->route->access]]);

@@ -53,12 +53,10 @@ static void make_fault_json(struct api_request *q)
 
 static enum MHD_Result respond(struct api_request *q)
 {
-	const struct api_settings *s = &q->api->s;
 	enum MHD_Result res;
 
-	if (s->audit && q->route && strcmp(q->method, "GET") != 0 && strcmp(q->method, "HEAD") != 0 &&
-	    q->route->handler != api_agent_sync)
-		s->audit(*q->who ? q->who : "-", q->address, q->method, q->path, q->status);
+	api_count(q->api, q->status, id_now_mono() - q->started);
+	api_audit(q);
 	if (!q->response)
 		return queue_json(q);
 	res = MHD_queue_response(q->conn, (unsigned)q->status, q->response);

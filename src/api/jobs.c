@@ -5,6 +5,9 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
+#define START_SOONEST (10 * 60.0)
+#define START_LATEST  (30 * MODEL_DAY)
+
 static void job_live(struct api_request *q, void *row)
 {
 	q->api->s.engine.job_live(q->api->s.engine.arg, row);
@@ -47,23 +50,42 @@ int api_get_job(struct api_request *q)
 	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
 }
 
-/* Request and defaults -> what the job will use. */
-static int read_parameters(struct api_request *q, const json_t *given, const json_t *old, json_t **ret)
+/* Over what is in `p` already. */
+static int lay_parameters(struct api_request *q, const json_t *given, const char *field, struct model_parameters *p)
+{
+	char inner[sizeof(q->fault.field)];
+
+	if (!given || api_read(q, model_parameters, given, true, p) == 0)
+		return 0;
+	snprintf(inner, sizeof(inner), "%s", q->fault.field);
+	snprintf(q->fault.field, sizeof(q->fault.field), "%.20s.%.40s", field, inner);
+	str_utf8(q->fault.field);
+	return -1;
+}
+
+int api_check_parameters(struct api_request *q, const json_t *given, const char *field)
+{
+	struct model_parameters p = {0};
+
+	return lay_parameters(q, given, field, &p);
+}
+
+/* Request and defaults -> what the job will use. inventory: of the source, NULL when that is gone. */
+static int read_parameters(struct api_request *q, const json_t *given, const json_t *old, const json_t *inventory,
+			   json_t **ret)
 {
 	struct model_parameters p;
 	const char *field;
 	_cleanup_json_ json_t *empty = json_object();
+	struct err e = {0};
 
 	if (model_read(model_parameters, old ? old : empty, false, &p, &field, NULL) < 0)
 		return api_refuse(q, 500, "internal", NULL, "the job's parameters are broken");
-	if (given && api_read(q, model_parameters, given, true, &p) < 0) {
-		char inner[sizeof(q->fault.field)];
-
-		snprintf(inner, sizeof(inner), "%s", q->fault.field);
-		snprintf(q->fault.field, sizeof(q->fault.field), "parameters.%.50s", inner);
-		str_utf8(q->fault.field);
+	if (lay_parameters(q, given, "parameters", &p) < 0)
 		return -1;
-	}
+	if (inventory && json_object_get(given, "license") &&
+	    model_check_license((enum model_license)p.license, inventory, &e) < 0)
+		return api_refuse(q, 400, "bad_field", "parameters.license", "%s", e.msg);
 	*ret = model_parameters_json(&p);
 	return *ret ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
 }
@@ -85,6 +107,25 @@ static int check_new_job(struct api_request *q, const struct model_source *src, 
 	return 0;
 }
 
+/* When a job that waits for it is to start; 0: when somebody says so. */
+static int read_start(struct api_request *q, const struct model_job_request *in, double expires, double *ret)
+{
+	const double now = id_now(), at = (double)in->start_at;
+
+	*ret = 0;
+	if (in->execution != MIGRATE_LATER)
+		return in->start_at ? api_refuse(q, 400, "bad_field", "start_at", "'start_at' goes with migrate_later")
+				    : 0;
+	if (at < now + START_SOONEST || at > now + START_LATEST)
+		return api_refuse(q, 400, "bad_field", "start_at",
+				  "'start_at' must be at least 10 minutes and at most 30 days from now");
+	if (at >= expires)
+		return api_refuse(q, 400, "bad_field", "start_at",
+				  "the job expires before it would start; give it more 'valid_days'");
+	*ret = at;
+	return 0;
+}
+
 static int fill_job(struct api_request *q, const struct model_job_request *in, const struct model_source *src,
 		    struct model_job *job)
 {
@@ -93,19 +134,94 @@ static int fill_job(struct api_request *q, const struct model_job_request *in, c
 
 	id_new("job", id);
 	job->created = job->updated = id_now();
-	job->expires = job->created + MODEL_JOB_DAYS * 86400.0;
+	job->valid_days = in->valid_days;
+	job->expires = model_job_expiry(job, job->created);
 	job->state = JOB_READY;
+	if (read_start(q, in, job->expires, &job->next_run) < 0)
+		return -1;
 	if (!default_name || model_set(&job->id, id) < 0 ||
 	    model_set(&job->name, in->name ? in->name : default_name) < 0 ||
 	    model_set(&job->description, in->description) < 0 || model_set(&job->source, src->id) < 0 ||
 	    model_set(&job->region, in->region ? in->region : "local") < 0 ||
-	    model_set(&job->image_name, in->image_name) < 0)
+	    model_set(&job->image_name, in->image_name) < 0 || model_set(&job->template, in->template) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	job->stages = json_array();
-	return read_parameters(q, in->parameters, NULL, &job->parameters);
+	job->tags = json_incref(in->tags);
+	return read_parameters(q, in->parameters, NULL, src->inventory, &job->parameters);
 }
 
+static int take_first(void *arg, void *row)
+{
+	struct model_job *job = arg, *found = row;
+
+	*job = *found;
+	*found = (struct model_job){0};
+	return 1;
+}
+
+/* 1: the job that this very request has made is in *ret. */
+static int find_made(struct api_request *q, const char *token, const char *digest, struct model_job *ret)
+{
+	const struct store_filter f = {"client_token", token, STORE_EQUAL};
+	const struct store_query sq = {.filters = &f, .nfilters = 1};
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+	int r = s->ops->list(s, &model_jobs, &sq, take_first, ret, NULL, &e);
+
+	if (r < 0)
+		return api_fail(q, &e);
+	if (r && strcmp(ret->client_digest, digest) != 0)
+		return api_refuse(q, 409, "token_reused", "client_token",
+				  "another request came with this token before, and made job '%s'", ret->id);
+	return r;
+}
+
+/* Without the time of the start: who says "in two hours" again says another. */
+static int digest_of(struct api_request *q, char ret[STORE_SECRET_HEX])
+{
+	_cleanup_json_ json_t *body = json_copy(q->body);
+	_cleanup_free_ char *text = NULL;
+
+	json_object_del(body, "start_at");
+	text = body ? json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+	if (!text)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	store_digest(text, ret);
+	return 0;
+}
+
+static int put_job(struct api_request *q, const struct model_job_request *in, struct model_job *job);
+
+/* With what its template says. */
+static int make_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
+{
+	_cleanup_json_ json_t *whole = in->template ? api_template_apply(q, q->body) : NULL;
+	struct model_job_request all;
+
+	if (!in->template)
+		return put_job(q, in, job);
+	return !whole || api_read(q, model_job_request, whole, false, &all) < 0 ? -1 : put_job(q, &all, job);
+}
+
+/* 1: it was there already. */
 static int create_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
+{
+	char digest[STORE_SECRET_HEX];
+	int r;
+
+	if (!in->client_token)
+		return make_job(q, in, job);
+	if (digest_of(q, digest) < 0)
+		return -1;
+	r = find_made(q, in->client_token, digest, job);
+	if (r != 0)
+		return r;
+	if (model_set(&job->client_token, in->client_token) < 0 || model_set(&job->client_digest, digest) < 0)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	return make_job(q, in, job);
+}
+
+static int put_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
 	struct store *s = q->api->s.store;
@@ -127,6 +243,16 @@ static int create_job(struct api_request *q, const struct model_job_request *in,
 	return 0;
 }
 
+static int send_event(struct api_request *q, enum job_event event, int status)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+
+	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
+		return -1;
+	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, status, &job);
+}
+
 int api_post_job(struct api_request *q)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
@@ -134,19 +260,26 @@ int api_post_job(struct api_request *q)
 	struct store *s = q->api->s.store;
 	struct model_job_request in;
 	struct err e = {0};
+	int r;
 
 	if (api_read(q, model_job_request, q->body, false, &in) < 0)
 		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
-	if (create_job(q, &in, &job) < 0) {
+	r = create_job(q, &in, &job);
+	if (r != 0)
 		s->ops->rollback(s);
-		return -1;
-	}
-	if (s->ops->commit(s, &e) < 0)
+	else if (s->ops->commit(s, &e) < 0)
 		return api_fail(q, &e);
-	en->source_refresh(en->arg, job.source);
-	return answer_job(q, 201, &job);
+	if (r < 0)
+		return -1;
+	if (r == 0)
+		en->source_refresh(en->arg, job.source);
+	/* Also when the center was killed between both, and was asked again. */
+	if (in.execution != MIGRATE_NOW || job.state != JOB_READY || job.started > 0)
+		return answer_job(q, r ? 200 : 201, &job);
+	snprintf(q->id, sizeof(q->id), "%s", job.id);
+	return send_event(q, JOB_START, r ? 200 : 201);
 }
 
 /* Name and description: always. When it runs and what stays of it: until it is over. Whether it is incremental: until
@@ -185,8 +318,42 @@ static int check_patch(struct api_request *q, const struct model_job_request *in
 	return 0;
 }
 
+static bool given(const struct api_request *q, const char *member)
+{
+	const json_t *v = json_object_get(q->body, member);
+
+	return v && !json_is_null(v);
+}
+
+/* How long it lives, and when it starts. */
+static int patch_times(struct api_request *q, const struct model_job_request *in, struct model_job *job)
+{
+	bool start = given(q, "execution") || given(q, "start_at");
+
+	if (given(q, "valid_days") && (job->state == JOB_FINISHED || job->state == JOB_EXPIRED))
+		return api_refuse(q, 409, "invalid_state", "valid_days",
+				  "'valid_days' can't change any more: the job is %s", model_job_states[job->state]);
+	if (given(q, "valid_days"))
+		job->valid_days = in->valid_days;
+	job->updated = id_now();
+	if (job->state != JOB_EXPIRED)
+		job->expires = model_job_expiry(job, job->updated);
+	if (!start && job->state == JOB_READY && job->next_run >= job->expires)
+		return api_refuse(q, 400, "bad_field", "valid_days", "the job would expire before it starts");
+	if (!start)
+		return 0;
+	if (job->state != JOB_READY)
+		return api_refuse(q, 409, "invalid_state", "execution",
+				  "when the job is to start can't change any more: it is %s",
+				  model_job_states[job->state]);
+	if (in->execution == MIGRATE_NOW)
+		return api_refuse(q, 400, "bad_field", "execution", "to start the job now, start it");
+	return read_start(q, in, job->expires, &job->next_run);
+}
+
 static int patch_job(struct api_request *q, const struct model_job_request *in, struct model_job *job)
 {
+	_cleanup_(model_source_release) struct model_source src = {0};
 	struct store *s = q->api->s.store;
 	json_t *parameters = NULL;
 	struct err e = {0};
@@ -196,7 +363,8 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 	if (check_patch(q, in, job) < 0)
 		return -1;
 	if (in->parameters) {
-		if (read_parameters(q, in->parameters, job->parameters, &parameters) < 0)
+		s->ops->get(s, &model_sources, job->source, &src, NULL);
+		if (read_parameters(q, in->parameters, job->parameters, src.inventory, &parameters) < 0)
 			return -1;
 		model_take_json(&job->parameters, parameters);
 	}
@@ -204,9 +372,10 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 	    (in->description && model_set(&job->description, in->description) < 0) ||
 	    (in->image_name && model_set(&job->image_name, in->image_name) < 0))
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
-	job->updated = id_now();
-	if (job->state != JOB_EXPIRED)
-		job->expires = job->updated + MODEL_JOB_DAYS * 86400.0;
+	if (in->tags)
+		model_take_json(&job->tags, json_incref(in->tags));
+	if (patch_times(q, in, job) < 0)
+		return -1;
 	if (s->ops->put(s, &model_jobs, job, &e) < 0 ||
 	    store_announce(s, &model_jobs, "updated", job, id_now(), &e) < 0)
 		return api_fail(q, &e);
@@ -239,22 +408,12 @@ int api_patch_job(struct api_request *q)
 	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
 }
 
-static int send_event(struct api_request *q, enum job_event event)
-{
-	_cleanup_(model_job_release) struct model_job job = {0};
-	const struct api_engine *en = &q->api->s.engine;
-
-	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
-		return -1;
-	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 202, &job);
-}
-
 static int job_event(struct api_request *q, enum job_event event)
 {
 
 	if (api_read_nothing(q) < 0)
 		return -1;
-	return send_event(q, event);
+	return send_event(q, event, 202);
 }
 
 int api_cut_over_job(struct api_request *q)
@@ -263,7 +422,7 @@ int api_cut_over_job(struct api_request *q)
 
 	if (api_read(q, model_cut_over_request, q->body, false, &in) < 0)
 		return -1;
-	return send_event(q, in.sync ? JOB_CUT_OVER_SYNC : JOB_CUT_OVER);
+	return send_event(q, in.sync ? JOB_CUT_OVER_SYNC : JOB_CUT_OVER, 202);
 }
 
 int api_list_runs(struct api_request *q)

@@ -4,14 +4,16 @@
 #include "base/util.h"
 
 #define PAGE "limit offset"
+#define FIND PAGE " name name_prefix tag"
 
 const struct api_route api_routes[] = {
     {"GET", "/v1/version", API_PUBLIC, API_NO_BODY, NULL, NULL, "getVersion", api_get_version},
     {"GET", "/v1/openapi.json", API_PUBLIC, API_NO_BODY, NULL, NULL, "getOpenapi", api_get_openapi},
+    {"GET", "/metrics", API_VIEWER, API_NO_BODY, NULL, NULL, "getMetrics", api_get_metrics},
     {"GET", "/agent/linux-x86_64", API_PUBLIC, API_NO_BODY, NULL, NULL, "getAgentProgram", api_get_agent},
 
     {"POST", "/v1/codes", API_OPERATOR, API_JSON, NULL, NULL, "createCode", api_post_code},
-    {"GET", "/v1/codes", API_OPERATOR, API_NO_BODY, NULL, PAGE, "listCodes", api_list_codes},
+    {"GET", "/v1/codes", API_OPERATOR, API_NO_BODY, NULL, PAGE " name name_prefix", "listCodes", api_list_codes},
     {"GET", "/v1/codes/{id}", API_OPERATOR, API_NO_BODY, "code", NULL, "getCode", api_get_code},
     {"POST", "/v1/codes/{id}/revoke", API_OPERATOR, API_JSON, "code", NULL, "revokeCode", api_revoke_code},
     {"DELETE", "/v1/codes/{id}", API_OPERATOR, API_NO_BODY, "code", NULL, "deleteCode", api_delete_code},
@@ -20,16 +22,38 @@ const struct api_route api_routes[] = {
     {"GET", "/v1/tokens", API_ADMIN, API_NO_BODY, NULL, PAGE, "listTokens", api_list_tokens},
     {"DELETE", "/v1/tokens/{id}", API_ADMIN, API_NO_BODY, "token", NULL, "deleteToken", api_delete_token},
 
+    {"GET", "/v1/audit", API_ADMIN, API_NO_BODY, NULL, PAGE " who action object", "listAudit", api_list_audit},
+
     {"GET", "/v1/regions", API_VIEWER, API_NO_BODY, NULL, PAGE, "listRegions", api_list_regions},
     {"GET", "/v1/regions/{id}", API_VIEWER, API_NO_BODY, "region", NULL, "getRegion", api_get_region},
 
-    {"GET", "/v1/sources", API_VIEWER, API_NO_BODY, NULL, PAGE " state", "listSources", api_list_sources},
+    {"POST", "/v1/templates", API_OPERATOR, API_JSON, NULL, NULL, "createTemplate", api_post_template},
+    {"GET", "/v1/templates", API_VIEWER, API_NO_BODY, NULL, PAGE " name name_prefix", "listTemplates",
+     api_list_templates},
+    {"GET", "/v1/templates/{id}", API_VIEWER, API_NO_BODY, "template", NULL, "getTemplate", api_get_template},
+    {"PATCH", "/v1/templates/{id}", API_OPERATOR, API_JSON, "template", NULL, "updateTemplate", api_patch_template},
+    {"DELETE", "/v1/templates/{id}", API_OPERATOR, API_NO_BODY, "template", NULL, "deleteTemplate",
+     api_delete_template},
+
+    {"POST", "/v1/workgroups", API_OPERATOR, API_JSON, NULL, NULL, "createWorkgroup", api_post_workgroup},
+    {"GET", "/v1/workgroups", API_VIEWER, API_NO_BODY, NULL, FIND, "listWorkgroups", api_list_workgroups},
+    {"GET", "/v1/workgroups/{id}", API_VIEWER, API_NO_BODY, "workgroup", NULL, "getWorkgroup", api_get_workgroup},
+    {"PATCH", "/v1/workgroups/{id}", API_OPERATOR, API_JSON, "workgroup", NULL, "updateWorkgroup", api_patch_workgroup},
+    {"DELETE", "/v1/workgroups/{id}", API_OPERATOR, API_NO_BODY, "workgroup", NULL, "deleteWorkgroup",
+     api_delete_workgroup},
+    {"POST", "/v1/workgroups/{id}/start", API_OPERATOR, API_JSON, "workgroup", NULL, "startWorkgroup",
+     api_start_workgroup},
+    {"POST", "/v1/workgroups/{id}/stop", API_OPERATOR, API_JSON, "workgroup", NULL, "stopWorkgroup",
+     api_stop_workgroup},
+
+    {"GET", "/v1/sources", API_VIEWER, API_NO_BODY, NULL, FIND " state hostname hostname_prefix workgroup",
+     "listSources", api_list_sources},
     {"GET", "/v1/sources/{id}", API_VIEWER, API_NO_BODY, "source", NULL, "getSource", api_get_source},
     {"PATCH", "/v1/sources/{id}", API_OPERATOR, API_JSON, "source", NULL, "updateSource", api_patch_source},
     {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", NULL, "deleteSource", api_delete_source},
 
     {"POST", "/v1/jobs", API_OPERATOR, API_JSON, NULL, NULL, "createJob", api_post_job},
-    {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL, PAGE " state source", "listJobs", api_list_jobs},
+    {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL, FIND " state source template", "listJobs", api_list_jobs},
     {"GET", "/v1/jobs/{id}", API_VIEWER, API_NO_BODY, "job", NULL, "getJob", api_get_job},
     {"PATCH", "/v1/jobs/{id}", API_OPERATOR, API_JSON, "job", NULL, "updateJob", api_patch_job},
     {"DELETE", "/v1/jobs/{id}", API_OPERATOR, API_NO_BODY, "job", NULL, "deleteJob", api_delete_job},
@@ -39,7 +63,7 @@ const struct api_route api_routes[] = {
     {"POST", "/v1/jobs/{id}/cutover", API_OPERATOR, API_JSON, "job", NULL, "cutOverJob", api_cut_over_job},
     {"GET", "/v1/jobs/{id}/runs", API_VIEWER, API_NO_BODY, "job", PAGE, "listRuns", api_list_runs},
 
-    {"GET", "/v1/images", API_VIEWER, API_NO_BODY, NULL, PAGE " source job", "listImages", api_list_images},
+    {"GET", "/v1/images", API_VIEWER, API_NO_BODY, NULL, FIND " source job", "listImages", api_list_images},
     {"GET", "/v1/images/{id}", API_VIEWER, API_NO_BODY, "image", NULL, "getImage", api_get_image},
     {"PATCH", "/v1/images/{id}", API_OPERATOR, API_JSON, "image", NULL, "updateImage", api_patch_image},
     {"DELETE", "/v1/images/{id}", API_OPERATOR, API_NO_BODY, "image", NULL, "deleteImage", api_delete_image},

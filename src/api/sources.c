@@ -37,11 +37,33 @@ int api_get_source(struct api_request *q)
 	return api_answer(q, 200, o);
 }
 
+static int change_source(void *row, void *arg, struct err *e)
+{
+	const struct model_rename_request *in = arg;
+	struct model_source *src = row;
+
+	if ((in->name && model_set(&src->name, in->name) < 0) ||
+	    (in->description && model_set(&src->description, in->description) < 0) ||
+	    (in->workgroup && model_set(&src->workgroup, *in->workgroup ? in->workgroup : NULL) < 0))
+		return err_nomem(e);
+	if (in->tags)
+		model_take_json(&src->tags, json_incref(in->tags));
+	return 0;
+}
+
 int api_patch_source(struct api_request *q)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
+	struct model_rename_request in;
+	struct err e = {0};
+	int r;
 
-	return api_rename(q, &model_sources, &src);
+	if (api_read(q, model_source_patch, q->body, false, &in) < 0)
+		return -1;
+	r = store_change(q->api->s.store, &model_sources, q->id, "updated", change_source, &in, &src, &e);
+	if (r == -EBUSY && in.workgroup) /* the foreign key's */
+		return api_refuse(q, 400, "bad_field", "workgroup", "there is no workgroup '%s'", in.workgroup);
+	return r < 0 ? api_fail(q, &e) : api_answer_row(q, 200, &model_sources, &src);
 }
 
 static int remove_source(struct api_request *q, struct err *e)

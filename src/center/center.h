@@ -35,6 +35,7 @@ struct center_settings {
 	double source_patience; /* until a job gives up a source that is there and sends nothing [900] */
 	double source_absence;  /* until it gives up one that isn't heard of: reboots, networks [14400] */
 	double retry_pause;     /* before a failed transfer is tried again [2] */
+	double last_word;       /* how long the agent has to say why its receiver ended [3] */
 	double tick;            /* of the clockwork [1] */
 	double hour;            /* of an incremental job's interval [3600]; tests have shorter ones */
 	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */

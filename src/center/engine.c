@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/str.h"
 
-#define DAY          86400.0
 #define EXPIRED_DAYS 7
 #define RESULT_MAX   (64u << 10) /* bytes of JSON; the longest an honest agent sends is about that */
 
@@ -160,8 +159,7 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 	job->state = (int)a->state;
 	job->stage = (int)a->stage;
 	job->updated = now;
-	/* A job's time counts from the last thing that happened to it. */
-	job->expires = now + (a->state == JOB_EXPIRED ? 0 : MODEL_JOB_DAYS * DAY);
+	job->expires = a->state == JOB_EXPIRED ? now : model_job_expiry(job, now);
 	if (a->state == JOB_FINISHED)
 		job->finished = now;
 	model_take_json(&job->error, failure ? failure_json(failure) : NULL);
@@ -216,7 +214,7 @@ static bool is_due(const struct model_job *job, enum job_event event, double now
 {
 	if (event == JOB_START)
 		return job->next_run > 0 && job->next_run <= now;
-	return now >= job->expires + (job->state == JOB_EXPIRED ? EXPIRED_DAYS * DAY : 0);
+	return now >= job->expires + (job->state == JOB_EXPIRED ? EXPIRED_DAYS * MODEL_DAY : 0);
 }
 
 int engine_job_event(struct engine *en, const char *id, int expected, enum job_event event,
@@ -667,7 +665,7 @@ static void *clockwork_main(void *arg)
 			scheduled = now;
 			schedule_tick(en);
 		}
-		if (now - minute > 60) {
+		if (now - minute > en->s.hour / 60) {
 			minute = now;
 			schedule_tend(en);
 			expire_jobs(en);

@@ -180,8 +180,9 @@ static json_t *meta_of(const struct model_job *job, const struct model_source *s
 	char name[MODEL_NAME_MAX + 1];
 
 	name_of(job, name);
-	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*}", "job", job->id, "image", image, "name", name, "region",
-			 job->region, "source", job->source, "hostname", src->hostname);
+	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O*}", "job", job->id, "image", image, "name", name,
+			 "region", job->region, "source", job->source, "hostname", src->hostname, "license",
+			 json_object_get(job->parameters, "license"));
 }
 
 /* What the conversion wants to know, which is more. */
@@ -192,6 +193,9 @@ static json_t *request_of(struct live *l, const struct model_job *job, const str
 
 	if (src->inventory)
 		json_object_set(o, "inventory", src->inventory);
+	json_object_set_new(o, "machine",
+			    json_pack("{s:O*, s:O*}", "cpus", json_object_get(job->parameters, "transition_cpus"),
+				      "memory_mib", json_object_get(job->parameters, "transition_memory")));
 	if (json_object_set_new(o, "disks", disks) < 0) {
 		json_decref(o);
 		return NULL;
@@ -214,6 +218,7 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 		return err_nomem(e);
 	model_take_json(&im.manifest, json_incref(manifest));
 	model_take_json(&im.report, json_incref(report));
+	model_take_json(&im.tags, json_incref(job->tags));
 	r = s->ops->begin(s, e);
 	if (r < 0)
 		return r;

@@ -73,7 +73,7 @@ static int collect_due(void *arg, void *row)
 
 void schedule_tick(struct engine *en)
 {
-	static const char *const states[] = {"waiting", "in_error"};
+	static const char *const states[] = {"ready", "waiting", "in_error"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
 		struct store_filter f = {"state", states[i]};
@@ -92,7 +92,7 @@ static int replan(void *row, void *arg, struct err *e)
 {
 	struct model_job *job = row;
 
-	if (job->next_run <= 0)
+	if (job->next_run <= 0 || job->state == JOB_READY)
 		return -ECANCELED;
 	job->next_run = job->run_ended + interval(arg, job);
 	return 0;

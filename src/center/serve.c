@@ -14,11 +14,6 @@
 #include "center/engine.h"
 #include "center/pki.h"
 
-static void audit(const char *who, const char *address, const char *method, const char *path, int status)
-{
-	log_info("%s from %s: %s %s -> %d", who, address, method, path, status);
-}
-
 /* "1.2.3.4:8443", "[::]:8443", or either without the port. */
 static int parse_listen(const char *s, char *host, size_t size, uint16_t *ret_port, struct err *e)
 {
@@ -167,6 +162,7 @@ static void apply_defaults(struct center_settings *s)
 	s->source_patience = s->source_patience > 0 ? s->source_patience : 900;
 	s->source_absence = s->source_absence > 0 ? s->source_absence : 14400;
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
+	s->last_word = s->last_word > 0 ? s->last_word : 3;
 	s->tick = s->tick > 0 ? s->tick : 1;
 	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;
 }
@@ -220,7 +216,6 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	    .programs = programs,
 	    .exports = en->exports,
 	    .failures_per_minute = en->s.failures_per_minute,
-	    .audit = audit,
 	};
 	int r = parse_listen(en->s.listen, en->listen, sizeof(en->listen), &as.port, e);
 

@@ -292,6 +292,23 @@ int runner_no_space(struct engine_failure *f, const char *message)
 			   (int)str_cut(message, 600), message);
 }
 
+static bool is_explained(struct live *l)
+{
+	ENGINE_LOCK(l->engine);
+
+	return l->gave_up || l->agent_failed || l->cancel || !l->port || l->engine->stopping;
+}
+
+/* A sender that gives up ends its receiver, too, whose word comes first: what is final would pass for a broken line,
+ * and the source be copied and frozen again and again. */
+static void hear_agent(struct live *l)
+{
+	double end = id_now_mono() + l->engine->s.last_word;
+
+	while (!is_explained(l) && seen_online(l->engine, l->source) && id_now_mono() < end)
+		nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+}
+
 static int explain(struct live *l, int r, const struct err *e, struct engine_failure *f)
 {
 	ENGINE_LOCK(l->engine);
@@ -333,6 +350,8 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	receive.number = model_is_incremental(job) ? job->number : 0;
 	r = p->ops->receive(p, l->job, &receive, &watch, &e);
 	OPENSSL_cleanse(psk, sizeof(psk));
+	if (r < 0 && r != -ENOSPC)
+		hear_agent(l);
 	offer_close(l);
 	return r < 0 ? explain(l, r, &e, f) : 0;
 }

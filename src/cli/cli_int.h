@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/opt.h"
 #include "base/str.h"
 
 enum {
@@ -31,8 +32,11 @@ struct cli {
 	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
 	bool json;
 	/* of some */
-	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync;
+	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
+	const char *at, *license, *client_token, *state, *template, *who, *action, *object;
+	struct opt_list tags;
+	uint64_t valid_days, transition_cpus, transition_memory;
 	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry;
 
 	/* settings found, owned */
@@ -195,12 +199,17 @@ struct cli_noun {
 	void (*prepare)(struct cli *c, json_t *items); /* before `cols` see them, or NULL */
 };
 
-extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_code, cli_token, cli_region;
+extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_code, cli_token, cli_region, cli_template,
+    cli_workgroup, cli_record;
 
 /* Name, id or the beginning of an id (with or without "job-") -> id. -ENOENT, -ENOTUNIQ. */
 int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **ret_id, struct err *e);
+/* The same among items that are there; *ret_item is borrowed from them. */
+int cli_match(const struct cli_noun *n, const json_t *items, const char *word, const json_t **ret_item, struct err *e);
 /* All items of a noun, whatever the pages; *ret_json is a new reference to an array. */
 int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct err *e);
+/* Those that match: "&workgroup=..." */
+int cli_list_query(struct cli *c, const struct cli_noun *n, const char *query, json_t **ret_items, struct err *e);
 /* May it be part of a URL? What the center calls an id must be asked first. */
 bool cli_is_id(const char *s);
 /* "/v1/jobs/ID" + suffix; the caller frees. */
@@ -226,6 +235,27 @@ enum out_colour cell_created(struct str *b, const json_t *item);
 #define CLI_PAGE 500
 /* Gives jobs and images "source_name": their sources' names instead of ids. Does without when it can't. */
 void cli_name_sources(struct cli *c, json_t *items);
+
+/* ---- cmd_jobs.c ---- */
+
+/* Do the options of `jobs create` make sense? Says why not. */
+bool cli_job_options_fit(const struct cli *c);
+/* Those that were given, as the API wants them; source may be NULL. New reference. */
+json_t *cli_job_request(const struct cli *c, const char *source);
+
+/* "+2h", or a time of this host's clock and zone, or of the zone it names, as Unix time; 0 when it is neither. */
+uint64_t cli_time(const char *text);
+
+/* ---- cmd_sources.c ---- */
+/* A table, if there are any. */
+void cli_print_sources_of(struct cli *c, const char *workgroup);
+
+/* ---- cmd_tags.c ---- */
+
+/* "KEY=VALUE" */
+int cli_tag_add(json_t *tags, const char *text, struct err *e);
+/* A field of a thing that is shown. */
+void cli_show_tags(const json_t *item);
 
 /* ---- cli_watch.c ---- */
 

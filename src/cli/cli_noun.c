@@ -33,8 +33,36 @@ char *cli_path(const struct cli_noun *n, const char *id, const char *suffix)
 	return str_printf("%s/%s%s", n->path, id, suffix);
 }
 
+/* len 0: all of it. */
+static void filter_add(struct cli *c, struct str *b, const char *name, const char *value, size_t len)
+{
+	char *text = value ? curl_easy_escape(c->curl, value, (int)len) : NULL;
+
+	if (value)
+		str_addf(b, "&%s=%s", name, text ?: "");
+	curl_free(text);
+}
+
+/* What a list was narrowed to, as a query. "web*" is a beginning. */
+static int noun_filter(struct cli *c, struct str *b, struct err *e)
+{
+	size_t n = c->name ? strlen(c->name) : 0;
+	bool prefix = n && c->name[n - 1] == '*';
+
+	for (size_t i = 0; i < c->tags.n; i++)
+		filter_add(c, b, "tag", c->tags.v[i], 0);
+	if (n > prefix)
+		filter_add(c, b, prefix ? "name_prefix" : "name", c->name, n - prefix);
+	filter_add(c, b, "state", c->state, 0);
+	filter_add(c, b, "who", c->who, 0);
+	filter_add(c, b, "action", c->action, 0);
+	filter_add(c, b, "object", c->object, 0);
+	return str_ok(b) ? 0 : err_nomem(e);
+}
+
 /* Adds one page's items; *ret_more says whether to ask for another. */
-static int noun_page(struct cli *c, const struct cli_noun *n, json_t *items, bool *ret_more, struct err *e)
+static int noun_page(struct cli *c, const struct cli_noun *n, const char *filter, json_t *items, bool *ret_more,
+		     struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_free_ char *path = NULL;
@@ -42,7 +70,7 @@ static int noun_page(struct cli *c, const struct cli_noun *n, json_t *items, boo
 	json_t *page;
 	int x;
 
-	path = str_printf("%s?limit=%d&offset=%zu", n->path, CLI_PAGE, have);
+	path = str_printf("%s?limit=%d&offset=%zu%s", n->path, CLI_PAGE, have, filter);
 	if (!path)
 		return err_nomem(e);
 	x = cli_http(c, "GET", path, NULL, &r, e);
@@ -57,7 +85,7 @@ static int noun_page(struct cli *c, const struct cli_noun *n, json_t *items, boo
 	return 0;
 }
 
-int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct err *e)
+static int noun_list(struct cli *c, const struct cli_noun *n, const char *filter, json_t **ret_items, struct err *e)
 {
 	json_t *items = json_array();
 	bool more = true;
@@ -66,13 +94,23 @@ int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct
 	if (!items)
 		return err_nomem(e);
 	for (size_t i = 0; more && r == 0 && i < NOUN_PAGES_MAX; i++)
-		r = noun_page(c, n, items, &more, e);
+		r = noun_page(c, n, filter, items, &more, e);
 	if (r < 0) {
 		json_decref(items);
 		return r;
 	}
 	*ret_items = items;
 	return 0;
+}
+
+int cli_list_query(struct cli *c, const struct cli_noun *n, const char *query, json_t **ret_items, struct err *e)
+{
+	return noun_list(c, n, query, ret_items, e);
+}
+
+int cli_list(struct cli *c, const struct cli_noun *n, json_t **ret_items, struct err *e)
+{
+	return noun_list(c, n, "", ret_items, e);
 }
 
 /* With or without the noun in front; less than three characters of the rest mean too much. */
@@ -114,9 +152,7 @@ static int noun_ambiguous(const struct cli_noun *n, const json_t *items, const c
 		       b.s ? b.s : "", found > 5 ? ", ..." : "");
 }
 
-/* The item meant by `word`, borrowed from items. */
-static int noun_match(const struct cli_noun *n, const json_t *items, const char *word, const json_t **ret,
-		      struct err *e)
+int cli_match(const struct cli_noun *n, const json_t *items, const char *word, const json_t **ret, struct err *e)
 {
 	const json_t *best = NULL;
 	bool twice = false;
@@ -154,7 +190,7 @@ int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **r
 	if (!id_is(n->noun, word)) {
 		r = cli_list(c, n, &items, e);
 		if (r == 0)
-			r = noun_match(n, items, word, &item, e);
+			r = cli_match(n, items, word, &item, e);
 		if (r < 0)
 			return r;
 		word = get_str(item, "id");
@@ -173,10 +209,10 @@ static int noun_print_ids(const json_t *items)
 }
 
 /* The API's own JSON, so one page; that there is more must not go unnoticed. */
-static int noun_ls_json(struct cli *c, const struct cli_noun *n, struct err *e)
+static int noun_ls_json(struct cli *c, const struct cli_noun *n, const char *filter, struct err *e)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
-	_cleanup_free_ char *path = str_printf("%s?limit=%d", n->path, CLI_PAGE);
+	_cleanup_free_ char *path = str_printf("%s?limit=%d%s", n->path, CLI_PAGE, filter);
 	size_t have;
 	int x;
 
@@ -194,20 +230,25 @@ static int noun_ls_json(struct cli *c, const struct cli_noun *n, struct err *e)
 int cli_ls(struct cli *c, const struct cli_noun *n, struct err *e)
 {
 	_cleanup_json_ json_t *items = NULL;
+	_cleanup_(str_release) struct str filter = {0};
 	_cleanup_table_ struct out_table t = {0};
 	json_t *item;
 	size_t i;
-	int x;
+	int x = noun_filter(c, &filter, e);
 
-	if (c->json)
-		return noun_ls_json(c, n, e);
-	x = cli_list(c, n, &items, e);
+	if (x == 0 && c->json)
+		return noun_ls_json(c, n, filter.s ?: "", e);
+	if (x == 0)
+		x = noun_list(c, n, filter.s ?: "", &items, e);
 	if (x < 0)
 		return x;
 	if (c->quiet)
 		return noun_print_ids(items);
 	if (json_array_size(items) == 0) {
-		fprintf(stderr, "No %s. %s\n", n->plural, n->none);
+		if (filter.len)
+			fprintf(stderr, "No %s match.\n", n->plural);
+		else
+			fprintf(stderr, "No %s. %s\n", n->plural, n->none);
 		return CLI_OK;
 	}
 	if (n->prepare)
@@ -288,7 +329,7 @@ static int noun_confirm(struct cli *c, const struct cli_noun *n, const char *wor
 	int r = cli_list(c, n, &items, e);
 
 	if (r == 0)
-		r = noun_match(n, items, word, &item, e);
+		r = cli_match(n, items, word, &item, e);
 	if (r < 0)
 		return r;
 	out_clean(&b, get_str(item, "name"));
@@ -405,4 +446,6 @@ NOUN_LS(export) NOUN_RM(export)
 NOUN_LS(code) NOUN_RM(code)
 NOUN_LS(token) NOUN_RM(token)
 NOUN_LS(region) NOUN_SHOW(region)
+NOUN_LS(template) NOUN_SHOW(template) NOUN_RENAME(template) NOUN_RM(template)
+NOUN_LS(workgroup) NOUN_SHOW(workgroup) NOUN_RENAME(workgroup) NOUN_RM(workgroup)
     /* clang-format on */

@@ -33,6 +33,56 @@ static const struct out_col code_cols[] = {
 const struct cli_noun cli_code = {"code", "codes", "/v1/codes", code_cols, NULL, "'replant codes create' makes one.",
 				  NULL};
 
+static enum out_colour record_who(struct str *b, const json_t *r)
+{
+	out_clean(b, *get_str(r, "name") ? get_str(r, "name") : get(r, "who") ? get_str(r, "who") : "an agent");
+	return OUT_BOLD;
+}
+
+static enum out_colour record_action(struct str *b, const json_t *r)
+{
+	out_clean(b, get_str(r, "action"));
+	return OUT_PLAIN;
+}
+
+static enum out_colour record_object(struct str *b, const json_t *r)
+{
+	out_clean(b, get_str(r, "object"));
+	return OUT_PLAIN;
+}
+
+static enum out_colour record_outcome(struct str *b, const json_t *r)
+{
+	bool refused = get_num(r, "status", 0) >= 400;
+
+	out_word(b, refused ? get_str(r, "code") : "done");
+	return refused ? OUT_RED : OUT_GREEN;
+}
+
+static enum out_colour record_from(struct str *b, const json_t *r)
+{
+	out_clean(b, get_str(r, "address"));
+	return OUT_DIM;
+}
+
+static const struct out_col record_cols[] = {
+    {"WHEN", false, 0, cell_created},
+    {"WHO", false, 1, record_who},
+    {"ACTION", false, 0, record_action},
+    {"OBJECT", false, 0, record_object},
+    {"OUTCOME", false, 0, record_outcome},
+    {"FROM", false, 2, record_from},
+    {0},
+};
+
+const struct cli_noun cli_record = {"record", "records", "/v1/audit", record_cols, NULL, "Nothing was changed yet.",
+				    NULL};
+
+CLI_COMMAND(audit_ls)
+{
+	return cli_ls(c, &cli_record, e);
+}
+
 CLI_COMMAND(codes_create)
 {
 	_cleanup_reply_ struct cli_reply r = {0};

@@ -258,6 +258,7 @@ static void image_show(struct cli *c, json_t *image)
 		out_fieldf("Source", "%s", get_str(image, "source"));
 	out_fieldf("Job", "%s", get_str(image, "job"));
 	out_fieldf("Region", "%s", get_str(image, "region"));
+	cli_show_tags(image);
 	out_when(&b, get_num(image, "created", 0));
 	out_field("Created", b.s ? b.s : "", OUT_PLAIN);
 	image_disks(image);

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/id.h"
 #include "base/jsn.h"
 #include "base/util.h"
 #include "cli/cli_int.h"
@@ -75,6 +77,8 @@ static void job_parameters(const json_t *j)
 									     : "fails on unreadable sectors",
 		 get_true(j, "parameters.test_boot") ? "test boot" : "no test boot");
 	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
+	if (strcmp(get_str(j, "parameters.license"), "none") != 0)
+		out_fieldf("Licence", "%s", get_str(j, "parameters.license"));
 }
 
 static const struct out_col stage_cols[] = {
@@ -237,13 +241,14 @@ static void job_show(struct cli *c, json_t *j)
 	out_fieldf("Region", "%s", get_str(j, "region"));
 	out_fieldf("Image name", "%s", get_str(j, "image_name"));
 	out_fieldf("Image", "%s", get_str(j, "image"));
+	cli_show_tags(j);
 	job_parameters(j);
 	job_plan(j);
 	job_progress(j);
 	job_when("Created", j, "created");
 	job_when("Started", j, "started");
 	job_when("Finished", j, "finished");
-	job_when("Next run", j, "next_run");
+	job_when(strcmp(get_str(j, "state"), "ready") == 0 ? "Starts" : "Next run", j, "next_run");
 	if (!get(j, "finished"))
 		job_when("Expires", j, "expires");
 	job_stages(j);
@@ -319,19 +324,75 @@ static uint64_t job_hours(const char *text)
 	return *end == '\0' || strcmp(end, "h") == 0 ? n : CLI_UNSET;
 }
 
-static bool job_options_fit(const struct cli *c)
+static bool time_offset(const char *text, double *ret)
+{
+	static const struct {
+		char letter;
+		double seconds;
+	} units[] = {{'m', 60}, {'h', 3600}, {'d', 86400}};
+	char *end;
+	unsigned long long n = strtoull(text, &end, 10);
+
+	for (size_t i = 0; end != text && n <= 100000 && i < ARRAY_SIZE(units); i++)
+		if (end[0] == units[i].letter && !end[1]) {
+			*ret = (double)n * units[i].seconds;
+			return true;
+		}
+	return false;
+}
+
+uint64_t cli_time(const char *text)
+{
+	static const char *const forms[] = {"%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%dT%H:%M:%S",
+					    "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"};
+	double after;
+
+	if (*text == '+')
+		return time_offset(text + 1, &after) ? (uint64_t)(id_now() + after) : 0;
+	for (size_t i = 0; i < ARRAY_SIZE(forms); i++) {
+		struct tm tm = {.tm_isdst = -1};
+		const char *end = strptime(text, forms[i], &tm);
+		long zone = tm.tm_gmtoff;
+		time_t t;
+
+		if (!end || *end)
+			continue;
+		t = str_ends(forms[i], "%z") ? timegm(&tm) - zone : mktime(&tm);
+		return t > 0 ? (uint64_t)t : 0;
+	}
+	return 0;
+}
+
+static bool job_tags_fit(const struct cli *c)
+{
+	_cleanup_json_ json_t *tags = json_object();
+	struct err e = {0};
+
+	for (size_t i = 0; i < c->tags.n; i++)
+		if (cli_tag_add(tags, c->tags.v[i], &e) < 0) {
+			out_error("%s", e.msg);
+			return false;
+		}
+	return true;
+}
+
+bool cli_job_options_fit(const struct cli *c)
 {
 	if (c->checksum && c->no_checksum)
 		out_error("--checksum and --no-checksum exclude each other");
 	else if (c->interval && job_hours(c->interval) == CLI_UNSET)
 		out_error("--interval '%s' is no time such as 24h or 7d", c->interval);
+	else if (c->at && strcmp(c->at, "never") != 0 && !cli_time(c->at))
+		out_error("--at '%s' is no time such as 2027-01-31T03:00, 2027-01-31T03:00+01:00 or +2h", c->at);
+	else if (c->at && (c->start || c->watch))
+		out_error("--at and --start or --watch exclude each other");
 	else
-		return true;
+		return job_tags_fit(c);
 	return false;
 }
 
 /* Only what was given: the center knows the defaults. */
-static json_t *job_request(const struct cli *c, const char *source)
+json_t *cli_job_request(const struct cli *c, const char *source)
 {
 	json_t *o = json_pack("{s:s*, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters");
 
@@ -350,6 +411,20 @@ static json_t *job_request(const struct cli *c, const char *source)
 	else
 		job_put_num(p, "compression", c->compression);
 	job_put_num(p, "rate_mbit", c->rate);
+	job_put_str(p, "license", c->license);
+	job_put_num(p, "transition_cpus", c->transition_cpus);
+	job_put_num(p, "transition_memory", c->transition_memory);
+	job_put_num(o, "valid_days", c->valid_days);
+	job_put_str(o, "client_token", c->client_token);
+	job_put_str(o, "template", c->template);
+	if (c->at)
+		job_put_str(o, "execution", strcmp(c->at, "never") == 0 ? "create_only" : "migrate_later");
+	if (c->at && strcmp(c->at, "never") != 0)
+		job_put_num(o, "start_at", cli_time(c->at));
+	if (c->tags.n)
+		json_object_set_new(o, "tags", json_object());
+	for (size_t i = 0; i < c->tags.n; i++)
+		cli_tag_add(json_object_get(o, "tags"), c->tags.v[i], NULL);
 	job_put_num(p, "connections", c->connections);
 	job_put_str(p, "on_read_error", c->on_read_error);
 	job_put(p, "checksum", c->checksum ? json_true() : c->no_checksum ? json_false() : NULL);
@@ -376,14 +451,22 @@ CLI_COMMAND(jobs_create)
 	_cleanup_json_ json_t *body = NULL;
 	int x;
 
-	if (!job_options_fit(c))
+	if (!cli_job_options_fit(c))
 		return CLI_USAGE;
 	x = cli_find(c, &cli_source, argv[0], &source, e);
 	if (x < 0)
 		return x;
-	body = job_request(c, source);
+	body = cli_job_request(c, source);
 	if (!body)
 		return err_nomem(e);
+	if (c->template) {
+		_cleanup_free_ char *template = NULL;
+
+		x = cli_find(c, &cli_template, c->template, &template, e);
+		if (x < 0)
+			return x;
+		json_object_set_new(body, "template", json_string(template));
+	}
 	x = cli_http(c, "POST", "/v1/jobs", body, &r, e);
 	if (x < 0) {
 		if (c->json)
@@ -394,8 +477,13 @@ CLI_COMMAND(jobs_create)
 	if (x < 0)
 		return x;
 	cli_done(c, &r, "job '%s' created: %s%s", get_str(r.json, "name"), id,
-		 c->start || c->watch ? "" : " (start it with 'replant jobs start')");
+		 c->start || c->watch      ? ""
+		 : get(r.json, "next_run") ? " (it starts by itself)"
+					   : " (start it with 'replant jobs start')");
 	fflush(stdout);
+	/* The same command came before, and its job has gone on meanwhile. */
+	if (r.status == 200 && strcmp(get_str(r.json, "state"), "ready") != 0)
+		return c->watch ? cli_watch(c, &id, 1, e) : CLI_OK;
 	return job_go_on(c, id, e);
 }
 
@@ -456,10 +544,10 @@ CLI_COMMAND(jobs_set)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_free_ char *id = NULL, *path = NULL;
-	_cleanup_json_ json_t *body = job_request(c, NULL);
+	_cleanup_json_ json_t *body = cli_job_request(c, NULL);
 	int x;
 
-	if (!job_options_fit(c))
+	if (!cli_job_options_fit(c))
 		return CLI_USAGE;
 	if (body && json_object_size(json_object_get(body, "parameters")) == 0)
 		json_object_del(body, "parameters");

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/jsn.h"
 #include "base/util.h"
 #include "cli/cli_int.h"
 
@@ -126,6 +127,7 @@ static void source_show(struct cli *c, json_t *s)
 	str_release(&b);
 	out_fieldf("Description", "%s", get_str(s, "description"));
 	out_fieldf("Host", "%s", get_str(s, "hostname"));
+	cli_show_tags(s);
 	source_machine(s);
 	str_add(&b, get_str(s, "agent_version"));
 	str_add(&b, ", seen ");
@@ -148,3 +150,19 @@ const struct cli_noun cli_source = {"source",      "sources",
 				    "/v1/sources", source_cols,
 				    source_show,   "'replant codes create' prints the command that enrols a server.",
 				    NULL};
+
+void cli_print_sources_of(struct cli *c, const char *workgroup)
+{
+	_cleanup_free_ char *query = cli_is_id(workgroup) ? str_printf("&workgroup=%s", workgroup) : NULL;
+	_cleanup_json_ json_t *items = NULL;
+	_cleanup_table_ struct out_table t = {0};
+	const json_t *item;
+	size_t i;
+
+	if (!query || cli_list_query(c, &cli_source, query, &items, NULL) < 0 || !json_array_size(items))
+		return;
+	putchar('\n');
+	out_table_init(&t, source_cols, 2);
+	json_array_foreach(items, i, item) out_table_item(&t, item);
+	(void)out_table_print(&t, NULL);
+}

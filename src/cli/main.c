@@ -70,7 +70,46 @@ static const struct opt common[] = {
 		    "how long the server may be frozen, 1 to 60 (default 1)", 1, 60                                    \
 	}
 
+#define OPT_LICENSE                                                                                                    \
+	{                                                                                                              \
+		"license", 0, OPT_STRING, AT(license), "none|byol|region",                                             \
+		    "of a system that is sold: your own, or the region's (default none)"                               \
+	}
+#define OPT_TRANSITION_CPUS                                                                                            \
+	{                                                                                                              \
+		"transition-cpus", 0, OPT_U64, AT(transition_cpus), "N",                                               \
+		    "processors of the machine that converts the copy, 1 to 32 (default 2)", 1, 32                     \
+	}
+#define OPT_TRANSITION_MEMORY                                                                                          \
+	{                                                                                                              \
+		"transition-memory", 0, OPT_U64, AT(transition_memory), "MIB",                                         \
+		    "its memory, 512 to 65536 (default 1024)", 512, 65536                                              \
+	}
+#define OPT_AT(text)                                                                                                   \
+	{                                                                                                              \
+		"at", 0, OPT_STRING, AT(at), "TIME", text                                                              \
+	}
+#define OPT_VALID_DAYS                                                                                                 \
+	{                                                                                                              \
+		"valid-days", 0, OPT_U64, AT(valid_days), "N",                                                         \
+		    "days until it expires if it doesn't run, 7 to 90 (default 30)", 7, 90                             \
+	}
+#define OPT_FILTER_NAME                                                                                                \
+	{                                                                                                              \
+		"name", 'n', OPT_STRING, AT(name), "NAME", "only these; 'web*' is every name that begins so"           \
+	}
+#define OPT_FILTER_TAG                                                                                                 \
+	{                                                                                                              \
+		"tag", 't', OPT_LIST, AT(tags), "KEY[=VALUE]", "only those with the tag; may be given again"           \
+	}
+#define OPT_FILTER_STATE                                                                                               \
+	{                                                                                                              \
+		"state", 0, OPT_STRING, AT(state), "STATE", "only those in this state"                                 \
+	}
+
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
+static const struct opt image_ls_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_QUIET, {0}};
+static const struct opt find_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_FILTER_STATE, OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
 static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
@@ -93,6 +132,14 @@ static const struct opt job_opts[] = {
     OPT_INTERVAL,
     OPT_MAX_IMAGES,
     {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
+    {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the job and its images; may be given again"},
+    OPT_LICENSE,
+    OPT_TRANSITION_CPUS,
+    OPT_TRANSITION_MEMORY,
+    OPT_VALID_DAYS,
+    {"client-token", 0, OPT_STRING, AT(client_token), "TEXT", "the same command with the same text makes one job only"},
+    {"template", 0, OPT_STRING, AT(template), "TEMPLATE", "make it by this template; other options go before"},
+    OPT_AT("start the job then: 2027-01-31T03:00, or +2h; in 10 minutes at the soonest"),
     {"start", 0, OPT_FLAG, AT(start), NULL, "start the job at once"},
     OPT_WATCH("start the job and watch it until it ends"),
     OPT_RETRY,
@@ -100,8 +147,45 @@ static const struct opt job_opts[] = {
 };
 
 static const struct opt set_opts[] = {
-    OPT_DESCRIPTION, OPT_IMAGE_NAME, OPT_COMPRESSION, OPT_RATE, OPT_MAX_FREEZE, OPT_INTERVAL, OPT_MAX_IMAGES, {0},
+    OPT_DESCRIPTION,
+    OPT_IMAGE_NAME,
+    OPT_COMPRESSION,
+    OPT_RATE,
+    OPT_MAX_FREEZE,
+    OPT_INTERVAL,
+    OPT_MAX_IMAGES,
+    OPT_LICENSE,
+    OPT_TRANSITION_CPUS,
+    OPT_TRANSITION_MEMORY,
+    OPT_VALID_DAYS,
+    OPT_AT("start the job then, or never by itself ('never')"),
+    {0},
 };
+
+static const struct opt template_opts[] = {
+    OPT_DESCRIPTION,
+    {"region", 0, OPT_STRING, AT(region), "ID", "where images are made (default local)"},
+    OPT_COMPRESSION,
+    OPT_RATE,
+    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
+    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
+    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
+    {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
+     "what to do with unreadable sectors (default fail)"},
+    OPT_MAX_FREEZE,
+    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},
+    OPT_INTERVAL,
+    OPT_MAX_IMAGES,
+    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
+    {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the jobs and their images; may be given again"},
+    OPT_LICENSE,
+    OPT_TRANSITION_CPUS,
+    OPT_TRANSITION_MEMORY,
+    OPT_VALID_DAYS,
+    {0},
+};
+
+static const struct opt group_opts[] = {OPT_DESCRIPTION, {0}};
 
 static const struct opt cutover_opts[] = {
     {"no-sync", 0, OPT_FLAG, AT(no_sync), NULL, "end with the last image, without another run"},
@@ -136,37 +220,60 @@ static const struct opt token_opts[] = {
     {0},
 };
 
+static const struct opt import_opts[] = {
+    {"start", 0, OPT_FLAG, AT(start), NULL, "start the jobs at once, but for those with a time"},
+    {"dry-run", 0, OPT_FLAG, AT(dry_run), NULL, "look up the names, and make nothing"},
+    {0},
+};
+
+static const struct opt audit_opts[] = {
+    {"who", 0, OPT_STRING, AT(who), "TOKEN", "only what was done with this token (its id)"},
+    {"action", 0, OPT_STRING, AT(action), "NAME", "only this, such as createJob"},
+    {"object", 0, OPT_STRING, AT(object), "ID", "only what was done to this"},
+    OPT_QUIET,
+    {0},
+};
+
 static const struct opt event_opts[] = {
     {"since", 0, OPT_U64, AT(since), "N", "begin after event N (default: with what happens now)", 0, INT64_MAX},
     OPT_RETRY,
     {0},
 };
 
-cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources_rm, cli_jobs_create, cli_jobs_start,
-    cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_rm, cli_jobs_run,
-    cli_jobs_cutover, cli_jobs_runs, cli_jobs_set, cli_images_ls, cli_images_show, cli_images_report, cli_images_rename,
-    cli_images_boot, cli_images_screenshot, cli_images_export, cli_images_rm, cli_exports_ls, cli_exports_rm,
-    cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm, cli_tokens_create, cli_tokens_ls, cli_tokens_rm,
-    cli_regions_ls, cli_regions_show, cli_events_follow, cli_version;
+cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources_tag, cli_sources_rm, cli_jobs_create,
+    cli_jobs_start, cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_tag,
+    cli_jobs_rm, cli_jobs_run, cli_jobs_cutover, cli_jobs_runs, cli_jobs_set, cli_images_ls, cli_images_show,
+    cli_images_report, cli_images_rename, cli_images_tag, cli_images_boot, cli_images_screenshot, cli_images_export,
+    cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
+    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_events_follow, cli_audit_ls,
+    cli_jobs_doctor, cli_jobs_import, cli_version, cli_templates_create, cli_templates_ls, cli_templates_show,
+    cli_templates_set, cli_templates_rename, cli_templates_rm, cli_workgroups_create, cli_workgroups_ls,
+    cli_workgroups_show, cli_workgroups_add, cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop,
+    cli_workgroups_tag, cli_workgroups_rename, cli_workgroups_rm;
 
 /* What completes operands. */
-#define SOURCES "replant sources ls --quiet"
-#define JOBS    "replant jobs ls --quiet"
-#define IMAGES  "replant images ls --quiet"
-#define EXPORTS "replant exports ls --quiet"
-#define CODES   "replant codes ls --quiet"
-#define TOKENS  "replant tokens ls --quiet"
-#define REGIONS "replant regions ls --quiet"
+#define SOURCES   "replant sources ls --quiet"
+#define JOBS      "replant jobs ls --quiet"
+#define IMAGES    "replant images ls --quiet"
+#define EXPORTS   "replant exports ls --quiet"
+#define CODES     "replant codes ls --quiet"
+#define TOKENS    "replant tokens ls --quiet"
+#define TEMPLATES "replant templates ls --quiet"
+#define GROUPS    "replant workgroups ls --quiet"
+#define REGIONS   "replant regions ls --quiet"
 
 static const struct opt_command commands[] = {
     {"sources ls", "", "list the servers that are enrolled",
-     "Examples:\n  replant sources ls\n  replant sources ls --json | jq -r '.items[].name'", ls_opts, 0, 0,
-     cli_sources_ls, NULL},
+     "Examples:\n  replant sources ls\n  replant sources ls --name 'web*' --tag wave=2\n"
+     "  replant sources ls --json | jq -r '.items[].name'",
+     find_opts, 0, 0, cli_sources_ls, NULL},
     {"sources show", "SOURCE", "show a server: its system, disks, and what hinders its migration",
      "SOURCE is a name, an id or the beginning of an id.\n\nExample:\n  replant sources show web-1", NULL, 1, 1,
      cli_sources_show, SOURCES},
     {"sources rename", "SOURCE NAME", "give a server another name",
      "Example:\n  replant sources rename web-1 shop-frontend", NULL, 2, 2, cli_sources_rename, SOURCES},
+    {"sources tag", "SOURCE KEY=VALUE|KEY-...", "label a server, or take labels away",
+     "Example:\n  replant sources tag web-1 env=production wave=2 old-", NULL, 2, -1, cli_sources_tag, SOURCES},
     {"sources rm", "SOURCE...", "forget servers; their agents stop being admitted",
      "Nothing is changed on the server itself.\n\nExample:\n  replant sources rm web-1 --yes", rm_opts, 1, -1,
      cli_sources_rm, SOURCES},
@@ -174,8 +281,14 @@ static const struct opt_command commands[] = {
     {"jobs create", "SOURCE", "make a migration job for a server",
      "Examples:\n  replant jobs create web-1 --watch\n"
      "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3\n"
-     "  replant jobs create web-1 --incremental --interval 12h --max-images 5 --start",
+     "  replant jobs create web-1 --incremental --interval 12h --max-images 5 --start\n"
+     "  replant jobs create web-1 --at 2027-01-31T03:00 --tag wave=2",
      job_opts, 1, 1, cli_jobs_create, SOURCES},
+    {"jobs import", "FILE", "make many jobs from a table (CSV), a line for each",
+     "The first line names the columns: source, name, description, image_name, region, template, tags (a=b;c=d), at,\n"
+     "valid_days, client_token, and parameters such as rate_mbit or incremental. What is empty isn't given.\n"
+     "Nothing is made before all lines make sense.\n\nExample:\n  replant jobs import wave-2.csv --dry-run",
+     import_opts, 1, 1, cli_jobs_import, NULL},
     {"jobs start", "JOB...", "start jobs, or let stopped and failed ones go on",
      "A job goes on from what it has; nothing is sent twice.\n\nExample:\n  replant jobs start web-1 --watch",
      start_opts, 1, -1, cli_jobs_start, JOBS},
@@ -197,15 +310,62 @@ static const struct opt_command commands[] = {
      "Interrupting the watch does nothing to the jobs.\n\nExamples:\n  replant jobs watch web-1\n"
      "  replant jobs watch web-1 && replant images export web-1 -f qcow2 -o web-1.qcow2",
      watch_opts, 0, -1, cli_jobs_watch, JOBS},
-    {"jobs ls", "", "list the jobs", "Example:\n  replant jobs ls", ls_opts, 0, 0, cli_jobs_ls, NULL},
+    {"jobs ls", "", "list the jobs", "Examples:\n  replant jobs ls\n  replant jobs ls --state in_error --tag wave=2",
+     find_opts, 0, 0, cli_jobs_ls, NULL},
     {"jobs show", "JOB", "show a job: stages, figures, errors and what to do about them",
      "Example:\n  replant jobs show web-1", NULL, 1, 1, cli_jobs_show, JOBS},
+    {"jobs doctor", "JOB", "say what is the matter with a job, and what to do about it",
+     "Exits with 1 when something is. docs/errors.md has a page for each code.\n\nExample:\n  replant jobs doctor "
+     "web-1",
+     NULL, 1, 1, cli_jobs_doctor, JOBS},
     {"jobs rename", "JOB NAME", "give a job another name", "Example:\n  replant jobs rename web-1 web-1-second-try",
      NULL, 2, 2, cli_jobs_rename, JOBS},
+    {"jobs tag", "JOB KEY=VALUE|KEY-...", "label a job, or take labels away",
+     "Its images get the labels it has when they are made.\n\nExample:\n  replant jobs tag web-1 wave=2", NULL, 2, -1,
+     cli_jobs_tag, JOBS},
     {"jobs rm", "JOB...", "remove jobs and what they left, but not their images",
      "Example:\n  replant jobs rm web-1 --yes", rm_opts, 1, -1, cli_jobs_rm, JOBS},
 
-    {"images ls", "", "list the images", "Example:\n  replant images ls", ls_opts, 0, 0, cli_images_ls, NULL},
+    {"templates create", "NAME", "make a template: what many jobs have in common",
+     "Example:\n  replant templates create night --rate 200 --incremental --interval 12h --tag wave=2", template_opts,
+     1, 1, cli_templates_create, NULL},
+    {"templates ls", "", "list the templates", "Example:\n  replant templates ls", ls_opts, 0, 0, cli_templates_ls,
+     NULL},
+    {"templates show", "TEMPLATE", "show what jobs get that are made by a template",
+     "Example:\n  replant templates show night", NULL, 1, 1, cli_templates_show, TEMPLATES},
+    {"templates set", "TEMPLATE", "change a template; jobs that were made by it stay as they are",
+     "Example:\n  replant templates set night --rate 400", template_opts, 1, 1, cli_templates_set, TEMPLATES},
+    {"templates rename", "TEMPLATE NAME", "give a template another name",
+     "Example:\n  replant templates rename night weekend", NULL, 2, 2, cli_templates_rename, TEMPLATES},
+    {"templates rm", "TEMPLATE...", "remove templates", "Example:\n  replant templates rm night --yes", rm_opts, 1, -1,
+     cli_templates_rm, TEMPLATES},
+
+    {"workgroups create", "NAME", "make a workgroup: servers that move together",
+     "Example:\n  replant workgroups create wave-2 --description 'the shop'", group_opts, 1, 1, cli_workgroups_create,
+     NULL},
+    {"workgroups ls", "", "list the workgroups, with status and warnings", "Example:\n  replant workgroups ls",
+     image_ls_opts, 0, 0, cli_workgroups_ls, NULL},
+    {"workgroups show", "WORKGROUP", "show a workgroup and its servers", "Example:\n  replant workgroups show wave-2",
+     NULL, 1, 1, cli_workgroups_show, GROUPS},
+    {"workgroups add", "WORKGROUP SOURCE...", "put servers into a workgroup",
+     "A server is in one workgroup at most.\n\nExample:\n  replant workgroups add wave-2 web-1 web-2", NULL, 2, -1,
+     cli_workgroups_add, GROUPS},
+    {"workgroups remove", "SOURCE...", "take servers out of their workgroups",
+     "Example:\n  replant workgroups remove web-1", NULL, 1, -1, cli_workgroups_remove, SOURCES},
+    {"workgroups start", "WORKGROUP", "start the jobs of all servers of a workgroup",
+     "Fails when one of them could not be started; the others are.\n\nExample:\n  replant workgroups start wave-2",
+     NULL, 1, 1, cli_workgroups_start, GROUPS},
+    {"workgroups stop", "WORKGROUP", "stop the jobs of all servers of a workgroup",
+     "Example:\n  replant workgroups stop wave-2", NULL, 1, 1, cli_workgroups_stop, GROUPS},
+    {"workgroups tag", "WORKGROUP KEY=VALUE|KEY-...", "label a workgroup, or take labels away",
+     "Example:\n  replant workgroups tag wave-2 hall=b", NULL, 2, -1, cli_workgroups_tag, GROUPS},
+    {"workgroups rename", "WORKGROUP NAME", "give a workgroup another name",
+     "Example:\n  replant workgroups rename wave-2 shop", NULL, 2, 2, cli_workgroups_rename, GROUPS},
+    {"workgroups rm", "WORKGROUP...", "remove workgroups that have no servers",
+     "Example:\n  replant workgroups rm wave-2 --yes", rm_opts, 1, -1, cli_workgroups_rm, GROUPS},
+
+    {"images ls", "", "list the images", "Examples:\n  replant images ls\n  replant images ls --name 'web*'",
+     image_ls_opts, 0, 0, cli_images_ls, NULL},
     {"images show", "IMAGE", "show an image: disks, what was verified, what conversion changed, the test boot",
      "Example:\n  replant images show web-1", NULL, 1, 1, cli_images_show, IMAGES},
     {"images report", "IMAGE", "show the whole report of an image, steps that changed nothing too",
@@ -214,6 +374,8 @@ static const struct opt_command commands[] = {
      NULL, 1, 1, cli_images_report, IMAGES},
     {"images rename", "IMAGE NAME", "give an image another name",
      "Example:\n  replant images rename web-1 web-1-golden", NULL, 2, 2, cli_images_rename, IMAGES},
+    {"images tag", "IMAGE KEY=VALUE|KEY-...", "label an image, or take labels away",
+     "Example:\n  replant images tag web-1 golden=yes", NULL, 2, -1, cli_images_tag, IMAGES},
     {"images boot", "IMAGE", "boot a throw-away copy of an image again, to see that it runs",
      "Example:\n  replant images boot web-1 --watch", boot_opts, 1, 1, cli_images_boot, IMAGES},
     {"images screenshot", "IMAGE", "fetch the picture of the screen that the test boot ended with",
@@ -249,6 +411,11 @@ static const struct opt_command commands[] = {
     {"tokens ls", "", "list the tokens", "Example:\n  replant tokens ls", ls_opts, 0, 0, cli_tokens_ls, NULL},
     {"tokens rm", "TOKEN...", "remove tokens; they are refused from now on",
      "Example:\n  replant tokens rm monitoring --yes", rm_opts, 1, -1, cli_tokens_rm, TOKENS},
+
+    {"audit ls", "", "list who changed what, or was refused, newest first",
+     "Examples:\n  replant audit ls --action deleteImage\n  replant audit ls --json | jq '.items[] | select(.status >= "
+     "400)'",
+     audit_opts, 0, 0, cli_audit_ls, NULL},
 
     {"regions ls", "", "list the places where images are made", "Example:\n  replant regions ls", ls_opts, 0, 0,
      cli_regions_ls, NULL},
@@ -312,6 +479,9 @@ int main(int argc, char **argv)
 			.connections = CLI_UNSET,
 			.max_images = CLI_UNSET,
 			.max_freeze = CLI_UNSET,
+			.valid_days = CLI_UNSET,
+			.transition_cpus = CLI_UNSET,
+			.transition_memory = CLI_UNSET,
 			.uses = CLI_UNSET,
 			.days = CLI_UNSET,
 			.disk = CLI_UNSET,
@@ -328,5 +498,6 @@ int main(int argc, char **argv)
 	}
 	r = opt_main(&program, &c, argc, argv);
 	curl_global_cleanup();
+	free(c.tags.v);
 	return r;
 }

@@ -11,7 +11,10 @@ const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_er
 					"waiting", "expired", "deleting", NULL};
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
 const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
+const char *const model_licenses[] = {"none", "byol", "region", NULL};
+const char *const model_executions[] = {"create_only", "migrate_now", "migrate_later", NULL};
 const char *const model_triggers[] = {"manual", "schedule", "cut_over", NULL};
+static const char *const model_record_roles[] = {"viewer", "operator", "admin", "", NULL};
 const char *const model_roles[] = {"viewer", "operator", "admin", NULL};
 const char *const model_export_states[] = {"running", "finished", "in_error", NULL};
 const char *const model_export_formats[] = {"qcow2", "raw", "vmdk", "vhdx", NULL};
@@ -45,9 +48,11 @@ static const struct model_field source_fields[] = {
     ROW(TEXT, agent_version),
     HIDDEN(TEXT, boot_id),
     HIDDEN(TEXT, secret_hash),
+    ROW(TEXT, workgroup),
     ROW(REAL, created),
     ROW(REAL, last_seen),
     ROW(JSON, inventory),
+    ROW(TAGS, tags),
     END,
 };
 #undef model_this
@@ -59,6 +64,7 @@ static const struct model_field job_fields[] = {
     ROW(TEXT, source),
     ROW(TEXT, region),
     ROW(TEXT, image_name),
+    ROW(TEXT, template),
     WORDS(state, model_job_states),
     WORDS(stage, model_job_stages),
     HIDDEN(TEXT, step_name),
@@ -67,6 +73,10 @@ static const struct model_field job_fields[] = {
     ROW(JSON, progress),
     ROW(JSON, stages),
     ROW(JSON, error),
+    ROW(TAGS, tags),
+    HIDDEN(TEXT, client_token),
+    HIDDEN(TEXT, client_digest),
+    ROW(UINT, valid_days),
     ROW(TEXT, image),
     HIDDEN(TEXT, image_pending),
     ROW(TEXT, run),
@@ -114,6 +124,7 @@ static const struct model_field image_fields[] = {
     ROW(JSON, boot),
     HIDDEN(TEXT, screenshot),
     ROW(BOOL, deleting),
+    ROW(TAGS, tags),
     END,
 };
 #undef model_this
@@ -132,6 +143,31 @@ static const struct model_field token_fields[] = {
 #define model_this model_region
 static const struct model_field region_fields[] = {
     ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, provider), ROW(REAL, created), HIDDEN(JSON, settings), END,
+};
+#undef model_this
+#define model_this model_template
+static const struct model_field template_fields[] = {
+    ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, description), ROW(REAL, created), ROW(JSON, job), END,
+};
+#undef model_this
+#define model_this model_workgroup
+static const struct model_field workgroup_fields[] = {
+    ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, description), ROW(REAL, created), ROW(TAGS, tags), END,
+};
+#undef model_this
+#define model_this model_record
+static const struct model_field record_fields[] = {
+    ROW(TEXT, id),
+    ROW(REAL, created),
+    ROW(TEXT, who),
+    ROW(TEXT, name),
+    WORDS(role, model_record_roles),
+    ROW(TEXT, address),
+    ROW(TEXT, action),
+    ROW(TEXT, object),
+    ROW(UINT, status),
+    ROW(TEXT, code),
+    END,
 };
 #undef model_this
 #define model_this model_export
@@ -157,9 +193,13 @@ const struct model_noun model_codes = {"code", "codes", sizeof(struct model_code
 const struct model_noun model_tokens = {"token", "tokens", sizeof(struct model_token), token_fields};
 const struct model_noun model_regions = {"region", "regions", sizeof(struct model_region), region_fields};
 const struct model_noun model_exports = {"export", "exports", sizeof(struct model_export), export_fields};
-const struct model_noun *const model_nouns[] = {&model_sources, &model_jobs,    &model_runs,
-						&model_images,  &model_codes,   &model_tokens,
-						&model_regions, &model_exports, NULL};
+const struct model_noun model_templates = {"template", "templates", sizeof(struct model_template), template_fields};
+const struct model_noun model_workgroups = {"workgroup", "workgroups", sizeof(struct model_workgroup),
+					    workgroup_fields};
+const struct model_noun model_records = {"record", "audit", sizeof(struct model_record), record_fields};
+const struct model_noun *const model_nouns[] = {&model_sources,   &model_jobs,       &model_runs,    &model_images,
+						&model_codes,     &model_tokens,     &model_regions, &model_exports,
+						&model_templates, &model_workgroups, &model_records, NULL};
 
 void model_release(const struct model_noun *n, void *obj)
 {
@@ -168,7 +208,7 @@ void model_release(const struct model_noun *n, void *obj)
 
 		if (f->kind == MODEL_TEXT || f->kind == MODEL_LINE)
 			free(*(char **)p);
-		else if (f->kind == MODEL_JSON)
+		else if (f->kind == MODEL_JSON || f->kind == MODEL_TAGS)
 			json_decref(*(json_t **)p);
 	}
 	memset(obj, 0, n->size);
@@ -221,6 +261,8 @@ static json_t *field_json(const struct model_field *f, const void *obj)
 		return *s ? json_string(s) : json_null();
 	case MODEL_JSON:
 		return *(json_t *const *)p ? json_incref(*(json_t *const *)p) : json_null();
+	case MODEL_TAGS:
+		return *(json_t *const *)p ? json_incref(*(json_t *const *)p) : json_object();
 	}
 	never("field kind");
 }

@@ -19,7 +19,11 @@ struct err;
 #define MODEL_DESCRIPTION_MAX 512u
 #define MODEL_INVENTORY_MAX   (4u << 20) /* bytes of JSON */
 #define MODEL_JSON_DEPTH      32u
-#define MODEL_JOB_DAYS        30u /* an unfinished job that isn't running expires so long after its last change */
+#define MODEL_DAY             86400.0
+#define MODEL_TIME_MAX        UINT64_C(253402300799) /* the end of the year 9999 */
+#define MODEL_JOB_GRACE       7u                     /* days that a job has at least after it did something */
+#define MODEL_TAGS_MAX        20u                    /* of one thing */
+#define MODEL_TAG_MAX         128u                   /* bytes of a key, and of a value */
 
 /* ---- words ---- */
 enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE };
@@ -35,15 +39,19 @@ enum model_job_state {
 	JOB_STATES, /* how many */
 };
 enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING, JOB_STAGES };
+enum model_license { LICENSE_NONE, LICENSE_BYOL, LICENSE_REGION };
+enum model_execution { CREATE_ONLY, MIGRATE_NOW, MIGRATE_LATER };
 enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
 enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
-enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN };
+enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN, MODEL_NO_ROLE };
 enum model_export_state { EXPORT_RUNNING, EXPORT_FINISHED, EXPORT_IN_ERROR };
 
 extern const char *const model_source_states[];
 extern const char *const model_job_states[];
 extern const char *const model_job_stages[]; /* JOB_NO_STAGE is "" and null in JSON */
 extern const char *const model_run_states[];
+extern const char *const model_executions[];
+extern const char *const model_licenses[];
 extern const char *const model_triggers[]; /* what began a run */
 extern const char *const model_roles[];
 extern const char *const model_export_states[];
@@ -52,19 +60,21 @@ extern const char *const model_read_errors[];
 
 /* ---- nouns ---- */
 struct model_source {
-	char *id, *name, *description, *hostname, *machine_id, *agent_version, *boot_id, *secret_hash;
+	char *id, *name, *description, *hostname, *machine_id, *agent_version, *boot_id, *secret_hash, *workgroup;
 	int state; /* enum model_source_state as last announced */
 	double created, last_seen;
-	json_t *inventory;
+	json_t *inventory, *tags;
 };
 
 struct model_job {
-	char *id, *name, *description, *source, *region, *image_name;
+	char *id, *name, *description, *source, *region, *image_name, *template;
 	int state, stage;
 	char *step_name, *step_text;
 	bool step_paced;                /* not a column: the two below are known */
 	double step_percent, step_left; /* left < 0: not known */
-	json_t *parameters, *progress, *stages, *error;
+	json_t *parameters, *progress, *stages, *error, *tags;
+	char *client_token, *client_digest; /* of the request that made it, should it come again */
+	uint64_t valid_days;
 	char *image, *image_pending; /* the id the image will have is fixed before it's made, so that a crash
 					makes no second */
 	char *run;
@@ -88,7 +98,7 @@ struct model_image {
 	char *id, *name, *description, *job, *source, *region, *screenshot;
 	bool deleting; /* its files go, or are gone */
 	double created;
-	json_t *manifest, *report, *boot;
+	json_t *manifest, *report, *boot, *tags;
 };
 
 struct model_code {
@@ -110,6 +120,28 @@ struct model_region {
 	json_t *settings;
 };
 
+/* Presets of a job's request, model_template_job[]. */
+struct model_template {
+	char *id, *name, *description;
+	double created;
+	json_t *job;
+};
+
+/* Sources that move together. */
+struct model_workgroup {
+	char *id, *name, *description;
+	double created;
+	json_t *tags;
+};
+
+/* One line of the audit log: what somebody did, or was refused. */
+struct model_record {
+	char *id, *who, *name, *address, *action, *object, *code; /* who: a token; name: its, then */
+	int role;                                                 /* MODEL_NO_ROLE: a source's */
+	uint64_t status;                                          /* of the answer */
+	double created;
+};
+
 struct model_export {
 	char *id, *image;
 	uint64_t disk, size;
@@ -127,6 +159,7 @@ enum model_kind {
 	MODEL_BOOL, /* bool */
 	MODEL_WORD, /* int, an index into words */
 	MODEL_JSON, /* json_t *, in a request borrowed; an object */
+	MODEL_TAGS, /* the same, of texts; NULL is an empty one */
 };
 
 struct model_field {
@@ -145,7 +178,7 @@ struct model_noun {
 };
 
 extern const struct model_noun model_sources, model_jobs, model_runs, model_images, model_codes, model_tokens,
-    model_regions, model_exports;
+    model_regions, model_exports, model_templates, model_workgroups, model_records;
 extern const struct model_noun *const model_nouns[]; /* all, NULL-terminated */
 
 /* Frees what `obj` (a struct of that noun) owns. */
@@ -177,6 +210,9 @@ MODEL_CLEANUP(code)
 MODEL_CLEANUP(token)
 MODEL_CLEANUP(region)
 MODEL_CLEANUP(export)
+MODEL_CLEANUP(template)
+MODEL_CLEANUP(record)
+MODEL_CLEANUP(workgroup)
 #undef MODEL_CLEANUP
 
 /* ---- requests ---- */
@@ -207,12 +243,17 @@ int model_check_json(const json_t *j, struct err *e);
 struct model_parameters {
 	uint64_t connections, compression, rate_mbit; /* compression: 11 is auto */
 	uint64_t max_freeze, interval_hours, max_images;
+	uint64_t transition_cpus, transition_memory;
 	bool checksum, test_boot, incremental;
-	int on_read_error;
+	int on_read_error, license;
 };
 extern const struct model_input model_parameters[];
+/* When the job ends, should it not run: that many days after it was made, but not at once after it did something. */
+double model_job_expiry(const struct model_job *job, double now);
 /* Does the job run again and again? */
 bool model_is_incremental(const struct model_job *job);
+/* May a system with this inventory ("os") have a licence of that kind? -EINVAL, with the rule. */
+int model_check_license(enum model_license license, const json_t *inventory, struct err *e);
 /* Those that may change while the job is sending. */
 bool model_parameter_is_live(const char *name);
 /* Those that say when the job runs and what stays: they may change until it is over. */
@@ -220,8 +261,10 @@ bool model_parameter_is_plan(const char *name);
 json_t *model_parameters_json(const struct model_parameters *p);
 
 struct model_job_request {
-	const char *source, *region, *name, *description, *image_name;
-	json_t *parameters;
+	const char *source, *region, *name, *description, *image_name, *client_token, *template;
+	json_t *parameters, *tags;
+	uint64_t start_at, valid_days;
+	int execution;
 };
 struct model_cut_over_request {
 	bool sync;
@@ -235,7 +278,16 @@ struct model_token_request {
 	int role;
 };
 struct model_rename_request {
+	const char *name, *description, *workgroup;
+	json_t *tags;
+};
+struct model_template_request {
 	const char *name, *description;
+	json_t *job;
+};
+struct model_workgroup_request {
+	const char *name, *description;
+	json_t *tags;
 };
 struct model_export_request {
 	int format;
@@ -259,9 +311,10 @@ struct model_error_request {
 	const char *code, *message;
 	bool temporary;
 };
-extern const struct model_input model_job_request[], model_job_patch[], model_cut_over_request[], model_code_request[],
-    model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[], model_sync_request[],
-    model_task_request[], model_error_request[];
+extern const struct model_input model_job_request[], model_job_patch[], model_template_job[], model_template_request[],
+    model_template_patch[], model_workgroup_request[], model_source_patch[], model_cut_over_request[],
+    model_code_request[], model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[],
+    model_sync_request[], model_task_request[], model_error_request[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);

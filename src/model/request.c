@@ -37,6 +37,11 @@
 #field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                             \
 	}
 
+#define TAGS(type, field, text)                                                                                        \
+	{                                                                                                              \
+#field, MODEL_TAGS, offsetof(struct type, field), false, 0, 0, 0, NULL, text                           \
+	}
+
 static const char *const model_levels[] = {"auto", NULL};
 
 const struct model_input model_parameters[] = {
@@ -52,6 +57,10 @@ const struct model_input model_parameters[] = {
     UINT(model_parameters, interval_hours, 1, 168, 24, "hours from the end of an incremental job's run to the next"),
     UINT(model_parameters, max_images, 1, 10, 3, "images of an incremental job that stay; the oldest unused ones go"),
     BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
+    WORD(model_parameters, license, false, LICENSE_NONE, model_licenses,
+	 "of an operating system that is sold: brought along (byol), or the region's; kept with the image"),
+    UINT(model_parameters, transition_cpus, 1, 32, 2, "processors of the machine that converts the copy"),
+    UINT(model_parameters, transition_memory, 512, 65536, 1024, "MiB of memory of that machine"),
     {0},
 };
 
@@ -63,6 +72,28 @@ bool model_parameter_is_live(const char *name)
 bool model_parameter_is_plan(const char *name)
 {
 	return strcmp(name, "interval_hours") == 0 || strcmp(name, "max_images") == 0;
+}
+
+int model_check_license(enum model_license license, const json_t *inventory, struct err *e)
+{
+	/* ID of os-release(5); an agent on Windows says "windows". */
+	static const char *const sold[] = {"windows", "rhel", "sles", "sles_sap", NULL};
+	const char *os = json_string_value(json_object_get(json_object_get(inventory, "os"), "id")) ?: "";
+
+	if (license == LICENSE_BYOL && model_word(sold, os) < 0)
+		return err_set(e, -EINVAL,
+			       "'byol' is for Windows, Red Hat and SUSE Enterprise systems; this one is '%.32s', use "
+			       "'none'",
+			       *os ? os : "unknown");
+	if (license == LICENSE_REGION && strcmp(os, "windows") != 0)
+		return err_set(e, -EINVAL, "only Windows can have the region's licence; this system is '%.32s'",
+			       *os ? os : "unknown");
+	return 0;
+}
+
+double model_job_expiry(const struct model_job *job, double now)
+{
+	return MAX(job->created + (double)job->valid_days * MODEL_DAY, now + MODEL_JOB_GRACE * MODEL_DAY);
 }
 
 bool model_is_incremental(const struct model_job *job)
@@ -77,6 +108,43 @@ const struct model_input model_job_request[] = {
     TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
     LINE(model_job_request, image_name, false, 1, MODEL_NAME_MAX, "name of the image to make"),
     JSON(model_job_request, parameters, false, "how the data is sent"),
+    TAGS(model_job_request, tags, "of the job and its images"),
+    LINE(model_job_request, template, false, 1, 47, "id of a template; what the request says itself goes before"),
+    LINE(model_job_request, client_token, false, 1, 64, "the same request with the same token makes no second job"),
+    WORD(model_job_request, execution, false, CREATE_ONLY, model_executions, "when it is to be started"),
+    UINT(model_job_request, start_at, 0, MODEL_TIME_MAX, 0, "time of the start, with migrate_later"),
+    UINT(model_job_request, valid_days, 7, 90, 30, "days from now until it expires when it isn't running"),
+    {0},
+};
+
+/* What may be the same for many sources. */
+const struct model_input model_template_job[] = {
+    LINE(model_job_request, region, false, 1, 47, "id of the region"),
+    TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    JSON(model_job_request, parameters, false, "how the data is sent"),
+    TAGS(model_job_request, tags, "of the job and its images"),
+    UINT(model_job_request, valid_days, 7, 90, 30, "days until it expires when it isn't running"),
+    {0},
+};
+
+const struct model_input model_template_request[] = {
+    LINE(model_template_request, name, true, 1, MODEL_NAME_MAX, "name of the template, no other's"),
+    TEXT(model_template_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    JSON(model_template_request, job, true, "what jobs get that are made by it"),
+    {0},
+};
+
+const struct model_input model_template_patch[] = {
+    LINE(model_template_request, name, false, 1, MODEL_NAME_MAX, "name of the template, no other's"),
+    TEXT(model_template_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    JSON(model_template_request, job, false, "what jobs get that are made by it from now on"),
+    {0},
+};
+
+const struct model_input model_workgroup_request[] = {
+    LINE(model_workgroup_request, name, true, 1, MODEL_NAME_MAX, "name of the workgroup, no other's"),
+    TEXT(model_workgroup_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    TAGS(model_workgroup_request, tags, "its labels"),
     {0},
 };
 
@@ -85,6 +153,10 @@ const struct model_input model_job_patch[] = {
     TEXT(model_job_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
     LINE(model_job_request, image_name, false, 1, MODEL_NAME_MAX, "name of the image to make"),
     JSON(model_job_request, parameters, false, "how the data is sent"),
+    TAGS(model_job_request, tags, "of the job and its images, instead of those it has"),
+    WORD(model_job_request, execution, false, CREATE_ONLY, model_executions, "when it is to be started"),
+    UINT(model_job_request, start_at, 0, MODEL_TIME_MAX, 0, "time of the start, with migrate_later"),
+    UINT(model_job_request, valid_days, 7, 90, 30, "days from its creation until it expires when it isn't running"),
     {0},
 };
 
@@ -109,6 +181,15 @@ const struct model_input model_token_request[] = {
 const struct model_input model_rename_request[] = {
     LINE(model_rename_request, name, false, 1, MODEL_NAME_MAX, "new name"),
     TEXT(model_rename_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    TAGS(model_rename_request, tags, "instead of those it has"),
+    {0},
+};
+
+const struct model_input model_source_patch[] = {
+    LINE(model_rename_request, name, false, 1, MODEL_NAME_MAX, "new name"),
+    TEXT(model_rename_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    LINE(model_rename_request, workgroup, false, 0, 47, "id of the workgroup it is in; empty: none"),
+    TAGS(model_rename_request, tags, "instead of those it has"),
     {0},
 };
 
@@ -162,6 +243,7 @@ static void input_default(const struct model_input *in, void *p)
 		*(const char **)p = NULL;
 		return;
 	case MODEL_JSON:
+	case MODEL_TAGS:
 		*(json_t **)p = NULL;
 		return;
 	case MODEL_UINT:
@@ -179,6 +261,14 @@ static void input_default(const struct model_input *in, void *p)
 	never("no request has such a field");
 }
 
+static bool text_has_control(const char *s, bool lines)
+{
+	for (const unsigned char *c = (const unsigned char *)s; *c; c++)
+		if ((*c < 0x20 || *c == 0x7f) && !(lines && (*c == '\n' || *c == '\t')))
+			return true;
+	return false;
+}
+
 static int input_text(const struct model_input *in, const json_t *body, void *p, struct err *e)
 {
 	const char *s = NULL;
@@ -189,9 +279,8 @@ static int input_text(const struct model_input *in, const json_t *body, void *p,
 	if (strlen(s) < in->min)
 		return err_set(e, -EINVAL, "'%s' must have at least %llu characters", in->name,
 			       (unsigned long long)in->min);
-	for (const unsigned char *c = (const unsigned char *)s; *c; c++)
-		if ((*c < 0x20 || *c == 0x7f) && (in->kind == MODEL_LINE || (*c != '\n' && *c != '\t')))
-			return err_set(e, -EINVAL, "'%s' contains a control character", in->name);
+	if (text_has_control(s, in->kind == MODEL_TEXT))
+		return err_set(e, -EINVAL, "'%s' contains a control character", in->name);
 	*(const char **)p = s;
 	return 0;
 }
@@ -226,6 +315,43 @@ static int input_level(const struct model_input *in, const json_t *v, uint64_t *
 	return 0;
 }
 
+/* '=' is what stands between key and value where both are one text. */
+static int check_tag(const struct model_input *in, const char *key, const json_t *value, struct err *e)
+{
+	const char *v = json_string_value(value);
+
+	if (!v)
+		return err_set(e, -EINVAL, "'%s': the value of '%.64s' must be a string", in->name, key);
+	if (!*key || strlen(key) > MODEL_TAG_MAX || json_string_length(value) > MODEL_TAG_MAX)
+		return err_set(e, -EINVAL, "'%s': a key has 1 to %u bytes and a value at most %u", in->name,
+			       MODEL_TAG_MAX, MODEL_TAG_MAX);
+	if (strchr(key, '=') || text_has_control(key, false) || text_has_control(v, false) ||
+	    strlen(v) != json_string_length(value))
+		return err_set(e, -EINVAL, "'%s': '%.64s' has a control character in it, or '=' in its key", in->name,
+			       key);
+	return 0;
+}
+
+static int check_tags(const struct model_input *in, const json_t *tags, struct err *e)
+{
+	const char *key;
+	json_t *value;
+
+	if (!json_is_object(tags))
+		return err_set(e, -EINVAL, "'%s' must be an object", in->name);
+	if (json_object_size(tags) > MODEL_TAGS_MAX)
+		return err_set(e, -EINVAL, "'%s' may have at most %u members, not %zu", in->name, MODEL_TAGS_MAX,
+			       json_object_size(tags));
+	json_object_foreach((json_t *)tags, key, value)
+	{
+		int r = check_tag(in, key, value, e);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
 static int input_value(const struct model_input *in, const json_t *body, void *p, struct err *e)
 {
 	json_t *v = json_object_get(body, in->name);
@@ -247,6 +373,9 @@ static int input_value(const struct model_input *in, const json_t *body, void *p
 			return err_set(e, -EINVAL, "'%s' must be an object", in->name);
 		*(json_t **)p = v;
 		return model_check_json(v, e);
+	case MODEL_TAGS:
+		*(json_t **)p = v;
+		return check_tags(in, v, e);
 	case MODEL_REAL:
 		break;
 	}

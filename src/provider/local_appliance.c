@@ -14,7 +14,8 @@
 #include "base/str.h"
 
 #define APPLIANCE_PORT          "org.replant.appliance.0"
-#define APPLIANCE_MEMORY        1024
+#define APPLIANCE_MEMORY        1024 /* MiB, when the request says nothing */
+#define APPLIANCE_CPUS          2
 #define APPLIANCE_SECONDS       (2 * 3600.0)
 #define APPLIANCE_BUILD_SECONDS "1800"
 #define APPLIANCE_APPEND        "root=/dev/vda console=ttyS0,115200 quiet panic=1"
@@ -144,15 +145,27 @@ static int appliance_finish(struct qemu *vm, struct err *e)
 	return r;
 }
 
-static int appliance_start(struct local *l, const char *run_dir, const char *appliance, char *const *disks, size_t n,
-			   struct qemu **ret, struct err *e)
+/* "machine" of the request: {"cpus":n,"memory_mib":n}. */
+static int appliance_size(const json_t *request, struct qemu_settings *s, struct err *e)
+{
+	const json_t *machine = json_object_get(request, "machine");
+	uint64_t cpus = APPLIANCE_CPUS, memory = APPLIANCE_MEMORY;
+	int r = machine ? jsn_get_u64(machine, "cpus", false, 1, 64, &cpus, e) : 0;
+
+	if (r == 0 && machine)
+		r = jsn_get_u64(machine, "memory_mib", false, 512, 1u << 20, &memory, e);
+	s->cpus = (unsigned)cpus;
+	s->memory_mib = (unsigned)memory;
+	return r;
+}
+
+static int appliance_start(struct local *l, const char *run_dir, const char *appliance, const json_t *request,
+			   char *const *disks, size_t n, struct qemu **ret, struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX + 2] = {0};
 	char serials[LOCAL_DISKS_MAX][32], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64],
 	    initrd[PATH_MAX + 64];
 	struct qemu_settings s = {.user = l->user,
-				  .memory_mib = APPLIANCE_MEMORY,
-				  .cpus = 2,
 				  .kernel = kernel,
 				  .initrd = initrd,
 				  .append = APPLIANCE_APPEND,
@@ -167,6 +180,8 @@ static int appliance_start(struct local *l, const char *run_dir, const char *app
 	snprintf(base, sizeof(base), "%s/root", appliance);
 	snprintf(kernel, sizeof(kernel), "%s/kernel", appliance);
 	snprintf(initrd, sizeof(initrd), "%s/initrd", appliance);
+	if (r == 0)
+		r = appliance_size(request, &s, e);
 	/* supermin's initrd wants to write to its root: each machine gets a layer of its own. */
 	if (r == 0)
 		r = local_overlay(l, root, base, "raw", e);
@@ -196,7 +211,7 @@ int local_appliance(struct local *l, const char *run, char *const *disks, size_t
 	if (r == 0)
 		r = local_fresh_dir(l, dir.s, e);
 	if (r == 0)
-		r = appliance_start(l, dir.s, appliance, disks, n, &vm, e);
+		r = appliance_start(l, dir.s, appliance, request, disks, n, &vm, e);
 	if (r == 0)
 		r = appliance_talk(vm, request, w, ret, e);
 	if (r == 0)

@@ -13,13 +13,15 @@
 #include "base/str.h"
 #include "base/util.h"
 
+#define AUDIT_TRIM_EVERY 1000u
+
 extern const struct embed_file store_schema[];
 
 struct sqlite_store {
 	struct store base;
 	sqlite3 *db;
-	pthread_mutex_t lock; /* recursive: held through a transaction */
-	uint64_t event_count; /* since the last trim */
+	pthread_mutex_t lock;              /* recursive: held through a transaction */
+	uint64_t event_count, audit_count; /* since the last trim */
 };
 
 static struct sqlite_store *own(struct store *s)
@@ -109,6 +111,7 @@ static int row_read_field(const struct model_field *f, sqlite3_stmt *st, int i, 
 		*(int *)p = w;
 		return 0;
 	case MODEL_JSON:
+	case MODEL_TAGS:
 		s = column_text(st, i);
 		if (!s)
 			return 0;
@@ -150,6 +153,7 @@ static int row_bind_field(const struct model_field *f, sqlite3_stmt *st, int i, 
 	case MODEL_WORD:
 		return sqlite3_bind_text(st, i, f->words[*(const int *)p], -1, SQLITE_STATIC);
 	case MODEL_JSON:
+	case MODEL_TAGS:
 		if (!*(json_t *const *)p)
 			return sqlite3_bind_null(st, i);
 		text = jsn_text(*(json_t *const *)p);
@@ -294,19 +298,34 @@ static int sq_remove(struct store *base, const struct model_noun *n, const char 
 static void add_filters(struct str *sql, const struct model_noun *n, const struct store_query *q)
 {
 	for (size_t i = 0; i < q->nfilters; i++) {
+		const struct store_filter *sf = &q->filters[i];
+		const char *column = sf->match == STORE_TAG ? "tags" : sf->column;
 		const struct model_field *f = n->fields;
+		size_t value = 2 * i + 1, key = 2 * i + 2;
 
-		while (f->name && strcmp(f->name, q->filters[i].column) != 0)
+		while (f->name && strcmp(f->name, column) != 0)
 			f++;
 		must(f->name);
-		str_addf(sql, "%s %s = ?%zu", i ? " AND" : " WHERE", f->name, i + 1);
+		str_add(sql, i ? " AND " : " WHERE ");
+		if (sf->match == STORE_TAG)
+			str_addf(
+			    sql,
+			    "EXISTS (SELECT 1 FROM json_each(tags) WHERE key = ?%zu AND value = ifnull(?%zu, value))",
+			    key, value);
+		else if (sf->match == STORE_PREFIX)
+			str_addf(sql, "substr(%s, 1, length(?%zu)) = ?%zu", f->name, value, value);
+		else
+			str_addf(sql, "%s = ?%zu", f->name, value);
 	}
 }
 
 static void bind_filters(sqlite3_stmt *st, const struct store_query *q)
 {
-	for (size_t i = 0; i < q->nfilters; i++)
-		sqlite3_bind_text(st, (int)i + 1, q->filters[i].value, -1, SQLITE_STATIC);
+	for (size_t i = 0; i < q->nfilters; i++) {
+		sqlite3_bind_text(st, (int)(2 * i) + 1, q->filters[i].value, -1, SQLITE_STATIC);
+		if (q->filters[i].match == STORE_TAG)
+			sqlite3_bind_text(st, (int)(2 * i) + 2, q->filters[i].column, -1, SQLITE_STATIC);
+	}
 }
 
 static int list_total(struct sqlite_store *s, const struct model_noun *n, const struct store_query *q,
@@ -419,6 +438,22 @@ static int sq_event_add(struct store *base, double now, const char *type, const 
 	return events_trim(s, e);
 }
 
+static int sq_audit_add(struct store *base, const struct model_record *record, struct err *e)
+{
+	struct sqlite_store *s = own(base);
+	char sql[128];
+	int r;
+
+	LOCKED(s);
+	r = sq_put(base, &model_records, record, e);
+	if (r < 0 || ++s->audit_count < AUDIT_TRIM_EVERY)
+		return r;
+	s->audit_count = 0;
+	snprintf(sql, sizeof(sql), "DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - %u",
+		 STORE_AUDIT_KEPT);
+	return db_exec(s, sql, e);
+}
+
 static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e)
 {
 	struct sqlite_store *s = own(base);
@@ -478,6 +513,7 @@ static const struct store_ops sqlite_ops = {
     .source_by_machine = sq_source_by_machine,
     .code_use = sq_code_use,
     .event_add = sq_event_add,
+    .audit_add = sq_audit_add,
     .events = sq_events,
     .event_range = sq_event_range,
     .close = sq_close,
@@ -551,6 +587,7 @@ int store_open_sqlite(const char *path, struct store **ret, struct err *e)
 	if (!s)
 		return err_nomem(e);
 	s->base.ops = &sqlite_ops;
+	s->audit_count = AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
 	pthread_mutexattr_init(&attr);
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&s->lock, &attr);

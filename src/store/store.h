@@ -17,12 +17,20 @@ struct err;
 struct store;
 
 #define STORE_EVENTS_KEPT 10000u /* older ones are dropped */
+#define STORE_AUDIT_KEPT  100000u
 #define STORE_EVENT_MAX   16384u /* bytes of an event's data; a bigger one has the id only */
 #define STORE_SECRET_HEX  65u    /* a hash as text, with its NUL */
+
+enum store_match {
+	STORE_EQUAL,
+	STORE_PREFIX,
+	STORE_TAG, /* `column` is a tag's key; value NULL: the tag is there at all */
+};
 
 struct store_filter {
 	const char *column; /* of the noun's fields; TEXT and WORD only */
 	const char *value;
+	enum store_match match;
 };
 
 struct store_query {
@@ -59,6 +67,7 @@ struct store_ops {
 
 	int (*event_add)(struct store *s, double now, const char *type, const char *data, uint64_t *ret_id,
 			 struct err *e);
+	int (*audit_add)(struct store *s, const struct model_record *record, struct err *e);
 	/* Events after `since`, oldest first. */
 	int (*events)(struct store *s, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e);
 	/* Ids of the oldest and newest kept event; both 0 when none is. */
@@ -103,5 +112,7 @@ int store_forget(struct store *s, const struct model_noun *n, const char *id, st
 
 /* ---- secrets ---- 256 random bits as 64 hex digits; kept as the hex SHA-256 of that text. */
 void store_secret_new(char ret_secret[STORE_SECRET_HEX], char ret_hash[STORE_SECRET_HEX]);
+/* What is kept of a text that need only be known again. */
+void store_digest(const char *text, char ret[STORE_SECRET_HEX]);
 /* In time that doesn't depend on where they differ. */
 bool store_secret_matches(const char *secret, const char *hash);

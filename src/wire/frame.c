@@ -185,7 +185,7 @@ static const struct {
     [WIRE_E_IO] = {"io", EREMOTEIO, false},
     [WIRE_E_MISMATCH] = {"mismatch", EILSEQ, false},
     [WIRE_E_TAKEN_OVER] = {"taken_over", EALREADY, false},
-    [WIRE_E_INTERNAL] = {"internal", ENOTRECOVERABLE, false},
+    [WIRE_E_INTERNAL] = {"internal", ENOMEM, true},
 };
 
 const char *wire_code_name(unsigned code)
@@ -212,7 +212,7 @@ unsigned wire_code_of(int errno_code)
 		return WIRE_E_PROTOCOL;
 	if (errno_code == -EDQUOT || errno_code == -EFBIG)
 		return WIRE_E_NO_SPACE;
-	return errno_code == -ENOMEM ? WIRE_E_INTERNAL : WIRE_E_IO;
+	return WIRE_E_IO;
 }
 
 uint32_t wire_put_error(unsigned code, const char *message, uint8_t *buf)

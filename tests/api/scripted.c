@@ -5,10 +5,13 @@
  * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
  * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells;
  * unlink.hold holds the center's
- * removals of exported files, but for as many of the first as it says.
+ * removals of exported files, but for as many of the first as it says; die.at kills the
+ * center at the Nth statement from then on by which the database is changed, before it is carried out.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sqlite3.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -252,6 +255,41 @@ static const struct provider_ops scripted_ops = {
     .close = s_close,
 };
 
+/* ---- a death at a chosen write (-Wl,--wrap) ---- */
+
+static void write_is_due(void)
+{
+	static atomic_int left; /* 0: not told yet */
+	_cleanup_free_ char *n = atomic_load(&left) ? NULL : script_read("die", "at");
+	int none = 0;
+
+	if (n)
+		atomic_compare_exchange_strong(&left, &none, atoi(n) + 1);
+	if (atomic_load(&left) && atomic_fetch_sub(&left, 1) == 2)
+		raise(SIGKILL);
+}
+
+int __real_sqlite3_step(sqlite3_stmt *st);
+int __wrap_sqlite3_step(sqlite3_stmt *st);
+int __wrap_sqlite3_step(sqlite3_stmt *st)
+{
+	if (!sqlite3_stmt_readonly(st))
+		write_is_due();
+	return __real_sqlite3_step(st);
+}
+
+int __real_sqlite3_exec(sqlite3 *db, const char *sql, int (*each)(void *, int, char **, char **), void *arg,
+			char **error);
+int __wrap_sqlite3_exec(sqlite3 *db, const char *sql, int (*each)(void *, int, char **, char **), void *arg,
+			char **error);
+int __wrap_sqlite3_exec(sqlite3 *db, const char *sql, int (*each)(void *, int, char **, char **), void *arg,
+			char **error)
+{
+	if (strcmp(sql, "COMMIT") == 0)
+		write_is_due();
+	return __real_sqlite3_exec(db, sql, each, arg, error);
+}
+
 static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e)
 {
 	static struct provider p = {.ops = &scripted_ops};
@@ -295,6 +333,7 @@ int main(int argc, char **argv)
 		s.source_absence = number("ABSENCE", 60);
 		s.hour = number("HOUR", 3600);
 		s.retry_pause = 0.05;
+		s.last_word = number("WORD", 0.2);
 		s.tick = 0.1;
 		s.renew_check = number("RENEW_CHECK", 0);
 		s.failures_per_minute = (unsigned)number("FAILURES", 100000);

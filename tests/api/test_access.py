@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import sqlite3
 import ssl
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from harness import Agent, wait_for
+from harness import TOP, Agent, wait_for
 
 
 def enroll(center, code, machine="m-access", **more):
@@ -184,8 +185,14 @@ def test_the_database_is_its_centers(fresh):
     center = fresh()
     with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
         last = db.execute("PRAGMA user_version").fetchone()[0]
-        db.execute("ALTER TABLE images DROP COLUMN deleting")
-        db.execute("ALTER TABLE sources ADD COLUMN deleting INTEGER NOT NULL DEFAULT 0")
+        # As an older one made it, with what a center can't do without.
+        kept = {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in ("tokens", "regions")}
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'").fetchall():
+            db.execute(f"DROP TABLE {name}")
+        for schema in ("001", "002"):
+            db.executescript((TOP / f"src/store/schema/{schema}.sql").read_text())
+        for name, rows in kept.items():
+            db.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
         db.execute("PRAGMA user_version = 2")
         db.commit()
         done = subprocess.run([center.program, "serve", center.state], env=center.env, capture_output=True, text=True)
@@ -217,3 +224,38 @@ def test_the_server_certificate_is_renewed_the_ca_stays(fresh):
     done = subprocess.run(["openssl", "x509", "-in", s / "server.pem", "-noout", "-checkend", str(300 * 86400)])
     assert done.returncode == 0
     assert subprocess.run(["openssl", "verify", "-x509_strict", "-CAfile", s / "ca.pem", s / "server.pem"], capture_output=True).returncode == 0
+
+
+def test_metrics(fresh):
+    """Each line is as the format says; figures are those of the API; a viewer may look, others may not."""
+    center = fresh()
+    agent = center.agent()
+    job = center.new_job(agent.source)
+    center.get("/v1/jobs/job-0000000000000000")
+    assert center.get("/metrics", token="").status == 401
+    got = center.get("/metrics", token=center.role_token("viewer"))
+    assert got.status == 200 and got.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    text, types, values = got.raw.decode(), {}, {}
+    assert text.endswith("\n")
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            assert re.fullmatch(r"# HELP [a-z_]+ \S.*", line), line
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split()
+            assert name not in types and kind in ("gauge", "counter", "histogram")
+            types[name] = kind
+        else:
+            match = re.fullmatch(r'([a-z_]+)(\{[a-z_]+="[^"\\\n]*"\})? (\d+(?:\.\d+)?)', line)
+            assert match, line
+            name = re.sub(r"_(bucket|sum|count)$", "", match[1]) if "duration" in match[1] else match[1]
+            assert name in types, f"{line}: a figure without a type"
+            assert types[name] != "counter" or name.endswith("_total")
+            values[match[1] + (match[2] or "")] = float(match[3])
+    assert values['replant_jobs{state="ready"}'] == 1 and values['replant_jobs{state="finished"}'] == 0
+    assert values['replant_sources{state="in_use"}'] == 1 and values["replant_images"] == 0
+    assert values['replant_http_answers_total{status="4xx"}'] == 2 and values['replant_http_answers_total{status="2xx"}'] >= 4
+    buckets = [v for k, v in values.items() if "_bucket" in k]
+    assert buckets == sorted(buckets) and buckets[-1] == values["replant_http_request_duration_seconds_count"] == sum(
+        v for k, v in values.items() if "answers_total" in k)
+    assert 1e6 < values["process_resident_memory_bytes"] < 1e9 and values['replant_region_free_bytes{region="local"}'] > 0
+    center.ok("DELETE", f"/v1/jobs/{job}")

@@ -1,8 +1,11 @@
 """`replant` against a real center whose provider is scripted and whose agents are played by the test."""
 
+import contextlib
+import csv
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -89,6 +92,151 @@ def test_a_migration(cli, center, agent, image):
     shown = cli.out("jobs", "show", "move")
     assert "Frozen             12 ms" in shown and image in shown and re.search(r"^  syncing ", shown, re.M)
     assert cli.out("images", "report", "moved").startswith("Report")
+
+
+def test_tags(cli, center, agent, image):
+    name = source_name(center, agent)
+    assert cli.out("sources", "tag", name, "env=prod", "wave=2", "note=a=b") == f"source {agent.source} has 3 tags\n"
+    assert cli.out("sources", "tag", name, "wave-", "none-") == f"source {agent.source} has 2 tags\n"
+    assert "Tags               env=prod, note=a=b\n" in cli.out("sources", "show", name)
+    assert cli.out("sources", "ls", "--tag", "env=prod", "--name", name[:-1] + "*", "--state", "available", "-q") == agent.source + "\n"
+    done = cli.run("sources", "ls", "--tag", "env=test")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "No sources match.\n")
+    for noun, item in (("jobs", "move"), ("images", "moved")):
+        cli.out(noun, "tag", item, "golden=yes")
+        assert json.loads(cli.out(noun, "ls", "-t", "golden", "--json"))["items"][0]["tags"] == {"golden": "yes"}
+        assert cli.out(noun, "ls", "-t", "golden", "-t", "golden=no", "-q") == ""
+        cli.out(noun, "tag", item, "golden-")
+    for bad in ("golden", "=x", "-", "a\x01=b", "k=" + "v" * 129):
+        done = cli.run("sources", "tag", name, bad)
+        assert done.returncode == 1 and done.stderr.startswith("replant: "), bad
+    assert cli.run("sources", "ls", "--state", "asleep").returncode == 1
+    cli.out("sources", "tag", name, "env-", "note-", "wave-")
+    assert center.ok("GET", f"/v1/sources/{agent.source}")["tags"] == {}
+
+
+def test_templates_and_workgroups(cli, center):
+    web, db = Agent(center), Agent(center)
+    assert "created: template-" in cli.out("templates", "create", "night", "--rate", "200", "--incremental", "--interval", "12h",
+                                           "--tag", "wave=2", "--description", "for the shop")
+    cli.out("templates", "set", "night", "--rate", "300", "--tag", "hall=b")
+    shown = cli.out("templates", "show", "night")
+    assert "rate mbit          300" in shown and "interval hours     12" in shown and "wave=2, hall=b" in shown and "for the shop" in shown
+    assert re.search(r"^night +local +", cli.out("templates", "ls"), re.M)
+    assert cli.run("templates", "create", "night").returncode == 1
+    assert "created: workgroup-" in cli.out("workgroups", "create", "wave-2", "--description", "the shop")
+    cli.out("workgroups", "add", "wave-2", web.source, db.source)
+    cli.out("jobs", "create", web.source, "--template", "night", "--rate", "5")
+    done = cli.run("workgroups", "start", "wave-2")
+    assert done.returncode == 1 and re.search(r"^job job-\S+ started$", done.stdout, re.M)
+    assert f"{db.source}: the source has no unfinished job" in done.stderr and "1 of 2 jobs were not started" in done.stderr
+    job = center.ok("GET", f"/v1/jobs?source={web.source}")["items"][0]
+    assert job["parameters"]["rate_mbit"] == 5 and job["parameters"]["interval_hours"] == 12 and job["tags"] == {"wave": "2", "hall": "b"}
+    web.wait_task()
+    assert re.search(r"^wave-2 +in progress +2 +1: no job", cli.out("workgroups", "ls"), re.M)
+    shown = cli.out("workgroups", "show", "wave-2")
+    assert "Warnings           1: no job" in shown and web.source in shown and db.source in shown
+    assert "stopped" in cli.run("workgroups", "stop", "wave-2").stdout
+    assert cli.run("workgroups", "rm", "wave-2", "--yes").returncode == 1
+    cli.out("workgroups", "tag", "wave-2", "hall=b")
+    assert cli.out("workgroups", "ls", "-t", "hall=b", "-q") == cli.out("workgroups", "ls", "-n", "wave*", "-q") != ""
+    cli.out("workgroups", "remove", web.source, db.source)
+    cli.out("workgroups", "rm", "wave-2", "--yes")
+    cli.out("templates", "rename", "night", "weekend")
+    cli.out("templates", "rm", "weekend", "--yes")
+    cli.out("jobs", "rm", job["id"], "--yes")
+
+
+def test_the_doctor(cli, center):
+    agent = Agent(center)
+    job = center.new_job(agent.source, name="ill")
+    done = cli.run("jobs", "doctor", "ill")
+    assert done.returncode == 1 and "was never started" in done.stdout and "Start it" in done.stdout
+    agent.sync()
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    task = agent.wait_task()
+    assert cli.run("jobs", "doctor", "ill").returncode == 0 and "nothing is wrong" in cli.out("jobs", "doctor", "ill")
+    agent.report(task["run"], progress={"phase": "compare", "mode": "tracked", "converges": False, "bottleneck": "link", "expected_freeze_seconds": 12.5})
+    wait_for("the news", lambda: "writes faster than is sent" in cli.run("jobs", "doctor", "ill").stdout)
+    agent.report(task["run"], "failed", error={"code": "read_error", "message": "sector 5 of \u202e/dev/sda can't be read", "temporary": False})
+    center.wait_job(job, "in_error")
+    center.play("capacity", "free", str(1 << 20))
+    done = cli.run("jobs", "doctor", "ill", "--json")
+    center.unplay("capacity", "free")
+    found = {f["code"]: f for f in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1 and set(found) == {"read_error", "no_space"} and "zero" in found["read_error"]["remedy"]
+    assert "sector 5" in found["read_error"]["text"] and "\u202e" not in found["read_error"]["text"]
+    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+        db.execute("DELETE FROM sources WHERE id = ?", (agent.source,))
+        db.commit()
+    assert "was removed from the center" in cli.run("jobs", "doctor", "ill").stdout
+    cli.out("jobs", "rm", "ill", "--yes")
+
+
+def test_jobs_from_a_table(cli, center, tmp_path):
+    agents = [Agent(center) for _ in range(4)]
+    cli.out("templates", "create", "bulk", "--compression", "2")
+    table = tmp_path / "wave.csv"
+
+    def write(*rows, **how):
+        with open(table, "w", newline="") as f:  # an independent writer of the format
+            csv.writer(f, **how).writerows(rows)
+        return table
+
+    head = ["source", "name", "tags", "template", "at", "rate_mbit", "incremental", "description"]
+    rows = [head, [agents[0].source, 'the "big", one', "wave=2;hall=b", "bulk", "", "200", "yes", "two\nlines"],
+            [agents[1].source, "later", "", "", "+2h", "", "no", ""], [agents[2].source, "plain", "", "", "", "", "", ""]]
+    assert cli.out("jobs", "import", write(*rows), "--dry-run") == "3 jobs would be made\n"
+    said = cli.out("jobs", "import", write(*rows, quoting=csv.QUOTE_ALL), "--start")
+    assert said.count("created and started: job-") == 2 and "job 'later' created, it starts by itself: job-" in said
+    jobs = {j["name"]: j for j in center.ok("GET", "/v1/jobs?limit=500")["items"]}
+    big = jobs['the "big", one']
+    assert (big["tags"], big["description"], big["state"]) == ({"wave": "2", "hall": "b"}, "two\nlines", "running")
+    assert (big["parameters"]["rate_mbit"], big["parameters"]["incremental"], big["parameters"]["compression"]) == (200, True, 2)
+    assert jobs["later"]["state"] == "ready" and abs(jobs["later"]["next_run"] - time.time() - 7200) < 60
+    # One that the center refuses doesn't hinder the others; one that makes no sense hinders all.
+    done = cli.run("jobs", "import", write(["source"], [agents[0].source], [agents[3].source]))
+    assert done.returncode == 1 and done.stdout.count("created: job-") == 1
+    assert "line 2: " in done.stderr and "already has job" in done.stderr and "1 of 2 jobs were not made" in done.stderr
+    before = center.ok("GET", "/v1/jobs")["total"]
+    for text, word in (("name\nx\n", "no column 'source'"), ("", "nothing in it"), ("source,name\nx\n", "line 2: there are 1 cells"),
+                       (f"source\n{agents[3].source}\nnobody\n", "line 3: there is no source 'nobody'"), ('source\n"x', "never closed"),
+                       (f"source,at\n{agents[3].source},soon\n", "line 2: 'soon' is no time"), ("source,name\n,x\n", "no source is named"),
+                       (f"source,tags\n{agents[3].source},x\n", "no tag such as"), ("source\na\0b\n", "NUL")):
+        table.write_text(text)
+        done = cli.run("jobs", "import", table)
+        assert done.returncode == 1 and word in done.stderr, (text, done)
+    table.write_text(f"source,nonsense\n{agents[3].source},1\n")
+    cli.out("jobs", "rm", center.ok("GET", f"/v1/jobs?source={agents[3].source}")["items"][0]["id"], "--yes")
+    wait_for("gone", lambda: center.ok("GET", "/v1/jobs")["total"] < before)
+    assert "'nonsense' is not known here" in cli.run("jobs", "import", table).stderr
+    assert cli.run("jobs", "import", tmp_path / "none").returncode == 1
+    cli.out("jobs", "stop", big["id"], jobs["plain"]["id"])
+    cli.out("jobs", "rm", *[j["id"] for j in jobs.values() if j["name"] in ('the "big", one', "later", "plain")], "--yes")
+
+
+def test_a_job_for_later(cli, center):
+    other = Agent(center)
+    made = cli.run("jobs", "create", other.source, "--name", "later", "--at", "2001-01-31T03:00+01:00")
+    assert made.returncode == 1 and "at least 10 minutes" in made.stderr
+    for at in ("tomorrow", "+", "+2w", "2027-13-01T00:00", "never2"):
+        done = cli.run("jobs", "create", other.source, "--at", at)
+        assert done.returncode == 2 and "is no time such as" in done.stderr, at
+    assert cli.run("jobs", "create", other.source, "--at", "+1h", "--start").returncode == 2
+    command = ["jobs", "create", other.source, "--name", "later", "--at", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600)),
+               "--tag", "wave=2", "--valid-days", "60", "--client-token", "only-once", "--transition-memory", "2048"]
+    assert "(it starts by itself)" in cli.out(*command)
+    job = center.job(cli.out("jobs", "ls", "--name", "later", "-q").strip())
+    assert abs(job["next_run"] - time.time() - 3600) < 60 and job["tags"] == {"wave": "2"} and job["valid_days"] == 60
+    assert json.loads(cli.out(*command, "--json"))["id"] == job["id"]
+    shown = cli.out("jobs", "show", "later")
+    assert "Starts             in 1 h" in shown.replace("in 59 min", "in 1 h").replace("in 60 min", "in 1 h") and "Tags               wave=2" in shown
+    cli.out("jobs", "set", "later", "--at", "never")
+    assert center.job(job["id"])["next_run"] is None
+    zone = subprocess.run(["date", "-d", "+3 hours", "+%Y-%m-%dT%H:%M"], text=True, capture_output=True, check=True).stdout.strip()
+    cli.out("jobs", "set", "later", "--at", zone)
+    assert abs(center.job(job["id"])["next_run"] - time.time() - 3 * 3600) < 120
+    cli.out("jobs", "rm", "later", "--yes")
 
 
 @pytest.mark.parametrize("noun", ["sources", "jobs", "images", "exports", "codes", "tokens", "regions"])

@@ -464,7 +464,7 @@ def complete(cli, line):
 def test_completion(cli):
     assert complete(cli, "replant ") >= {"sources", "jobs", "version"}
     assert complete(cli, "replant so") == {"sources"}
-    assert complete(cli, "replant sources ") == {"ls", "show", "rename", "rm"}
+    assert complete(cli, "replant sources ") == {"ls", "show", "rename", "rm", "tag"}
     assert complete(cli, "replant --server x sources r") == {"rename", "rm"}
     assert complete(cli, "replant sources ls --q") == {"--quiet"}
     assert complete(cli, "replant jobs create --no-") == {"--no-checksum", "--no-test-boot"}

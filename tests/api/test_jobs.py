@@ -1,6 +1,7 @@
 """Jobs from creation to the image, what is refused, and a center that is killed in each stage."""
 
 import contextlib
+import json
 import sqlite3
 import time
 
@@ -17,7 +18,9 @@ def test_a_job_from_start_to_image(center):
     assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
     assert row["parameters"] == {"connections": 8, "compression": "auto", "rate_mbit": 0, "checksum": True,
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
-                                 "incremental": False, "interval_hours": 24, "max_images": 3}
+                                 "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none",
+                                 "transition_cpus": 2, "transition_memory": 1024}
+    assert row["tags"] == {} and row["valid_days"] == 30
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
     assert center.ok("GET", f"/v1/sources/{agent.source}")["job"] == job
     assert center.call("POST", f"/v1/jobs/{job}/start", {}).status == 202
@@ -198,8 +201,16 @@ def test_a_temporary_failure_is_tried_again(center):
     center.play("receiving", "fail", "killed by signal 9")
     wait_for("a third run", lambda: len(center.calls("receive")) and center.job(job)["run"] != second)
     center.unplay("receiving", "fail")
-    agent.send_all()
-    row = center.wait_job(job)
+
+    def played():
+        task = agent.sync()["task"]  # of a run whose receiver is gone, for a moment
+        if task:
+            center.commit(task["run"])
+            agent.report(task["run"], "done")
+        return center.job(job)["state"] == "finished"
+
+    wait_for("the end", played)
+    row = center.job(job)
     assert [r["state"] for r in row["runs"]].count("done") == 1 and len(row["runs"]) >= 3
 
 
@@ -290,16 +301,184 @@ def test_a_receiver_that_needs_long_to_begin(fresh):
     assert len(center.calls("receive")) == 1
 
 
-def test_a_job_expires_after_its_last_change(fresh):
-    center = fresh()
-    job = center.new_job(center.agent().source)
+def test_why_the_sender_left_is_heard_behind_the_receivers_end(fresh):
+    """The receiver of an agent that gave up ends first, as for a broken line; the agent's word says that it is final."""
+    center = fresh(WORD=5)
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    task = agent.wait_task()
+    center.play("receiving", "fail", "the receiver ended with status 75")
+    time.sleep(0.3)
+    agent.report(task["run"], "failed", error={"code": "hook_failed", "message": "the hook says no", "temporary": False})
+    row = center.wait_job(job, "in_error")
+    assert row["error"]["code"] == "hook_failed" and len(center.calls("receive")) == 1
+    # One that says nothing is waited for no longer than that.
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    wait_for("another attempt", lambda: len(center.calls("receive")) > 2)
+    center.unplay("receiving", "fail")
+    center.call("DELETE", f"/v1/jobs/{job}")
+
+
+def edit(center, statement, *values):
+    """What else only time could do."""
     with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
-        db.execute("UPDATE jobs SET expires = created + 5")
+        db.execute(statement, values)
         db.commit()
+
+
+def test_a_job_expires_days_after_its_creation(fresh):
+    """But what did something lately has a week."""
+    center, day = fresh(HOUR=30), 86400
+    job = center.new_job(center.agent().source, valid_days=10)
+    row = center.job(job)
+    assert row["valid_days"] == 10 and abs(row["expires"] - row["created"] - 10 * day) < 1
+    row = center.ok("PATCH", f"/v1/jobs/{job}", {"valid_days": 90})
+    assert abs(row["expires"] - row["created"] - 90 * day) < 1
+    edit(center, "UPDATE jobs SET created = created - ?, expires = created", 88 * day)
     center.play("capacity", "fail", "no")
     center.ok("POST", f"/v1/jobs/{job}/start", {})
     row = center.wait_job(job, "in_error")
-    assert abs(row["expires"] - row["updated"] - 30 * 86400) < 1
+    assert abs(row["expires"] - row["updated"] - 7 * day) < 1
+    edit(center, "UPDATE jobs SET expires = 1")
+    wait_for("its end", lambda: center.job(job)["state"] == "expired")
+    assert center.call("PATCH", f"/v1/jobs/{job}", {"valid_days": 90}).code == "invalid_state"
+    edit(center, "UPDATE jobs SET expires = expires - ?", 7 * day + 1)
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
+    for days in (6, 91, -1, "10", 7.5):
+        assert center.post("/v1/jobs", {"source": "source-" + "0" * 16, "valid_days": days}).field == "valid_days"
+
+
+def test_a_job_that_starts_later(fresh):
+    center, now = fresh(), int(time.time())
+    agent = center.agent()
+    for body, word in (({"execution": "migrate_later"}, "at least 10 minutes"),
+                       ({"execution": "migrate_later", "start_at": now + 590}, "at least 10 minutes"),
+                       ({"execution": "migrate_later", "start_at": now + 30 * 86400 + 60}, "at most 30 days"),
+                       ({"execution": "migrate_later", "start_at": now + 20 * 86400, "valid_days": 7}, "expires before"),
+                       ({"start_at": now + 3600}, "migrate_later"), ({"execution": "migrate_now", "start_at": now + 3600}, "migrate_later")):
+        got = center.post("/v1/jobs", {"source": agent.source, **body})
+        assert (got.status, got.field) == (400, "start_at") and word in got.json["error"]["message"], got
+    assert center.ok("GET", "/v1/jobs")["total"] == 0
+    job = center.new_job(agent.source, execution="migrate_later", start_at=now + 3600)
+    assert center.job(job)["next_run"] == now + 3600
+    assert center.ok("PATCH", f"/v1/jobs/{job}", {"parameters": {"interval_hours": 2}})["next_run"] == now + 3600
+    assert center.ok("PATCH", f"/v1/jobs/{job}", {"execution": "create_only"})["next_run"] is None
+    assert center.call("PATCH", f"/v1/jobs/{job}", {"execution": "migrate_now"}).field == "execution"
+    later = {"execution": "migrate_later", "start_at": now + 7200}
+    assert center.ok("PATCH", f"/v1/jobs/{job}", later)["next_run"] == now + 7200
+    days = {"execution": "migrate_later", "start_at": now + 20 * 86400}
+    assert center.ok("PATCH", f"/v1/jobs/{job}", days)["next_run"] == days["start_at"]
+    assert center.call("PATCH", f"/v1/jobs/{job}", {"valid_days": 7}).field == "valid_days"
+    assert center.job(job)["valid_days"] == 30
+    center.restart()
+    edit(center, "UPDATE jobs SET next_run = ?", time.time() - 1)
+    agent.send_all()
+    row = center.wait_job(job)
+    assert row["trigger"] == "schedule" and row["next_run"] is None
+    assert center.call("PATCH", f"/v1/jobs/{job}", later).code == "invalid_state"
+
+
+def test_a_job_that_starts_at_once(center):
+    agent = center.agent()
+    made = center.post("/v1/jobs", {"source": agent.source, "execution": "migrate_now"})
+    assert (made.status, made.json["state"]) == (201, "running")
+    agent.send_all()
+    assert center.wait_job(made.json["id"])["trigger"] == "manual"
+
+
+def test_the_same_request_twice_makes_one_job(center):
+    agent, other = center.agent(), center.agent()
+    body = {"source": agent.source, "name": "once", "client_token": f"t-{agent.source}", "tags": {"b": "1", "a": "2"}}
+    first = center.post("/v1/jobs", body)
+    again = center.post("/v1/jobs", dict(reversed(body.items()), tags={"a": "2", "b": "1"}))
+    assert (first.status, again.status) == (201, 200) and first.json["id"] == again.json["id"]
+    assert "client_token" not in first.json and "client_digest" not in first.json
+    got = center.post("/v1/jobs", dict(body, source=other.source))
+    assert (got.status, got.code, got.field) == (409, "token_reused", "client_token") and first.json["id"] in got.raw.decode()
+    assert center.post("/v1/jobs", dict(body, client_token="x" * 65)).field == "client_token"
+    # In two hours from now is another time than before.
+    later = center.agent()
+    times = [center.post("/v1/jobs", {"source": later.source, "client_token": f"t-{later.source}", "execution": "migrate_later",
+                                      "start_at": int(time.time()) + 7200 + i}) for i in range(2)]
+    assert [t.status for t in times] == [201, 200] and times[0].json["id"] == times[1].json["id"]
+    # A job whose center died before it was started is started when it is asked for again.
+    at_once = center.agent()
+    now = {"source": at_once.source, "client_token": f"t-{at_once.source}", "execution": "migrate_now"}
+    made = center.post("/v1/jobs", now).json["id"]
+    at_once.wait_task()
+    center.ok("POST", f"/v1/jobs/{made}/stop", {})
+    assert center.post("/v1/jobs", now).json["state"] == "stopped"
+    edit(center, "UPDATE jobs SET state = 'ready', started = 0 WHERE id = ?", made)
+    assert (center.post("/v1/jobs", now).status, center.job(made)["state"]) == (200, "running")
+    at_once.wait_task()
+    center.ok("POST", f"/v1/jobs/{made}/stop", {})
+    # Also when the job has gone on meanwhile; when it is gone, the token is free.
+    center.ok("POST", f"/v1/jobs/{first.json['id']}/start", {})
+    assert center.post("/v1/jobs", body).json["state"] == "running"
+    agent.send_all()
+    center.wait_job(first.json["id"])
+    center.call("DELETE", f"/v1/jobs/{first.json['id']}")
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{first.json['id']}").status == 404)
+    assert center.post("/v1/jobs", body).status == 201
+
+
+def test_licenses(center):
+    free, sold = center.agent(), center.agent(inventory={"hostname": "r", "os": {"id": "rhel", "name": "Red Hat"}, "disks": []})
+    for source, license, ok in ((free, "none", True), (free, "byol", False), (free, "region", False),
+                                (sold, "byol", True), (sold, "region", False), (sold, "none", True)):
+        got = center.post("/v1/jobs", {"source": source.source, "parameters": {"license": license}})
+        assert got.status == (201 if ok else 400), got
+        if ok:
+            assert got.json["parameters"]["license"] == license
+            patched = center.call("PATCH", f"/v1/jobs/{got.json['id']}", {"parameters": {"license": "region"}})
+            assert (patched.status, patched.field) == (400, "parameters.license")
+            center.call("DELETE", f"/v1/jobs/{got.json['id']}")
+            wait_for("gone", lambda: center.get(f"/v1/jobs/{got.json['id']}").status == 404)
+        else:
+            assert got.field == "parameters.license"
+    job = center.started_job(sold.source, parameters={"license": "byol", "transition_cpus": 4, "transition_memory": 2048})
+    sold.send_all()
+    image = center.ok("GET", f"/v1/images/{center.wait_job(job)['image']}")
+    assert image["manifest"]["meta"]["license"] == "byol"
+    assert json.loads((center.script / "convert.given").read_text())["machine"] == {"cpus": 4, "memory_mib": 2048}
+
+
+def test_tags_and_what_is_found_by_them(fresh):
+    center = fresh()
+    web, db = center.agent(), center.agent()
+    for agent, name, tags in ((web, "web-1", {"env": "prod", "wave": "2"}), (db, "db_1", {"env": "test", "owner": ""})):
+        row = center.ok("PATCH", f"/v1/sources/{agent.source}", {"name": name, "tags": tags})
+        assert row["tags"] == tags and row["name"] == name
+
+    def found(query, noun="sources"):
+        page = center.ok("GET", f"/v1/{noun}?{query}")
+        assert page["total"] == len(page["items"])
+        return sorted(item["name"] for item in page["items"])
+
+    assert found("tag=env") == ["db_1", "web-1"] and found("tag=env=prod") == ["web-1"] and found("tag=owner=") == ["db_1"]
+    assert found("tag=env=prod&tag=wave=2") == ["web-1"] and found("tag=env=prod&tag=wave=3") == []
+    assert found("tag=env=PROD") == found("tag=Env=prod") == found("tag=") == found("tag=env%27--") == []
+    assert found("name=web-1") == ["web-1"] and found("name=web") == [] and found("name_prefix=web") == ["web-1"]
+    assert found("name_prefix=db_1") == ["db_1"] and found("name_prefix=db%251") == [] and found("name_prefix=") == ["db_1", "web-1"]
+    assert found("hostname_prefix=host&state=available") == ["db_1", "web-1"]
+    for query in ("state=available&state=in_use", "name=a&name=b", "&".join(f"tag=k{i}" for i in range(40))):
+        assert center.get(f"/v1/sources?{query}").code == "bad_parameter"
+    # A job's are its image's; then each goes its own way.
+    job = center.started_job(web.source, name="move", tags={"wave": "2", "\u00fc": "\u20ac\U0001f333"})
+    assert found("tag=%C3%BC=%E2%82%AC%F0%9F%8C%B3", "jobs") == ["move"]
+    web.send_all()
+    image = center.wait_job(job)["image"]
+    center.ok("PATCH", f"/v1/jobs/{job}", {"tags": {}})
+    assert found("tag=wave=2", "images") == ["move"] and found("tag=wave", "jobs") == []
+    center.ok("PATCH", f"/v1/images/{image}", {"tags": {"golden": "yes"}})
+    assert center.ok("GET", f"/v1/images/{image}")["tags"] == {"golden": "yes"} and found("tag=wave", "images") == []
+    for tags, word in (([], "object"), ({"a": 1}, "string"), ({"a": None}, "string"), ({"": "x"}, "1 to 128"),
+                       ({"k" * 129: "x"}, "1 to 128"), ({"k": "v" * 129}, "at most 128"), ({"a=b": "x"}, "'='"),
+                       ({"a\n": "x"}, "control"), ({"a": "\x7f"}, "control"),
+                       ({f"k{i}": "" for i in range(21)}, "at most 20")):
+        got = center.call("PATCH", f"/v1/images/{image}", {"tags": tags})
+        assert (got.status, got.field) == (400, "tags") and word in got.json["error"]["message"], (tags, got)
+    assert center.ok("GET", f"/v1/images/{image}")["tags"] == {"golden": "yes"}
 
 
 def test_long_names_are_cut_between_characters(center):

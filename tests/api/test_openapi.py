@@ -34,8 +34,13 @@ def ids(center, inventory):
     center.new_code(name="for the cellar")
     found = {"codes": center.ok("GET", "/v1/codes")["items"][0]["id"], "regions": "local"}
     center.role_token("viewer")
+    found["templates"] = center.ok("POST", "/v1/templates", {"name": "night", "job": {"parameters": {"rate_mbit": 5}, "tags": {"a": "b"}}})["id"]
+    found["workgroups"] = center.ok("POST", "/v1/workgroups", {"name": "wave"})["id"]
     agent = center.agent(inventory=dict(inventory, failed_units=["broken.service"]))
-    done = center.started_job(agent.source, image_name="web", description="the first")
+    center.ok("PATCH", f"/v1/sources/{agent.source}", {"workgroup": found["workgroups"]})
+    lonely = center.agent()
+    center.ok("PATCH", f"/v1/sources/{lonely.source}", {"workgroup": found["workgroups"]})
+    done = center.started_job(agent.source, image_name="web", description="the first", template=found["templates"])
     task = agent.wait_task()
     agent.report(task["run"], progress=RESULT["totals"])
     center.commit(task["run"])
