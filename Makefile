@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo demo-clean check bench lint asan tsan fuzz install clean format
+.PHONY: all help demo demo-clean play play-stop check bench lint asan tsan fuzz install clean format
 
 all: $(BUILD)/build.ninja ## build every program into build/
 	@meson compile -C $(BUILD)
@@ -24,6 +24,14 @@ demo: ## migrate a real (virtual) Debian server while it runs, and boot the imag
 
 demo-clean: ## stop what the demo left running and remove its files
 	@tools/demo clean
+
+play: ## start a center on loopback, with a source to try things with
+	@tools/deps demo
+	@$(MAKE) --no-print-directory all
+	@tools/play start
+
+play-stop: ## end it
+	@tools/play stop
 
 check: ## run the tests; T=PATTERN runs those whose name matches
 	@tools/deps test

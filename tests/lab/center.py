@@ -39,11 +39,12 @@ def open_folder():
 class Center:
     """Use with `with`, or start() and stop(). Guests of the laboratory reach it as https://10.0.2.2:PORT."""
 
-    def __init__(self, state, build=None, port=0, extra=()):
+    def __init__(self, state, build=None, port=0, extra=(), orphan=False, listen="0.0.0.0"):
+        """orphan: it goes on when this process ends."""
         self.build = pathlib.Path(build or os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build").resolve()
         self.state = pathlib.Path(state).resolve()
         self.port = port or free_port()
-        self.extra = list(extra)
+        self.extra, self.orphan, self.listen = list(extra), orphan, listen
         self.process = None
         self.log = self.state.parent / (self.state.name + ".log")
 
@@ -62,9 +63,9 @@ class Center:
         env = dict(os.environ, REPLANT_CACHE=center_cache(self.state.parent))
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", self.program("replantd"), "serve", "--state", str(self.state),
-                 "--listen", f"0.0.0.0:{self.port}", *self.extra],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+                [*([] if self.orphan else ["setpriv", "--pdeathsig", "TERM"]), self.program("replantd"), "serve",
+                 "--state", str(self.state), "--listen", f"{self.listen}:{self.port}", *self.extra],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=self.orphan)
         self.wait_up()
         return self
 
