@@ -449,7 +449,8 @@ static enum fate one_round(uint64_t seed)
 	memcpy(fresh.epoch, sh->epoch, sizeof(fresh.epoch));
 	*sh = fresh;
 	when = (int)(next_random(&seed) % 8);
-	if (when == 0) /* the tracking begins amidst writes */
+	/* The tracking begins amidst writes; not where enough of them have to be lost of both kinds. */
+	if (when == 0 && !opt.drop_submit && !opt.drop_complete)
 		writers = spawn(run_writers, next_random(&seed));
 	follower = spawn(run_follower, next_random(&seed));
 	while (!writers && sh->begun < (when == 1 ? 1 : 2) && !ended(&follower))
