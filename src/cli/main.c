@@ -115,23 +115,27 @@ static const struct opt watch_opts[] = {OPT_RETRY, {0}};
 static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
 static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
 
+/* What a job and a template can say about the copy. */
+#define OPTS_OF_JOBS                                                                                                   \
+	OPT_COMPRESSION, OPT_RATE,                                                                                     \
+	    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},     \
+	    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},                  \
+	    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},                        \
+	    {"on-read-error",   0,           OPT_STRING,                                                               \
+	     AT(on_read_error), "fail|zero", "what to do with unreadable sectors (default fail)"},                     \
+	    OPT_MAX_FREEZE,                                                                                            \
+	    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},      \
+	    OPT_INTERVAL, OPT_MAX_IMAGES,                                                                              \
+	{                                                                                                              \
+		"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"            \
+	}
+
 static const struct opt job_opts[] = {
     {"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
     OPT_DESCRIPTION,
     OPT_IMAGE_NAME,
     {"region", 0, OPT_STRING, AT(region), "ID", "where the image is made (default local)"},
-    OPT_COMPRESSION,
-    OPT_RATE,
-    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
-    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
-    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
-    {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
-     "what to do with unreadable sectors (default fail)"},
-    OPT_MAX_FREEZE,
-    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},
-    OPT_INTERVAL,
-    OPT_MAX_IMAGES,
-    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
+    OPTS_OF_JOBS,
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the job and its images; may be given again"},
     OPT_LICENSE,
     OPT_TRANSITION_CPUS,
@@ -165,18 +169,7 @@ static const struct opt set_opts[] = {
 static const struct opt template_opts[] = {
     OPT_DESCRIPTION,
     {"region", 0, OPT_STRING, AT(region), "ID", "where images are made (default local)"},
-    OPT_COMPRESSION,
-    OPT_RATE,
-    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},
-    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},
-    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},
-    {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero",
-     "what to do with unreadable sectors (default fail)"},
-    OPT_MAX_FREEZE,
-    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},
-    OPT_INTERVAL,
-    OPT_MAX_IMAGES,
-    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},
+    OPTS_OF_JOBS,
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the jobs and their images; may be given again"},
     OPT_LICENSE,
     OPT_TRANSITION_CPUS,
