@@ -158,7 +158,10 @@ int api_read_nothing(struct api_request *q)
 
 const char *api_query(struct api_request *q, const char *name)
 {
-	return MHD_lookup_connection_value(q->conn, MHD_GET_ARGUMENT_KIND, name);
+	for (size_t i = 0; i < q->nquery; i++)
+		if (strcmp(q->query[i].name, name) == 0)
+			return q->query[i].value;
+	return NULL;
 }
 
 int api_row(struct api_request *q, const struct model_noun *n, void *row)
@@ -226,19 +229,14 @@ static int filter_column(struct filters *f, const char *name, const char *value)
 }
 
 /* Those of the names in the route's list that aren't about the page: columns of the noun, COLUMN_prefix, tag. */
-static enum MHD_Result filter_add(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
+static int filter_add(struct filters *f, const char *name, const char *value)
 {
-	struct filters *f = arg;
-	int r;
-
 	if (strcmp(name, "limit") == 0 || strcmp(name, "offset") == 0)
-		return MHD_YES;
+		return 0;
 	if (!value || f->n == FILTERS_MAX)
-		r = api_refuse(f->q, 400, "bad_parameter", name,
-			       value ? "these are too many filters" : "'%s' has no value", name);
-	else
-		r = strcmp(name, "tag") == 0 ? filter_tag(f, value) : filter_column(f, name, value);
-	return r < 0 ? MHD_NO : MHD_YES;
+		return api_refuse(f->q, 400, "bad_parameter", name,
+				  value ? "these are too many filters" : "'%s' has no value", name);
+	return strcmp(name, "tag") == 0 ? filter_tag(f, value) : filter_column(f, name, value);
 }
 
 struct list {
@@ -275,9 +273,9 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
 	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0)
 		return -1;
-	MHD_get_connection_values(q->conn, MHD_GET_ARGUMENT_KIND, filter_add, &filters);
-	if (q->fault.status)
-		return -1;
+	for (size_t i = 0; i < q->nquery; i++)
+		if (filter_add(&filters, q->query[i].name, q->query[i].value) < 0)
+			return -1;
 	sq.nfilters = filters.n;
 	if (!items)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");

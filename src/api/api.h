@@ -56,12 +56,15 @@ struct api_engine {
 	json_t *(*region_info)(void *arg, const char *region);
 };
 
+#define API_ACCESS_KEY 32u
+
 struct api_settings {
 	struct store *store;
 	struct api_engine engine;
 	const char *address;             /* numeric */
 	uint16_t port;                   /* 0: any */
 	const char *key_pem, *chain_pem; /* of the start; needed no longer after it */
+	const unsigned char *access_key; /* API_ACCESS_KEY bytes: the secrets of access keys are made with it */
 	const char *ca_fingerprint;      /* SHA-256 of the CA certificate's DER, hex */
 	const char *public_url;          /* NULL: from the request's Host */
 	const char *programs;            /* directory that has replant-agent */

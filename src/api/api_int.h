@@ -23,11 +23,17 @@
 #define API_CONNECTIONS    1024u
 #define API_PER_ADDRESS    256u /* many sources may stand behind one address */
 #define API_IDLE_SECONDS   30u
+#define API_QUERY_MAX      26u
 
-enum api_access { API_PUBLIC, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
-enum api_body { API_NO_BODY, API_JSON, API_JSON_BIG };
+/* API_SIGNED: by an access key; the request says itself whose (rpc.c). */
+enum api_access { API_PUBLIC, API_SIGNED, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
+enum api_body { API_NO_BODY, API_JSON, API_JSON_BIG, API_FORM };
 
 struct api_request;
+/* A parameter of the query; borrowed. */
+struct api_pair {
+	const char *name, *value;
+};
 typedef int (*api_handler_fn)(struct api_request *q);
 
 struct api_route {
@@ -100,6 +106,8 @@ struct api_request {
 	char who_name[MODEL_NAME_MAX + 1];
 	int role;                   /* enum model_role, of a token */
 	struct model_source source; /* of an agent */
+	struct api_pair query[API_QUERY_MAX];
+	size_t nquery;
 	json_t *body;
 	struct api_fault fault;
 	/* the answer */
@@ -154,9 +162,18 @@ int api_list_audit(struct api_request *q);
 
 /* auth.c */
 int api_authenticate(struct api_request *q);
+/* May the role do what the route is for? */
+int api_allowed(struct api_request *q);
 bool api_token_split(const char *text, const char *noun, char id[ID_MAX], const char **ret_secret);
 /* Is the token still there? For streams that live long. */
 bool api_token_alive(struct api *a, const char *id);
+
+/* rpc.c */
+int api_rpc(struct api_request *q);
+/* The fault of a request to it as its callers expect that; false when out of memory. */
+bool api_rpc_refused(struct api_request *q);
+/* The secret that belongs to an access key, as text of 64 characters and a NUL. */
+int api_access_secret(const struct api *a, const char *key, char ret[STORE_SECRET_HEX]);
 
 /* stream.c */
 int api_get_events(struct api_request *q);

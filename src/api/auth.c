@@ -53,10 +53,23 @@ static int authenticate_agent(struct api_request *q, const char *text)
 	return 0;
 }
 
-static int authenticate_person(struct api_request *q, const char *text)
+int api_allowed(struct api_request *q)
 {
 	static const int needed[] = {
+	    [API_PUBLIC] = ROLE_VIEWER, [API_SIGNED] = MODEL_NO_ROLE,   [API_AGENT] = MODEL_NO_ROLE,
 	    [API_VIEWER] = ROLE_VIEWER, [API_OPERATOR] = ROLE_OPERATOR, [API_ADMIN] = ROLE_ADMIN};
+	int role = needed[q->route->access];
+
+	if (q->role >= role)
+		return 0;
+	if (role == MODEL_NO_ROLE)
+		return api_refuse(q, 403, "forbidden", NULL, "no role may do this");
+	return api_refuse(q, 403, "forbidden", NULL, "role '%s' may not do this; it takes '%s'", model_roles[q->role],
+			  model_roles[role]);
+}
+
+static int authenticate_person(struct api_request *q, const char *text)
+{
 	_cleanup_(model_token_release) struct model_token t = {0};
 	struct store *s = q->api->s.store;
 	const char *secret;
@@ -74,17 +87,14 @@ static int authenticate_person(struct api_request *q, const char *text)
 	snprintf(q->who, sizeof(q->who), "%s", id);
 	snprintf(q->who_name, sizeof(q->who_name), "%s", t.name);
 	q->role = t.role;
-	if (t.role < needed[q->route->access])
-		return api_refuse(q, 403, "forbidden", NULL, "role '%s' may not do this; it takes '%s'",
-				  model_roles[t.role], model_roles[needed[q->route->access]]);
-	return 0;
+	return api_allowed(q);
 }
 
 int api_authenticate(struct api_request *q)
 {
 	const char *text;
 
-	if (q->route->access == API_PUBLIC)
+	if (q->route->access == API_PUBLIC || q->route->access == API_SIGNED)
 		return 0;
 	text = bearer(q);
 	if (!text)

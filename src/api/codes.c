@@ -94,7 +94,8 @@ int api_post_code(struct api_request *q)
 	c.created = id_now();
 	c.expires = c.created + (double)in.valid_days * 86400;
 	code = str_printf("%s.%s.%s", id + strlen("code-"), secret, q->api->s.ca_fingerprint);
-	if (!code || model_set(&c.id, id) < 0 || model_set(&c.name, in.name) < 0 || model_set(&c.secret_hash, hash) < 0)
+	if (!code || model_set(&c.id, id) < 0 || model_set(&c.name, in.name) < 0 ||
+	    model_set(&c.description, in.description) < 0 || model_set(&c.secret_hash, hash) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	if (api_save(q, &model_codes, "created", &c) < 0)
 		return -1;
@@ -168,8 +169,11 @@ int api_post_token(struct api_request *q)
 	if (api_save(q, &model_tokens, NULL, &t) < 0)
 		return -1;
 	o = model_json(&model_tokens, &t, false, t.created);
-	if (o)
+	if (o && api_access_secret(q->api, id + strlen("token-"), secret) == 0) {
 		json_object_set_new(o, "token", json_string(text));
+		json_object_set_new(o, "access_key_id", json_string(id + strlen("token-")));
+		json_object_set_new(o, "access_key_secret", json_string(secret));
+	}
 	return api_answer(q, 201, o);
 }
 

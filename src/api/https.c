@@ -5,6 +5,7 @@
 
 #include "api/api_int.h"
 #include "base/util.h"
+#include "smc/smc.h"
 
 /* A refused request's body up to this size is read and dropped, so that the client gets to see the answer;
  * more of one that proved who it is. */
@@ -57,6 +58,8 @@ static enum MHD_Result respond(struct api_request *q)
 
 	api_count(q->api, q->status, id_now_mono() - q->started);
 	api_audit(q);
+	if (q->fault.status && q->route && q->route->access == API_SIGNED)
+		api_rpc_refused(q);
 	if (!q->response)
 		return queue_json(q);
 	res = MHD_queue_response(q->conn, (unsigned)q->status, q->response);
@@ -86,6 +89,8 @@ static size_t body_limit(const struct api_request *q)
 		return API_BODY_MAX_AGENT;
 	case API_JSON:
 		return API_BODY_MAX;
+	case API_FORM:
+		return SMC_BODY_MAX;
 	case API_NO_BODY:
 		break;
 	}
@@ -127,9 +132,18 @@ static enum MHD_Result check_parameter(void *cls, enum MHD_ValueKind kind, const
 		api_refuse(q, 400, "bad_parameter", NULL, "a query parameter contains a NUL character");
 		return MHD_NO;
 	}
-	for (const char *p = list; *p; p += strcspn(p, " "), p += strspn(p, " "))
-		if (strcspn(p, " ") == n && strncmp(p, key, n) == 0)
-			return MHD_YES;
+	if (strcmp(list, "*") == 0)
+		return MHD_YES;
+	for (const char *p = list; *p; p += strcspn(p, " "), p += strspn(p, " ")) {
+		if (strcspn(p, " ") != n || strncmp(p, key, n) != 0)
+			continue;
+		if (q->nquery == API_QUERY_MAX) {
+			api_refuse(q, 400, "bad_parameter", NULL, "these are too many query parameters");
+			return MHD_NO;
+		}
+		q->query[q->nquery++] = (struct api_pair){key, value};
+		return MHD_YES;
+	}
 	api_refuse(q, 400, "unknown_parameter", NULL, "query parameter '%.64s' is not known here", key);
 	return MHD_NO;
 }
@@ -144,8 +158,10 @@ static void check_head(struct api_request *q)
 	q->route = api_match(q->method, q->path, q->id, &allow);
 	if (!q->route)
 		refuse_unknown(q, &allow);
-	else if (q->route->handler == api_agent_enroll && api_limit_exceeded(q->api->limit, q->address))
-		api_refuse(q, 429, "too_many_failures", NULL, "too many wrong codes from this address; wait a minute");
+	else if ((q->route->handler == api_agent_enroll || q->route->access == API_SIGNED) &&
+		 api_limit_exceeded(q->api->limit, q->address))
+		api_refuse(q, 429, "too_many_failures", NULL,
+			   "too many wrong codes or signatures from this address; wait a minute");
 	else if (api_authenticate(q) == 0)
 		MHD_get_connection_values_n(q->conn, MHD_GET_ARGUMENT_KIND, check_parameter, q);
 	if (length && (str_u64(length, 0, UINT64_MAX, &n) < 0 || n > body_limit(q)))
@@ -266,7 +282,7 @@ static int parse_body(struct api_request *q)
 {
 	struct err e = {0};
 
-	if (q->route->body == API_NO_BODY)
+	if (q->route->body == API_NO_BODY || q->route->body == API_FORM)
 		return 0;
 	if (!q->raw.len) {
 		q->body = json_object(); /* a body whose members are all optional may be missing */

@@ -7,6 +7,8 @@
 #define FIND PAGE " name name_prefix tag"
 
 const struct api_route api_routes[] = {
+    {"GET", "/", API_SIGNED, API_NO_BODY, NULL, "*", "getRpc", api_rpc},
+    {"POST", "/", API_SIGNED, API_FORM, NULL, "*", "postRpc", api_rpc},
     {"GET", "/v1/version", API_PUBLIC, API_NO_BODY, NULL, NULL, "getVersion", api_get_version},
     {"GET", "/v1/openapi.json", API_PUBLIC, API_NO_BODY, NULL, NULL, "getOpenapi", api_get_openapi},
     {"GET", "/metrics", API_VIEWER, API_NO_BODY, NULL, NULL, "getMetrics", api_get_metrics},
@@ -50,10 +52,11 @@ const struct api_route api_routes[] = {
      "listSources", api_list_sources},
     {"GET", "/v1/sources/{id}", API_VIEWER, API_NO_BODY, "source", NULL, "getSource", api_get_source},
     {"PATCH", "/v1/sources/{id}", API_OPERATOR, API_JSON, "source", NULL, "updateSource", api_patch_source},
-    {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", NULL, "deleteSource", api_delete_source},
+    {"DELETE", "/v1/sources/{id}", API_OPERATOR, API_NO_BODY, "source", "force", "deleteSource", api_delete_source},
 
     {"POST", "/v1/jobs", API_OPERATOR, API_JSON, NULL, NULL, "createJob", api_post_job},
-    {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL, FIND " state source template", "listJobs", api_list_jobs},
+    {"GET", "/v1/jobs", API_VIEWER, API_NO_BODY, NULL,
+     FIND " state stage source region template image_name client_token", "listJobs", api_list_jobs},
     {"GET", "/v1/jobs/{id}", API_VIEWER, API_NO_BODY, "job", NULL, "getJob", api_get_job},
     {"PATCH", "/v1/jobs/{id}", API_OPERATOR, API_JSON, "job", NULL, "updateJob", api_patch_job},
     {"DELETE", "/v1/jobs/{id}", API_OPERATOR, API_NO_BODY, "job", NULL, "deleteJob", api_delete_job},
@@ -129,7 +132,7 @@ const struct api_route *api_match(const char *method, const char *path, char id[
 bool api_route_at(size_t i, const char **ret_method, const char **ret_pattern, const char **ret_name,
 		  const char **ret_access)
 {
-	static const char *const names[] = {"public", "agent", "viewer", "operator", "admin"};
+	static const char *const names[] = {"public", "signed", "agent", "viewer", "operator", "admin"};
 	const struct api_route *r = &api_routes[i];
 
 	if (!r->method)

@@ -79,12 +79,32 @@ static int remove_source(struct api_request *q, struct err *e)
 	return r < 0 ? r : store_announce_gone(s, &model_sources, q->id, id_now(), e);
 }
 
+/* ?force=true: its job goes first, as if that had been deleted. */
+static int remove_job(struct api_request *q)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	const struct api_engine *en = &q->api->s.engine;
+	struct store *s = q->api->s.store;
+	const char *force = api_query(q, "force");
+
+	if (!force || strcmp(force, "false") == 0)
+		return 0;
+	if (strcmp(force, "true") != 0)
+		return api_refuse(q, 400, "bad_parameter", "force", "'force' must be true or false, not '%.32s'",
+				  force);
+	if (s->ops->unfinished_job(s, q->id, &job, NULL) < 0)
+		return 0;
+	return en->job_event(en->arg, job.id, JOB_DELETE, &q->fault);
+}
+
 int api_delete_source(struct api_request *q)
 {
 	const struct api_engine *en = &q->api->s.engine;
 	struct store *s = q->api->s.store;
 	struct err e = {0};
 
+	if (remove_job(q) < 0)
+		return -1;
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
 	if (remove_source(q, &e) < 0) {

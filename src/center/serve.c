@@ -201,9 +201,34 @@ static void wait_for_signal(struct engine *en, char **chain, const sigset_t *set
 	log_info("ending (signal %d)", got);
 }
 
+/* The key that the secrets of access keys are made with; made when it isn't there. */
+static int read_access_key(const char *state, unsigned char ret[API_ACCESS_KEY], struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/access.key", state), *got = NULL;
+	size_t len = 0;
+	int r;
+
+	if (!path)
+		return err_nomem(e);
+	r = access(path, F_OK) < 0 && errno == ENOENT ? -ENOENT : io_read_file(path, 64, &got, &len, e);
+	if (r == -ENOENT) {
+		id_random(ret, API_ACCESS_KEY);
+		return io_write_file_atomic(path, ret, API_ACCESS_KEY, 0600, e);
+	}
+	if (r == 0 && len != API_ACCESS_KEY)
+		r = err_set(e, -EINVAL,
+			    "'%s' is damaged; remove it, and all access keys get other secrets (tokens stay)", path);
+	if (r == 0)
+		memcpy(ret, got, API_ACCESS_KEY);
+	if (got)
+		explicit_bzero(got, len);
+	return r;
+}
+
 static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set, struct err *e)
 {
 	_cleanup_free_ char *url = read_url(en->state);
+	unsigned char access_key[API_ACCESS_KEY];
 	char programs[4200];
 	struct api_settings as = {
 	    .store = en->store,
@@ -211,6 +236,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	    .address = en->listen,
 	    .key_pem = pki->key_pem,
 	    .chain_pem = pki->chain_pem,
+	    .access_key = access_key,
 	    .ca_fingerprint = pki->ca_fingerprint,
 	    .public_url = url,
 	    .programs = programs,
@@ -219,6 +245,8 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	};
 	int r = parse_listen(en->s.listen, en->listen, sizeof(en->listen), &as.port, e);
 
+	if (r == 0)
+		r = read_access_key(en->state, access_key, e);
 	if (r == 0)
 		r = find_program("replant-agent", "agent", programs, sizeof(programs), e);
 	if (r == 0)
@@ -235,6 +263,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	/* Jobs first, so that nobody is answered who would start another; their rows say where to go on. */
 	engine_stop(en);
 	api_stop(en->api);
+	explicit_bzero(access_key, sizeof(access_key));
 	return r;
 }
 

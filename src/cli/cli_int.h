@@ -32,7 +32,7 @@ struct cli {
 	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
 	bool json;
 	/* of some */
-	bool yes, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run;
+	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
 	const char *at, *license, *client_token, *state, *template, *who, *action, *object;
 	struct opt_list tags;

@@ -349,7 +349,7 @@ static int noun_rm_one(struct cli *c, const struct cli_noun *n, const char *word
 	int x = c->yes ? 0 : noun_confirm(c, n, word, e);
 
 	if (x == 0)
-		x = cli_item(c, n, word, "DELETE", "", NULL, &id, &r, e);
+		x = cli_item(c, n, word, "DELETE", c->force ? "?force=true" : "", NULL, &id, &r, e);
 	if (id && (x == 0 || c->json))
 		cli_done(c, &r, "%s %s %s", n->noun, id,
 			 strcmp(get_str(r.json, "state"), "deleting") == 0 ? "is being removed" : "removed");

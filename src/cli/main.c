@@ -111,6 +111,8 @@ static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt image_ls_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_QUIET, {0}};
 static const struct opt find_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_FILTER_STATE, OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
+static const struct opt rm_source_opts[] = {
+    OPT_YES, {"force", 'f', OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
 static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
 static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
@@ -268,7 +270,7 @@ static const struct opt_command commands[] = {
     {"sources tag", "SOURCE KEY=VALUE|KEY-...", "label a server, or take labels away",
      "Example:\n  replant sources tag web-1 env=production wave=2 old-", NULL, 2, -1, cli_sources_tag, SOURCES},
     {"sources rm", "SOURCE...", "forget servers; their agents stop being admitted",
-     "Nothing is changed on the server itself.\n\nExample:\n  replant sources rm web-1 --yes", rm_opts, 1, -1,
+     "Nothing is changed on the server itself.\n\nExample:\n  replant sources rm web-1 --yes", rm_source_opts, 1, -1,
      cli_sources_rm, SOURCES},
 
     {"jobs create", "SOURCE", "make a migration job for a server",

@@ -130,9 +130,8 @@ static const struct model_field image_fields[] = {
 #undef model_this
 #define model_this model_code
 static const struct model_field code_fields[] = {
-    ROW(TEXT, id),      ROW(TEXT, name),           ROW(UINT, uses),
-    ROW(UINT, used),    ROW(REAL, created),        ROW(REAL, expires),
-    ROW(BOOL, revoked), HIDDEN(TEXT, secret_hash), END,
+    ROW(TEXT, id),      ROW(TEXT, name),    ROW(TEXT, description), ROW(UINT, uses),           ROW(UINT, used),
+    ROW(REAL, created), ROW(REAL, expires), ROW(BOOL, revoked),     HIDDEN(TEXT, secret_hash), END,
 };
 #undef model_this
 #define model_this model_token

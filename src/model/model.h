@@ -102,7 +102,7 @@ struct model_image {
 };
 
 struct model_code {
-	char *id, *name, *secret_hash;
+	char *id, *name, *description, *secret_hash;
 	uint64_t uses, used;
 	double created, expires;
 	bool revoked;
@@ -270,7 +270,7 @@ struct model_cut_over_request {
 	bool sync;
 };
 struct model_code_request {
-	const char *name;
+	const char *name, *description;
 	uint64_t uses, valid_days;
 };
 struct model_token_request {

@@ -167,6 +167,7 @@ const struct model_input model_cut_over_request[] = {
 
 const struct model_input model_code_request[] = {
     LINE(model_code_request, name, false, 1, MODEL_NAME_MAX, "what the code is for"),
+    TEXT(model_code_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
     UINT(model_code_request, uses, 1, 1000, 100, "how many sources may enrol with it"),
     UINT(model_code_request, valid_days, 1, 90, 30, "days until it expires"),
     {0},

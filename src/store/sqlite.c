@@ -454,6 +454,29 @@ static int sq_audit_add(struct store *base, const struct model_record *record, s
 	return db_exec(s, sql, e);
 }
 
+static int sq_nonce_use(struct store *base, const char *nonce, double now, double expires, struct err *e)
+{
+	struct sqlite_store *s = own(base);
+	_cleanup_stmt_ sqlite3_stmt *old = NULL, *st = NULL;
+	int r;
+
+	LOCKED(s);
+	r = db_prepare(s, "DELETE FROM nonces WHERE expires < ?1", &old, e);
+	if (r < 0)
+		return r;
+	sqlite3_bind_double(old, 1, now);
+	r = db_step(s, old, e);
+	if (r < 0)
+		return r;
+	r = db_prepare(s, "INSERT INTO nonces (nonce, expires) VALUES (?1, ?2)", &st, e);
+	if (r < 0)
+		return r;
+	sqlite3_bind_text(st, 1, nonce, -1, SQLITE_STATIC);
+	sqlite3_bind_double(st, 2, expires);
+	r = db_step(s, st, e);
+	return r < 0 ? r : 0;
+}
+
 static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e)
 {
 	struct sqlite_store *s = own(base);
@@ -514,6 +537,7 @@ static const struct store_ops sqlite_ops = {
     .code_use = sq_code_use,
     .event_add = sq_event_add,
     .audit_add = sq_audit_add,
+    .nonce_use = sq_nonce_use,
     .events = sq_events,
     .event_range = sq_event_range,
     .close = sq_close,

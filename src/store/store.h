@@ -68,6 +68,8 @@ struct store_ops {
 	int (*event_add)(struct store *s, double now, const char *type, const char *data, uint64_t *ret_id,
 			 struct err *e);
 	int (*audit_add)(struct store *s, const struct model_record *record, struct err *e);
+	/* Remembers it until `expires`, and forgets what has expired; -EEXIST: it is remembered already. */
+	int (*nonce_use)(struct store *s, const char *nonce, double now, double expires, struct err *e);
 	/* Events after `since`, oldest first. */
 	int (*events)(struct store *s, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e);
 	/* Ids of the oldest and newest kept event; both 0 when none is. */

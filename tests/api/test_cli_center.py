@@ -401,7 +401,9 @@ def test_stop_ends_the_watch(fresh):
     assert done.returncode == 2
     cli.out("jobs", "rm", job, "--yes")
     wait_for("gone", lambda: cli.out("jobs", "ls", "-q") == "")
-    cli.out("sources", "rm", agent.source, "--yes")
+    center.new_job(agent.source)
+    assert cli.run("sources", "rm", agent.source, "--yes").returncode == 1
+    cli.out("sources", "rm", agent.source, "--yes", "--force")
     assert cli.out("sources", "ls", "-q") == ""
 
 

@@ -75,7 +75,7 @@ def answer_schema(path):
     return kind, content["schema"]
 
 
-@pytest.mark.parametrize("path", [path for path, methods in schema.DOCUMENT["paths"].items() if "get" in methods])
+@pytest.mark.parametrize("path", [path for path, methods in schema.DOCUMENT["paths"].items() if methods.get("get", {}).get("x-role", "signed") != "signed"])
 def test_every_answer(center, ids, path):
     kind, wanted = answer_schema(path)
     if kind == "text/event-stream":

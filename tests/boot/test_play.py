@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from tests.lab import build, cache, servers
+from tests.smc import clients
 
 pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
@@ -24,6 +25,19 @@ def in_play(command):
     done = subprocess.run(["bash", "-c", f". {shlex.quote(str(PLAY / 'env'))}; {command}"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def whole_migration(kind):
+    """By a client that somebody else wrote: copy, conversion, boot, cut-over."""
+    env = dict(line.removeprefix("export ").split("=", 1) for line in (PLAY / "env").read_text().splitlines())
+    modules = clients.modules(os.environ.get("REPLANT_CACHE") or cache.SOURCE / "build" / "cache")
+    drive = clients.Drive(modules, kind, "web-1", env["SMC_ENDPOINT"], env["SMC_ACCESS_KEY_ID"], env["SMC_ACCESS_KEY_SECRET"],
+                          env["NODE_EXTRA_CA_CERTS"])
+    told = {step["step"]: step for step in drive.steps()}
+    status, said = drive.end()
+    assert status == 0, said
+    image = json.loads(in_play("replant images show --json image-" + told["finished"]["finished"]["ImageId"].removeprefix("m-")))
+    assert image["verified"], image["boot"]
 
 
 @pytest.mark.skipif(BUILD.resolve() != (cache.SOURCE / "build").resolve(), reason="it starts the programs of build/")
@@ -41,6 +55,10 @@ def test_play():
         copied = json.loads(in_play(f"for i in $(seq 600); do replant jobs show {job} --json; sleep 0.2; done "
                                     "| jq -c --unbuffered 'select(.stage == \"processing\" or .state != \"running\")' | head -1"))
         assert copied["error"] is None and copied["progress"]["bytes_read"] > 100 << 20, copied
+        if os.environ.get("REPLANT_LONG"):
+            in_play(f"replant jobs stop {job} --json || true; for i in $(seq 600); do replant jobs rm -y {job} && break; sleep 1; done")
+            for kind in ("pop", "openapi"):
+                whole_migration(kind)
         again = play("start")
         assert again.returncode == 0 and json.loads(in_play("replant sources ls --json"))["items"][0]["id"] == source["id"]
     finally:
