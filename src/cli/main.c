@@ -112,7 +112,7 @@ static const struct opt image_ls_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_
 static const struct opt find_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_FILTER_STATE, OPT_QUIET, {0}};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt rm_source_opts[] = {
-    OPT_YES, {"force", 'f', OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
+    OPT_YES, {"force", 0, OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
 static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
 static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
