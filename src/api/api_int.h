@@ -193,6 +193,7 @@ int api_list_tokens(struct api_request *q);
 int api_delete_token(struct api_request *q);
 int api_list_regions(struct api_request *q);
 int api_get_region(struct api_request *q);
+int api_patch_region(struct api_request *q);
 int api_post_template(struct api_request *q);
 int api_list_templates(struct api_request *q);
 int api_get_template(struct api_request *q);

@@ -28,6 +28,7 @@ const struct api_route api_routes[] = {
 
     {"GET", "/v1/regions", API_VIEWER, API_NO_BODY, NULL, PAGE, "listRegions", api_list_regions},
     {"GET", "/v1/regions/{id}", API_VIEWER, API_NO_BODY, "region", NULL, "getRegion", api_get_region},
+    {"PATCH", "/v1/regions/{id}", API_ADMIN, API_JSON, "region", NULL, "updateRegion", api_patch_region},
 
     {"POST", "/v1/templates", API_OPERATOR, API_JSON, NULL, NULL, "createTemplate", api_post_template},
     {"GET", "/v1/templates", API_VIEWER, API_NO_BODY, NULL, PAGE " name name_prefix", "listTemplates",

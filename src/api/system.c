@@ -1,4 +1,4 @@
-/* What the center says about itself: version, document, the agent's program, regions. */
+/* What the center says about itself: version, document, the agent's program. */
 #include <fcntl.h>
 #include <string.h>
 
@@ -36,24 +36,4 @@ int api_get_agent(struct api_request *q)
 				  "this center has no agent program; install replant-agent "
 				  "beside replantd");
 	return api_answer_fd(q, fd, "application/octet-stream", "replant-agent");
-}
-
-int api_list_regions(struct api_request *q)
-{
-	return api_list(q, &model_regions, NULL);
-}
-
-int api_get_region(struct api_request *q)
-{
-	_cleanup_(model_region_release) struct model_region r = {0};
-	const struct api_engine *en = &q->api->s.engine;
-	json_t *o, *info;
-
-	if (api_row(q, &model_regions, &r) < 0)
-		return -1;
-	o = model_json(&model_regions, &r, false, id_now());
-	info = en->region_info(en->arg, r.id);
-	if (o)
-		json_object_set_new(o, "capacity", info ? info : json_null());
-	return api_answer(q, 200, o);
 }

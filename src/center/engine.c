@@ -348,8 +348,8 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 /* What leaves the lock is a copy: a value that two threads hold may change under one of them. */
 static json_t *task_json(const struct live *l)
 {
-	return json_pack("{s:s, s:s, s:s, s:n, s:i, s:s, s:n, s:o}", "job", l->job, "run", l->run, "action", "send",
-			 "host", "port", (int)l->port, "psk", l->psk, "disks", "parameters",
+	return json_pack("{s:s, s:s, s:s, s:s?, s:i, s:s, s:n, s:o}", "job", l->job, "run", l->run, "action", "send",
+			 "host", *l->host ? l->host : NULL, "port", (int)l->port, "psk", l->psk, "disks", "parameters",
 			 json_deep_copy(l->parameters));
 }
 

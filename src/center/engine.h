@@ -51,7 +51,7 @@ struct live {
 	double saved; /* monotonic, when progress last went to the store */
 	uint64_t tick;
 	/* the run's offer to the agent; port 0: nothing to send yet */
-	char run[ID_MAX], psk[65];
+	char run[ID_MAX], psk[65], host[256]; /* host "": the center's own */
 	uint16_t port;
 	json_t *parameters;
 	double active; /* monotonic, when anybody reported progress of the run */

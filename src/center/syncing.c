@@ -1,10 +1,13 @@
 /* The stage `syncing`: a receiver, an offer to the agent, and patience. */
 #include <errno.h>
+#include <netdb.h>
 #include <openssl/crypto.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/log.h"
@@ -262,12 +265,13 @@ static bool sync_cancelled(void *arg)
 
 /* ---- one attempt ---- */
 
-static void offer_open(struct live *l, const char *run, const char *psk, const json_t *parameters)
+static void offer_open(struct live *l, const char *run, const char *psk, const char *host, const json_t *parameters)
 {
 	ENGINE_LOCK(l->engine);
 
 	snprintf(l->run, sizeof(l->run), "%s", run);
 	snprintf(l->psk, sizeof(l->psk), "%s", psk);
+	snprintf(l->host, sizeof(l->host), "%s", host);
 	l->port = 0;
 	l->received = 0;
 	l->active = id_now_mono();
@@ -326,6 +330,52 @@ static int explain(struct live *l, int r, const struct err *e, struct engine_fai
 	return -1;
 }
 
+/* Where the data goes: what the agent is told, "" for the center's own address, and where the receiver listens, "" for
+ * where the center does. */
+struct way {
+	char host[256], listen[64];
+};
+
+/* Is it a numeric address of this host? */
+static bool is_here(const char *address)
+{
+	struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM}, *ai = NULL;
+	_cleanup_close_ int fd = -1;
+	bool here;
+
+	if (getaddrinfo(address, "0", &hints, &ai) != 0)
+		return false;
+	fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	here = fd >= 0 && bind(fd, ai->ai_addr, ai->ai_addrlen) == 0;
+	freeaddrinfo(ai);
+	return here;
+}
+
+/* On the private network nobody else is listened to, where that address is this host's own and no gateway's. */
+static int find_way(struct live *l, const struct model_job *job, struct way *ret, struct err *e)
+{
+	_cleanup_(model_region_release) struct model_region region = {0};
+	const char *word = json_string_value(json_object_get(job->parameters, "network")) ?: "public", *address;
+	int network = model_word(model_networks, word);
+	struct store *s = l->engine->store;
+	int r = s->ops->get(s, &model_regions, job->region, &region, e);
+
+	*ret = (struct way){0};
+	if (r < 0)
+		return r;
+	address = model_region_address(&region, network == NETWORK_PRIVATE ? NETWORK_PRIVATE : NETWORK_PUBLIC);
+	if (!address)
+		return network == NETWORK_PRIVATE ? err_set(e, -EINVAL,
+							    "region '%s' has no private address any more; give it one, "
+							    "or set the job's network to public",
+							    job->region)
+						  : 0;
+	snprintf(ret->host, sizeof(ret->host), "%s", address);
+	if (network == NETWORK_PRIVATE && strlen(address) < sizeof(ret->listen) && is_here(address))
+		snprintf(ret->listen, sizeof(ret->listen), "%s", address);
+	return 0;
+}
+
 static int sync_once(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	struct provider *p = l->engine->provider;
@@ -333,6 +383,7 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	struct provider_receive receive = {.listen = l->engine->listen};
 	unsigned char raw[32];
 	char run[ID_MAX], psk[65];
+	struct way way;
 	struct err e = {0};
 	int r;
 
@@ -343,7 +394,12 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	r = open_run(l, job, run, &e);
 	if (r < 0)
 		return runner_fail(f, "internal", false, "%s", e.msg);
-	offer_open(l, run, psk, job->parameters);
+	r = find_way(l, job, &way, &e);
+	if (r < 0)
+		return runner_fail(f, "internal", false, "%s", e.msg);
+	if (*way.listen)
+		receive.listen = way.listen;
+	offer_open(l, run, psk, way.host, job->parameters);
 	engine_step(l, "opening", "getting ready to receive");
 	receive.run = run;
 	receive.psk_hex = psk;

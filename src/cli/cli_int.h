@@ -34,7 +34,8 @@ struct cli {
 	/* of some */
 	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
-	const char *at, *license, *client_token, *state, *template, *who, *action, *object;
+	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network;
+	const char *public_address, *private_address;
 	struct opt_list tags;
 	uint64_t valid_days, transition_cpus, transition_memory;
 	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry;

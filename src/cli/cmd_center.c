@@ -46,6 +46,10 @@ static void region_show(struct cli *c, json_t *r)
 	out_fieldf("Provider", "%s", get_str(r, "provider"));
 	region_free(&b, r);
 	out_field("Free", b.s ? b.s : "", OUT_PLAIN);
+	if (*get_str(r, "public_address"))
+		out_fieldf("Public address", "%s", get_str(r, "public_address"));
+	if (*get_str(r, "private_address"))
+		out_fieldf("Private address", "%s", get_str(r, "private_address"));
 	out_fieldf("Accelerator", "%s", get_str(r, "capacity.accelerator"));
 	str_release(&b);
 	out_when(&b, get_num(r, "created", 0));
@@ -73,6 +77,26 @@ static void region_prepare(struct cli *c, json_t *items)
 
 const struct cli_noun cli_region = {
     "region", "regions", "/v1/regions", region_cols, region_show, "The center's operator adds them.", region_prepare};
+
+CLI_COMMAND(regions_set)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_free_ char *id = NULL;
+	_cleanup_json_ json_t *body =
+	    json_pack("{s:s*, s:s*}", "public_address", c->public_address, "private_address", c->private_address);
+	int x;
+
+	if (!body)
+		return err_set(e, -EINVAL, "an address is not valid UTF-8");
+	if (!json_object_size(body)) {
+		out_error("nothing to set (give --public-address or --private-address)");
+		return CLI_USAGE;
+	}
+	x = cli_item(c, &cli_region, argv[0], "PATCH", "", body, &id, &r, e);
+	if (id && (x == 0 || c->json))
+		cli_done(c, &r, "region %s was changed", id);
+	return x;
+}
 
 CLI_COMMAND(version)
 {

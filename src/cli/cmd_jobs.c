@@ -79,6 +79,8 @@ static void job_parameters(const json_t *j)
 	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
 	if (strcmp(get_str(j, "parameters.license"), "none") != 0)
 		out_fieldf("Licence", "%s", get_str(j, "parameters.license"));
+	if (strcmp(get_str(j, "parameters.network"), "private") == 0)
+		out_fieldf("Network", "private");
 }
 
 static const struct out_col stage_cols[] = {
@@ -412,6 +414,7 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 		job_put_num(p, "compression", c->compression);
 	job_put_num(p, "rate_mbit", c->rate);
 	job_put_str(p, "license", c->license);
+	job_put_str(p, "network", c->network);
 	job_put_num(p, "transition_cpus", c->transition_cpus);
 	job_put_num(p, "transition_memory", c->transition_memory);
 	job_put_num(o, "valid_days", c->valid_days);

@@ -75,6 +75,11 @@ static const struct opt common[] = {
 		"license", 0, OPT_STRING, AT(license), "none|byol|region",                                             \
 		    "of a system that is sold: your own, or the region's (default none)"                               \
 	}
+#define OPT_NETWORK                                                                                                    \
+	{                                                                                                              \
+		"network", 0, OPT_STRING, AT(network), "public|private",                                               \
+		    "which of the region's addresses the data takes (default public)"                                  \
+	}
 #define OPT_TRANSITION_CPUS                                                                                            \
 	{                                                                                                              \
 		"transition-cpus", 0, OPT_U64, AT(transition_cpus), "N",                                               \
@@ -110,6 +115,11 @@ static const struct opt common[] = {
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt image_ls_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_QUIET, {0}};
 static const struct opt find_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_FILTER_STATE, OPT_QUIET, {0}};
+static const struct opt region_opts[] = {
+    {"public-address", 0, OPT_STRING, AT(public_address), "HOST", "name or address; '' for the center's own"},
+    {"private-address", 0, OPT_STRING, AT(private_address), "HOST", "the same on the private network; '' for none"},
+    {0},
+};
 static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt rm_source_opts[] = {
     OPT_YES, {"force", 0, OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
@@ -140,6 +150,7 @@ static const struct opt job_opts[] = {
     OPTS_OF_JOBS,
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the job and its images; may be given again"},
     OPT_LICENSE,
+    OPT_NETWORK,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -161,6 +172,7 @@ static const struct opt set_opts[] = {
     OPT_INTERVAL,
     OPT_MAX_IMAGES,
     OPT_LICENSE,
+    OPT_NETWORK,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -174,6 +186,7 @@ static const struct opt template_opts[] = {
     OPTS_OF_JOBS,
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the jobs and their images; may be given again"},
     OPT_LICENSE,
+    OPT_NETWORK,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -240,11 +253,11 @@ cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources
     cli_jobs_rm, cli_jobs_run, cli_jobs_cutover, cli_jobs_runs, cli_jobs_set, cli_images_ls, cli_images_show,
     cli_images_report, cli_images_rename, cli_images_tag, cli_images_boot, cli_images_screenshot, cli_images_export,
     cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
-    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_events_follow, cli_audit_ls,
-    cli_jobs_doctor, cli_jobs_import, cli_version, cli_templates_create, cli_templates_ls, cli_templates_show,
-    cli_templates_set, cli_templates_rename, cli_templates_rm, cli_workgroups_create, cli_workgroups_ls,
-    cli_workgroups_show, cli_workgroups_add, cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop,
-    cli_workgroups_tag, cli_workgroups_rename, cli_workgroups_rm;
+    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_regions_set,
+    cli_events_follow, cli_audit_ls, cli_jobs_doctor, cli_jobs_import, cli_version, cli_templates_create,
+    cli_templates_ls, cli_templates_show, cli_templates_set, cli_templates_rename, cli_templates_rm,
+    cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show, cli_workgroups_add, cli_workgroups_remove,
+    cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag, cli_workgroups_rename, cli_workgroups_rm;
 
 /* What completes operands. */
 #define SOURCES   "replant sources ls --quiet"
@@ -416,6 +429,10 @@ static const struct opt_command commands[] = {
      cli_regions_ls, NULL},
     {"regions show", "REGION", "show a region and how much room it has", "Example:\n  replant regions show local", NULL,
      1, 1, cli_regions_show, REGIONS},
+    {"regions set", "REGION", "set the addresses that data reaches a region by",
+     "Without any, agents send the data to where the center is. Jobs on the private network take the private one.\n\n"
+     "Example:\n  replant regions set local --private-address 10.0.0.5",
+     region_opts, 1, 1, cli_regions_set, REGIONS},
 
     {"events follow", "", "print what happens in the center, as it happens",
      "With --json: a line with the changed object for each event.\n\nExample:\n"

@@ -12,6 +12,7 @@ const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_er
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
 const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
 const char *const model_licenses[] = {"none", "byol", "region", NULL};
+const char *const model_networks[] = {"public", "private", NULL};
 const char *const model_executions[] = {"create_only", "migrate_now", "migrate_later", NULL};
 const char *const model_triggers[] = {"manual", "schedule", "cut_over", NULL};
 static const char *const model_record_roles[] = {"viewer", "operator", "admin", "", NULL};
@@ -306,11 +307,31 @@ static json_t *step_json(const struct model_job *j)
 	return o;
 }
 
+const char *model_region_address(const struct model_region *r, enum model_network network)
+{
+	const char *name = network == NETWORK_PRIVATE ? "private_address" : "public_address";
+	const char *s = json_string_value(json_object_get(r->settings, name));
+
+	return s && *s ? s : NULL;
+}
+
+static int add_region_derived(const struct model_region *r, json_t *o)
+{
+	const char *to_all = model_region_address(r, NETWORK_PUBLIC),
+		   *within = model_region_address(r, NETWORK_PRIVATE);
+
+	if (json_object_set_new(o, "public_address", to_all ? json_string(to_all) : json_null()) < 0)
+		return -1;
+	return json_object_set_new(o, "private_address", within ? json_string(within) : json_null());
+}
+
 /* What isn't a column: made from others. */
 static int add_derived(const struct model_noun *n, const void *obj, json_t *o, double now)
 {
 	if (n == &model_jobs)
 		return json_object_set_new(o, "step", step_json(obj));
+	if (n == &model_regions)
+		return add_region_derived(obj, o);
 	if (n == &model_codes)
 		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
 	if (n == &model_images)

@@ -40,6 +40,7 @@ enum model_job_state {
 };
 enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING, JOB_STAGES };
 enum model_license { LICENSE_NONE, LICENSE_BYOL, LICENSE_REGION };
+enum model_network { NETWORK_PUBLIC, NETWORK_PRIVATE };
 enum model_execution { CREATE_ONLY, MIGRATE_NOW, MIGRATE_LATER };
 enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
 enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
@@ -52,6 +53,7 @@ extern const char *const model_job_stages[]; /* JOB_NO_STAGE is "" and null in J
 extern const char *const model_run_states[];
 extern const char *const model_executions[];
 extern const char *const model_licenses[];
+extern const char *const model_networks[];
 extern const char *const model_triggers[]; /* what began a run */
 extern const char *const model_roles[];
 extern const char *const model_export_states[];
@@ -245,13 +247,16 @@ struct model_parameters {
 	uint64_t max_freeze, interval_hours, max_images;
 	uint64_t transition_cpus, transition_memory;
 	bool checksum, test_boot, incremental;
-	int on_read_error, license;
+	int on_read_error, license, network;
 };
 extern const struct model_input model_parameters[];
 /* When the job ends, should it not run: that many days after it was made, but not at once after it did something. */
 double model_job_expiry(const struct model_job *job, double now);
 /* Does the job run again and again? */
 bool model_is_incremental(const struct model_job *job);
+/* The address by which data reaches the region on that network; NULL: the one that the center itself is reached by.
+ * Borrowed. */
+const char *model_region_address(const struct model_region *r, enum model_network network);
 /* May a system with this inventory ("os") have a licence of that kind? -EINVAL, with the rule. */
 int model_check_license(enum model_license license, const json_t *inventory, struct err *e);
 /* Those that may change while the job is sending. */
@@ -289,6 +294,9 @@ struct model_workgroup_request {
 	const char *name, *description;
 	json_t *tags;
 };
+struct model_region_request {
+	const char *public_address, *private_address;
+};
 struct model_export_request {
 	int format;
 	uint64_t disk;
@@ -313,8 +321,8 @@ struct model_error_request {
 };
 extern const struct model_input model_job_request[], model_job_patch[], model_template_job[], model_template_request[],
     model_template_patch[], model_workgroup_request[], model_source_patch[], model_cut_over_request[],
-    model_code_request[], model_token_request[], model_rename_request[], model_export_request[], model_enroll_request[],
-    model_sync_request[], model_task_request[], model_error_request[];
+    model_code_request[], model_token_request[], model_rename_request[], model_region_patch[], model_export_request[],
+    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);

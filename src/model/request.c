@@ -59,6 +59,8 @@ const struct model_input model_parameters[] = {
     BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
     WORD(model_parameters, license, false, LICENSE_NONE, model_licenses,
 	 "of an operating system that is sold: brought along (byol), or the region's; kept with the image"),
+    WORD(model_parameters, network, false, NETWORK_PUBLIC, model_networks,
+	 "which of the region's addresses the data takes, and which one the receiver listens on"),
     UINT(model_parameters, transition_cpus, 1, 32, 2, "processors of the machine that converts the copy"),
     UINT(model_parameters, transition_memory, 512, 65536, 1024, "MiB of memory of that machine"),
     {0},
@@ -191,6 +193,13 @@ const struct model_input model_source_patch[] = {
     TEXT(model_rename_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
     LINE(model_rename_request, workgroup, false, 0, 47, "id of the workgroup it is in; empty: none"),
     TAGS(model_rename_request, tags, "instead of those it has"),
+    {0},
+};
+
+const struct model_input model_region_patch[] = {
+    LINE(model_region_request, public_address, false, 0, 255, "where agents send the data; empty: where the center is"),
+    LINE(model_region_request, private_address, false, 0, 255,
+	 "the same for jobs on the private network; empty: there is none"),
     {0},
 };
 

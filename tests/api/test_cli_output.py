@@ -184,7 +184,7 @@ def test_wrong_usage(cli, center, args):
 def test_half_a_command_says_what_may_follow(cli):
     for args in (["regions"], ["regions", "frobnicate"]):
         done = cli.run(*args)
-        assert done.returncode == 2 and done.stderr.startswith("replant: after 'regions' comes one of ls, show\n")
+        assert done.returncode == 2 and done.stderr.startswith("replant: after 'regions' comes one of ls, show, set\n")
 
 
 def test_refusals_name_the_field(cli, center):

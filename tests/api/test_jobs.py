@@ -18,7 +18,7 @@ def test_a_job_from_start_to_image(center):
     assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
     assert row["parameters"] == {"connections": 8, "compression": "auto", "rate_mbit": 0, "checksum": True,
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
-                                 "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none",
+                                 "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none", "network": "public",
                                  "transition_cpus": 2, "transition_memory": 1024}
     assert row["tags"] == {} and row["valid_days"] == 30
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
@@ -671,3 +671,36 @@ def test_sigterm_is_clean_while_jobs_run(fresh):
     assert center.job(job)["state"] == "running"
     agent.send_all()
     center.wait_job(job)
+
+
+def test_the_network_of_a_job(center):
+    """What the agent is told, and where the receiver listens."""
+    agent, private = center.agent(), {"parameters": {"network": "private"}}
+    assert center.post("/v1/jobs", {"source": agent.source, **private}).field == "parameters.network"
+    for bad in ("a b", "http://x", "x/y", "\u00e4", "x" * 256):
+        got = center.call("PATCH", "/v1/regions/local", {"private_address": bad})
+        assert (got.status, got.field) == (400, "private_address"), bad
+    assert center.call("PATCH", "/v1/regions/local", {"private_address": "x"}, token=center.role_token("operator")).status == 403
+    try:
+        got = center.ok("PATCH", "/v1/regions/local", {"private_address": "127.0.0.9", "public_address": "front.example"})
+        assert (got["private_address"], got["public_address"]) == ("127.0.0.9", "front.example")
+
+        def run(job):
+            center.ok("POST", f"/v1/jobs/{job}/start", {})
+            task = agent.wait_task()
+            listen = (center.script / f"listen.{task['run']}").read_text()
+            center.ok("POST", f"/v1/jobs/{job}/stop", {})
+            center.wait_job(job, "stopped")
+            return task["host"], listen
+        job = center.new_job(agent.source, **private)
+        assert run(job) == ("127.0.0.9", "127.0.0.9")
+        # Of a gateway: it can't be listened on here.
+        center.ok("PATCH", "/v1/regions/local", {"private_address": "192.0.2.1"})
+        assert run(job) == ("192.0.2.1", "127.0.0.1")
+        center.ok("PATCH", f"/v1/jobs/{job}", {"parameters": {"network": "public"}})
+        assert run(job) == ("front.example", "127.0.0.1")
+    finally:
+        center.ok("PATCH", "/v1/regions/local", {"private_address": "", "public_address": ""})
+    assert run(job)[0] is None
+    assert center.call("PATCH", f"/v1/jobs/{job}", private).field == "parameters.network"
+    center.ok("DELETE", f"/v1/jobs/{job}")

@@ -348,6 +348,7 @@ def test_the_same_creation_twice(center, smc):
     ({"JobType": "1"}, "InvalidOsMigrationType.NotMatched"),
     ({"JobType": "2"}, "InvalidParameter"),
     ({"NetMode": "1"}, "InvalidParameter"),
+    ({"NetMode": "2"}, "InvalidParameter"),  # the region has no private address
     ({"VpcId": "vpc-1"}, "InvalidParameter"),
     ({"LaunchTemplateId": "lt-1"}, "InvalidParameter"),
     ({"RunOnce": "perhaps"}, "InvalidParameter"),
