@@ -355,16 +355,21 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 	_cleanup_(str_release) struct str sql = {0};
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	_cleanup_free_ void *row = malloc(n->size);
+	/* Runs are the one noun that isn't created but started. */
+	const char *order = n == &model_runs ? "started" : "created";
 	int r;
 
 	str_add(&sql, "SELECT ");
 	add_columns(&sql, n);
 	str_addf(&sql, " FROM %s", n->table);
-	add_filters(&sql, n, q);
-	/* Runs are the one noun that isn't created but started. */
-	str_addf(&sql, " ORDER BY %s DESC, id", n == &model_runs ? "started" : "created");
+	/* Sorted are the ids, not the rows with all they have: of thousands a page is wanted. */
 	if (q->limit)
-		str_addf(&sql, " LIMIT %llu OFFSET %llu", (unsigned long long)q->limit, (unsigned long long)q->offset);
+		str_addf(&sql, " WHERE id IN (SELECT id FROM %s", n->table);
+	add_filters(&sql, n, q);
+	str_addf(&sql, " ORDER BY %s DESC, id", order);
+	if (q->limit)
+		str_addf(&sql, " LIMIT %llu OFFSET %llu) ORDER BY %s DESC, id", (unsigned long long)q->limit,
+			 (unsigned long long)q->offset, order);
 	if (!row || !str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
