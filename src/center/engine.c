@@ -436,6 +436,8 @@ static int keep_result(struct engine *en, const char *source, const struct model
 		r = s->ops->commit(s, &e);
 	else
 		s->ops->rollback(s);
+	if (r == 0)
+		engine_wake(en);
 	/* A run that was deleted meanwhile is no fault of the agent's. */
 	return r < 0 && r != -ENOENT ? api_fault_err(f, &e) : 0;
 }
@@ -445,15 +447,14 @@ static int api_source_sync(void *arg, const char *source, const struct model_tas
 			   struct api_fault *f)
 {
 	struct engine *en = arg;
-	bool was_online = seen_online(en, source), busy = false;
+	bool busy = false;
 	json_t *next = NULL;
 	struct live *l;
 
+	/* One that was away is announced by the clockwork: thousands may come back at once. */
 	seen_touch(en, source);
 	if (!ret_task)
 		return 0;
-	if (!was_online)
-		seen_refresh(en, source);
 	pthread_mutex_lock(&en->lock);
 	l = engine_live_of_source(en, source);
 	/* A report on a run that is over, or of a job stopped meanwhile, is old news. */
@@ -655,7 +656,7 @@ static void *clockwork_main(void *arg)
 		news = en->tick != en->tick_announced;
 		en->tick_announced = en->tick;
 		pthread_mutex_unlock(&en->lock);
-		seen_tick(en, now - minute > 60);
+		seen_tick(en);
 		save_progress(en);
 		if (now - resumed > 10) {
 			resumed = now;

@@ -207,7 +207,7 @@ bool seen_online(struct engine *en, const char *source);
 void seen_forget(struct engine *en, const char *source);
 void seen_refresh(struct engine *en, const char *source);
 /* Announces who went and who came, writes what the store should know. */
-void seen_tick(struct engine *en, bool all);
+void seen_tick(struct engine *en);
 int seen_load(struct engine *en, struct err *e);
 void seen_free(struct engine *en);
 

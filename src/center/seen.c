@@ -1,5 +1,5 @@
-/* Who has been heard of when. Kept in memory and written at most once a minute: a heartbeat costs no disk
- * write. */
+/* Who has been heard of when. Kept in memory and written at most once a minute, many in one transaction: a heartbeat
+ * costs no disk write. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,6 +10,8 @@
 
 #define MISSED_INTERVALS 3
 #define STORE_SECONDS    60.0
+#define STORE_SPREAD     32 /* seconds more, by source: not all of them in the same second */
+#define SEEN_BATCH       32 /* rows written in one transaction: others wait that long for the store */
 #define NEVER            1e12
 
 static unsigned seen_bucket(const char *source)
@@ -129,52 +131,77 @@ static int refresh_row(struct engine *en, const char *source, bool *ret_announce
 	return r < 0 ? r : 1;
 }
 
-void seen_refresh(struct engine *en, const char *source)
+/* One transaction for all. A source that was deleted meanwhile has no row any more. */
+static int refresh_rows(struct engine *en, char ids[][ID_MAX], size_t n, bool *ret_announced, struct err *e)
 {
 	struct store *s = en->store;
+	int r = s->ops->begin(s, e), written = 0;
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < n; i++) {
+		bool announced = false;
+
+		r = refresh_row(en, ids[i], &announced, e);
+		if (r < 0 && r != -ENOENT) {
+			s->ops->rollback(s);
+			return r;
+		}
+		written += r > 0;
+		*ret_announced |= r > 0 && announced;
+	}
+	if (written)
+		return s->ops->commit(s, e);
+	s->ops->rollback(s);
+	return 0;
+}
+
+static void refresh(struct engine *en, char ids[][ID_MAX], size_t n)
+{
 	bool announced = false;
 	struct err e = {0};
-	int r = s->ops->begin(s, &e);
 
-	if (r == 0) {
-		r = refresh_row(en, source, &announced, &e);
-		if (r > 0)
-			r = s->ops->commit(s, &e);
-		else
-			s->ops->rollback(s);
-	}
-	if (r < 0 && r != -ENOENT)
-		log_warn("source %s: %s", source, e.msg);
-	if (announced)
+	if (refresh_rows(en, ids, n, &announced, &e) < 0)
+		log_warn("source %s: %s", ids[0], e.msg);
+	else if (announced)
 		engine_wake(en);
 }
 
-/* The next source whose state is to be looked at, under the lock; `all`: or whose row is old. */
-static bool seen_due(struct engine *en, bool all, char id[ID_MAX])
+void seen_refresh(struct engine *en, const char *source)
+{
+	char id[1][ID_MAX];
+
+	snprintf(id[0], ID_MAX, "%s", source);
+	refresh(en, id, 1);
+}
+
+/* The next sources whose state is to be looked at, or whose row is old. */
+static size_t seen_due(struct engine *en, char ids[SEEN_BATCH][ID_MAX])
 {
 	double now = id_now_mono(), limit = MISSED_INTERVALS * en->s.heartbeat;
+	size_t n = 0;
 	ENGINE_LOCK(en);
 
-	for (size_t i = 0; i < ENGINE_SEEN_BUCKETS; i++)
-		for (struct seen *s = en->seen[i]; s; s = s->next) {
+	for (unsigned i = 0; i < ENGINE_SEEN_BUCKETS; i++)
+		for (struct seen *s = en->seen[i]; s && n < SEEN_BATCH; s = s->next) {
 			bool online = now - s->mono <= limit;
 
-			if (online == s->online && !(all && s->wall - s->stored > STORE_SECONDS))
+			if (online == s->online && s->wall - s->stored < STORE_SECONDS + i % STORE_SPREAD)
 				continue;
 			s->online = online;
 			s->stored = s->wall;
-			snprintf(id, ID_MAX, "%s", s->source);
-			return true;
+			snprintf(ids[n++], ID_MAX, "%s", s->source);
 		}
-	return false;
+	return n;
 }
 
-void seen_tick(struct engine *en, bool all)
+void seen_tick(struct engine *en)
 {
-	char id[ID_MAX];
+	char ids[SEEN_BATCH][ID_MAX];
+	size_t n;
 
-	while (seen_due(en, all, id))
-		seen_refresh(en, id);
+	while ((n = seen_due(en, ids)))
+		refresh(en, ids, n);
 }
 
 /* After a start everybody gets the time to be heard of again: the center was away, not they. */
