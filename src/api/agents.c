@@ -205,18 +205,22 @@ static int save_changes(struct api_request *q, const struct model_sync_request *
 		s->ops->rollback(s);
 		return api_fail(q, &e);
 	}
-	return s->ops->commit(s, &e) < 0 ? api_fail(q, &e) : 0;
+	if (s->ops->commit(s, &e) < 0)
+		return api_fail(q, &e);
+	if (visible)
+		api_wake(q->api);
+	return 0;
 }
 
 static int read_task(struct api_request *q, const json_t *task, struct model_task_request *ret,
 		     struct model_error_request *ret_error)
 {
-	if (api_read(q, model_task_request, task, false, ret) < 0)
+	if (api_read_part(q, "task", model_task_request, task, false, ret) < 0)
 		return -1;
 	if (!id_is("run", ret->run))
 		return api_refuse(q, 400, "bad_field", "task.run", "'%.64s' is not the id of a run", ret->run);
 	if (ret->error)
-		return api_read(q, model_error_request, ret->error, false, ret_error);
+		return api_read_part(q, "task.error", model_error_request, ret->error, false, ret_error);
 	*ret_error = (struct model_error_request){"agent_failed", "the agent failed and didn't say why", false};
 	return 0;
 }

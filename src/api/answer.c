@@ -148,6 +148,19 @@ int api_read(struct api_request *q, const struct model_input *table, const json_
 	return api_refuse(q, 400, "bad_field", field, "%s", e.msg);
 }
 
+int api_read_part(struct api_request *q, const char *part, const struct model_input *table, const json_t *body,
+		  bool keep, void *out)
+{
+	char inner[sizeof(q->fault.field)];
+
+	if (api_read(q, table, body, keep, out) == 0)
+		return 0;
+	snprintf(inner, sizeof(inner), "%s", q->fault.field);
+	snprintf(q->fault.field, sizeof(q->fault.field), "%.20s%s%.40s", part, *inner ? "." : "", inner);
+	str_utf8(q->fault.field);
+	return -1;
+}
+
 int api_read_nothing(struct api_request *q)
 {
 	static const struct model_input no_members[] = {{0}};
@@ -219,9 +232,6 @@ static int filter_column(struct filters *f, const char *name, const char *value)
 	while (mf->name && (strncmp(mf->name, name, len) != 0 || mf->name[len]))
 		mf++;
 	must(mf->name); /* the route's list is ours */
-	for (size_t i = 0; i < f->n; i++)
-		if (f->v[i].column == mf->name && (f->v[i].match == STORE_PREFIX) == prefix)
-			return api_refuse(f->q, 400, "bad_parameter", mf->name, "'%s' is given twice", name);
 	if (mf->kind == MODEL_WORD && model_word(mf->words, value) < 0)
 		return api_refuse(f->q, 400, "bad_parameter", mf->name, "'%.64s' is no %s", value, mf->name);
 	f->v[f->n++] = (struct store_filter){mf->name, value, prefix ? STORE_PREFIX : STORE_EQUAL};
@@ -233,9 +243,8 @@ static int filter_add(struct filters *f, const char *name, const char *value)
 {
 	if (strcmp(name, "limit") == 0 || strcmp(name, "offset") == 0)
 		return 0;
-	if (!value || f->n == FILTERS_MAX)
-		return api_refuse(f->q, 400, "bad_parameter", name,
-				  value ? "these are too many filters" : "'%s' has no value", name);
+	if (f->n == FILTERS_MAX)
+		return api_refuse(f->q, 400, "bad_parameter", name, "these are too many filters");
 	return strcmp(name, "tag") == 0 ? filter_tag(f, value) : filter_column(f, name, value);
 }
 

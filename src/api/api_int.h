@@ -127,6 +127,9 @@ int api_answer_row(struct api_request *q, int status, const struct model_noun *n
 int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name);
 /* Reads q->body by a table; refuses with the field. */
 int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out);
+/* The same of a member `part` of it, for the field's name. */
+int api_read_part(struct api_request *q, const char *part, const struct model_input *table, const json_t *body,
+		  bool keep, void *out);
 /* Of a request that says nothing. */
 int api_read_nothing(struct api_request *q);
 /* GET of one row by q->id into `row`. */

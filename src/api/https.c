@@ -127,24 +127,27 @@ static enum MHD_Result check_parameter(void *cls, enum MHD_ValueKind kind, const
 	struct api_request *q = cls;
 	const char *list = q->route->query ? q->route->query : "";
 	size_t n = strlen(key);
+	bool any = strcmp(list, "*") == 0;
 
-	if (value && strlen(value) != value_size) {
-		api_refuse(q, 400, "bad_parameter", NULL, "a query parameter contains a NUL character");
+	if ((value ? strlen(value) != value_size : !any) || n != key_size) {
+		api_refuse(q, 400, "bad_parameter", key, "query parameter '%.64s' %s", key,
+			   value ? "contains a NUL character" : "has no value");
 		return MHD_NO;
 	}
-	if (strcmp(list, "*") == 0)
+	if (any)
 		return MHD_YES;
 	for (const char *p = list; *p; p += strcspn(p, " "), p += strspn(p, " ")) {
 		if (strcspn(p, " ") != n || strncmp(p, key, n) != 0)
 			continue;
-		if (q->nquery == API_QUERY_MAX) {
-			api_refuse(q, 400, "bad_parameter", NULL, "these are too many query parameters");
-			return MHD_NO;
-		}
-		q->query[q->nquery++] = (struct api_pair){key, value};
-		return MHD_YES;
+		if (api_query(q, key) && strcmp(key, "tag") != 0)
+			api_refuse(q, 400, "bad_parameter", key, "'%s' is given twice", key);
+		else if (q->nquery == API_QUERY_MAX)
+			api_refuse(q, 400, "bad_parameter", key, "these are too many query parameters");
+		else
+			q->query[q->nquery++] = (struct api_pair){key, value};
+		return q->fault.status ? MHD_NO : MHD_YES;
 	}
-	api_refuse(q, 400, "unknown_parameter", NULL, "query parameter '%.64s' is not known here", key);
+	api_refuse(q, 400, "unknown_parameter", key, "query parameter '%.64s' is not known here", key);
 	return MHD_NO;
 }
 

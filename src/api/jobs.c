@@ -53,14 +53,7 @@ int api_get_job(struct api_request *q)
 /* Over what is in `p` already. */
 static int lay_parameters(struct api_request *q, const json_t *given, const char *field, struct model_parameters *p)
 {
-	char inner[sizeof(q->fault.field)];
-
-	if (!given || api_read(q, model_parameters, given, true, p) == 0)
-		return 0;
-	snprintf(inner, sizeof(inner), "%s", q->fault.field);
-	snprintf(q->fault.field, sizeof(q->fault.field), "%.20s.%.40s", field, inner);
-	str_utf8(q->fault.field);
-	return -1;
+	return given ? api_read_part(q, field, model_parameters, given, true, p) : 0;
 }
 
 int api_check_parameters(struct api_request *q, const json_t *given, const char *field)

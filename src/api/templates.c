@@ -11,16 +11,11 @@ static int check_job(struct api_request *q, const json_t *job)
 	_cleanup_(model_region_release) struct model_region region = {0};
 	struct store *s = q->api->s.store;
 	struct model_job_request in;
-	char inner[sizeof(q->fault.field)];
 
 	if (!job)
 		return 0;
-	if (api_read(q, model_template_job, job, false, &in) < 0) {
-		snprintf(inner, sizeof(inner), "%s", q->fault.field);
-		snprintf(q->fault.field, sizeof(q->fault.field), "job.%.59s", inner);
-		str_utf8(q->fault.field);
+	if (api_read_part(q, "job", model_template_job, job, false, &in) < 0)
 		return -1;
-	}
 	if (in.region && s->ops->get(s, &model_regions, in.region, &region, NULL) < 0)
 		return api_refuse(q, 400, "bad_field", "job.region", "there is no region '%s'", in.region);
 	return in.parameters ? api_check_parameters(q, in.parameters, "job.parameters") : 0;
