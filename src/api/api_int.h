@@ -20,10 +20,12 @@
 #define API_PAGE           100u /* rows of a list by default */
 #define API_PAGE_MAX       500u
 #define API_STREAMS_MAX    64u
-#define API_CONNECTIONS    1024u
-#define API_PER_ADDRESS    256u /* many sources may stand behind one address */
+#define API_CONNECTIONS    16384u /* or as many as this process may have files; agents keep theirs */
 #define API_IDLE_SECONDS   30u
 #define API_QUERY_MAX      26u
+/* Of those who proved nothing (yet): visitors.c */
+#define API_STRANGERS             2048u
+#define API_STRANGERS_PER_ADDRESS 256u /* many sources may stand behind one address */
 
 /* API_SIGNED: by an access key; the request says itself whose (rpc.c). */
 enum api_access { API_PUBLIC, API_SIGNED, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
@@ -71,12 +73,22 @@ struct api_counts {
 	atomic_uint_fast64_t microseconds;        /* all together */
 };
 
+/* visitors.c: MHD's calls, and who turned out to be known. */
+struct api_visitors;
+struct api_visitors *api_visitors_new(void);
+void api_visitors_free(struct api_visitors *v);
+enum MHD_Result api_visitor_admit(void *cls, const struct sockaddr *sa, socklen_t len);
+void api_visitor_notify(void *cls, struct MHD_Connection *conn, void **context,
+			enum MHD_ConnectionNotificationCode code);
+void api_visitor_known(struct api_request *q);
+
 struct api_stream;
 
 struct api {
 	struct api_settings s;
 	struct MHD_Daemon *daemon;
 	struct api_limit *limit;
+	struct api_visitors *visitors;
 	uint16_t port;
 	pthread_mutex_t stream_lock; /* taken last: no other lock is taken while it is held */
 	struct api_stream *streams;

@@ -1,6 +1,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "api/api_int.h"
@@ -165,8 +166,11 @@ static void check_head(struct api_request *q)
 		 api_limit_exceeded(q->api->limit, q->address))
 		api_refuse(q, 429, "too_many_failures", NULL,
 			   "too many wrong codes or signatures from this address; wait a minute");
-	else if (api_authenticate(q) == 0)
+	else if (api_authenticate(q) == 0) {
+		if (q->route->access != API_PUBLIC && q->route->access != API_SIGNED)
+			api_visitor_known(q);
 		MHD_get_connection_values_n(q->conn, MHD_GET_ARGUMENT_KIND, check_parameter, q);
+	}
 	if (length && (str_u64(length, 0, UINT64_MAX, &n) < 0 || n > body_limit(q)))
 		refuse_size(q);
 	/* Too much even to throw away: answered at once, which closes the connection. */
@@ -307,7 +311,8 @@ static void run_handler(struct api_request *q)
 		return;
 	if (q->route->handler(q) < 0 && !q->fault.status)
 		api_refuse(q, 500, "internal", NULL, "the request failed for no known reason");
-	if (strcmp(q->method, "GET") != 0)
+	/* Heartbeats are many and say little; they wake streams themselves when they have news. */
+	if (strcmp(q->method, "GET") != 0 && q->route->handler != api_agent_sync)
 		api_wake(q->api);
 }
 
@@ -358,6 +363,16 @@ static int parse_address(const struct api_settings *s, struct sockaddr_storage *
 	return err_set(e, -EINVAL, "'%s' is not a numeric address (try 0.0.0.0 or ::)", s->address);
 }
 
+/* Some files are for other things. */
+static unsigned connection_limit(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur < 256)
+		return 64;
+	return (unsigned)MIN(files.rlim_cur - 128, (rlim_t)API_CONNECTIONS);
+}
+
 static int start_daemon(struct api *a, struct err *e)
 {
 	unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_TLS | MHD_USE_ERROR_LOG;
@@ -373,11 +388,11 @@ static int start_daemon(struct api *a, struct err *e)
 		flags |= MHD_USE_DUAL_STACK;
 	errno = 0;
 	a->daemon = MHD_start_daemon(
-	    flags, a->s.port, NULL, NULL, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER, drop_log, NULL,
+	    flags, a->s.port, api_visitor_admit, a, access_handler, a, MHD_OPTION_EXTERNAL_LOGGER, drop_log, NULL,
 	    MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&ss, MHD_OPTION_HTTPS_CERT_CALLBACK2, api_identity_choose,
 	    MHD_OPTION_HTTPS_PRIORITIES, "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2", MHD_OPTION_THREAD_POOL_SIZE,
-	    pool, MHD_OPTION_CONNECTION_LIMIT, API_CONNECTIONS, MHD_OPTION_PER_IP_CONNECTION_LIMIT, API_PER_ADDRESS,
-	    MHD_OPTION_CONNECTION_TIMEOUT, API_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(64 << 10),
+	    pool, MHD_OPTION_CONNECTION_LIMIT, connection_limit(), MHD_OPTION_CONNECTION_TIMEOUT, API_IDLE_SECONDS,
+	    MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)(32 << 10), MHD_OPTION_NOTIFY_CONNECTION, api_visitor_notify, a,
 	    MHD_OPTION_NOTIFY_COMPLETED, request_completed, NULL, MHD_OPTION_END);
 	if (!a->daemon)
 		return errno ? err_sys(e, "cannot listen on '%s' port %u", a->s.address, a->s.port)
@@ -398,7 +413,8 @@ int api_start(const struct api_settings *s, struct api **ret, struct err *e)
 	a->s = *s;
 	pthread_mutex_init(&a->stream_lock, NULL);
 	a->limit = api_limit_new(s->failures_per_minute ? s->failures_per_minute : 10);
-	r = a->limit ? api_identity(s->key_pem, s->chain_pem, e) : err_nomem(e);
+	a->visitors = api_visitors_new();
+	r = a->limit && a->visitors ? api_identity(s->key_pem, s->chain_pem, e) : err_nomem(e);
 	if (r == 0)
 		r = start_daemon(a, e);
 	if (r < 0) {
@@ -424,6 +440,7 @@ void api_stop(struct api *a)
 		MHD_stop_daemon(a->daemon);
 	api_identity_forget();
 	api_limit_free(a->limit);
+	api_visitors_free(a->visitors);
 	pthread_mutex_destroy(&a->stream_lock);
 	free(a);
 }

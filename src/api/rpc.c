@@ -72,6 +72,7 @@ static int rpc_nonce(void *arg, const char *key, const char *nonce, double expir
 	snprintf(r->q->who, sizeof(r->q->who), "%s", r->who);
 	snprintf(r->q->who_name, sizeof(r->q->who_name), "%s", r->name);
 	r->q->role = r->role;
+	api_visitor_known(r->q);
 	if (!text)
 		return -ENOMEM;
 	store_digest(text, digest);

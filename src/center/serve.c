@@ -4,6 +4,7 @@
 #include <string.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "base/err.h"
@@ -13,6 +14,8 @@
 #include "base/str.h"
 #include "center/engine.h"
 #include "center/pki.h"
+
+#define FILES_WANTED 65536
 
 /* "1.2.3.4:8443", "[::]:8443", or either without the port. */
 static int parse_listen(const char *s, char *host, size_t size, uint16_t *ret_port, struct err *e)
@@ -294,6 +297,17 @@ static int serve_open(struct engine *en, const sigset_t *set, struct err *e)
 	return r;
 }
 
+/* Each agent keeps a connection, and a login's usual limit is 1024 files. */
+static void raise_files(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur >= MIN(files.rlim_max, (rlim_t)FILES_WANTED))
+		return;
+	files.rlim_cur = MIN(files.rlim_max, (rlim_t)FILES_WANTED);
+	setrlimit(RLIMIT_NOFILE, &files);
+}
+
 int center_serve(const struct center_settings *s, struct err *e)
 {
 	struct engine *en = calloc(1, sizeof(*en));
@@ -319,6 +333,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	sigaddset(&set, SIGINT);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	raise_files();
 	r = lock_state(en->state, &lock, e);
 	if (r == 0)
 		r = open_store(en, e);
