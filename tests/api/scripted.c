@@ -7,15 +7,22 @@
  * unlink.hold holds the center's
  * removals of exported files, but for as many of the first as it says; die.at kills the
  * center at the Nth statement from then on by which the database is changed, before it is carried out.
+ *
+ * It also keeps what it was told to make, as a real one would: $SCRIPT/world/ has copy.JOB ("receiving" or
+ * "committed"), image.IMAGE, and receiver.RUN (our pid) as long as it runs; $SCRIPT/made says whose each image was.
+ * What no honest provider could do, it does not, and says so in $SCRIPT/misuse: image of what was never received, two
+ * calls that exclude each other.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -64,20 +71,32 @@ int unlink(const char *path)
 	return unlinkat(AT_FDCWD, path, 0);
 }
 
+static double number(const char *name, double otherwise)
+{
+	const char *s = getenv(name);
+
+	return s ? atof(s) : otherwise;
+}
+
 static void nap(void)
 {
-	nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+	nanosleep(&(struct timespec){.tv_nsec = (long)(number("NAP", 20) * 1e6)}, NULL);
+}
+
+static void append(const char *file, const char *what, const char *id)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", script_dir, file);
+	FILE *f = path ? fopen(path, "ae") : NULL;
+
+	if (f) {
+		fprintf(f, "%s %s\n", what, id);
+		fclose(f);
+	}
 }
 
 static void note(const char *name, const char *id)
 {
-	_cleanup_free_ char *path = str_printf("%s/calls", script_dir);
-	FILE *f = path ? fopen(path, "ae") : NULL;
-
-	if (f) {
-		fprintf(f, "%s %s\n", name, id);
-		fclose(f);
-	}
+	append("calls", name, id);
 }
 
 /* What a call was given, for the test to read: $SCRIPT/NAME.given. */
@@ -88,6 +107,112 @@ static void given(const char *name, const json_t *what)
 	if (path && text)
 		io_write_file_atomic(path, text, strlen(text), 0600, NULL);
 }
+
+/* ---- what there is ---- */
+
+static char *world_path(const char *kind, const char *id)
+{
+	return str_printf("%s/world/%s.%s", script_dir, kind, id);
+}
+
+static void world_put(const char *kind, const char *id, const char *text)
+{
+	_cleanup_free_ char *path = world_path(kind, id), *dir = str_printf("%s/world", script_dir);
+
+	if (!path || !dir)
+		return;
+	mkdir(dir, 0700);
+	io_write_file_atomic(path, text, strlen(text), 0600, NULL);
+}
+
+static bool world_has(const char *kind, const char *id, const char *text)
+{
+	_cleanup_free_ char *path = world_path(kind, id), *is = NULL;
+
+	return path && io_read_file(path, 4096, &is, NULL, NULL) == 0 && (!text || strcmp(is, text) == 0);
+}
+
+static void world_remove(const char *kind, const char *id)
+{
+	_cleanup_free_ char *path = world_path(kind, id);
+
+	if (path)
+		unlinkat(AT_FDCWD, path, 0);
+}
+
+static int misuse(const char *what, const char *id, struct err *e)
+{
+	append("misuse", what, id);
+	return err_set(e, -EINVAL, "misused: %s %s", what, id);
+}
+
+/* ---- calls under way: which exclude which ---- */
+
+enum call_kind {
+	CALL_RECEIVE,
+	CALL_CONVERT,
+	CALL_IMAGE_CREATE,
+	CALL_JOB_REMOVE,
+	CALL_BOOT,
+	CALL_EXPORT,
+	CALL_IMAGE_REMOVE
+};
+static const char *const call_names[] = {"receive", "convert", "image_create", "job_remove",
+					 "boot",    "export",  "image_remove"};
+
+struct call {
+	struct call *next;
+	enum call_kind kind;
+	const char *job, *image; /* NULL: none */
+};
+static struct call *calls;
+static pthread_mutex_t calls_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool same(const char *a, const char *b)
+{
+	return a && b && strcmp(a, b) == 0;
+}
+
+/* Of one job everything excludes everything; of an image only exports go with exports and a boot. */
+static bool excludes(const struct call *a, const struct call *b)
+{
+	if (same(a->job, b->job))
+		return true;
+	return same(a->image, b->image) && a->kind != CALL_EXPORT && (b->kind != CALL_EXPORT || a->kind != CALL_BOOT);
+}
+
+static int call_begin(struct call *c, struct err *e)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&calls_lock);
+	for (struct call *o = calls; o && r == 0; o = o->next)
+		if (excludes(c, o) || excludes(o, c)) {
+			_cleanup_free_ char *both = str_printf("%s while %s", call_names[c->kind], call_names[o->kind]);
+
+			r = misuse(both, c->image ? c->image : c->job, e);
+		}
+	c->next = calls;
+	calls = c;
+	pthread_mutex_unlock(&calls_lock);
+	return r;
+}
+
+static void call_end(struct call *c)
+{
+	pthread_mutex_lock(&calls_lock);
+	for (struct call **p = &calls; *p; p = &(*p)->next)
+		if (*p == c) {
+			*p = c->next;
+			break;
+		}
+	pthread_mutex_unlock(&calls_lock);
+}
+/* Until the end of the scope. */
+#define CALL(call_kind, call_job, call_image)                                                                          \
+	_cleanup_(call_end) struct call call_ = {NULL, call_kind, call_job, call_image};                               \
+	if (call_begin(&call_, e) < 0)                                                                                 \
+	return -EINVAL
 
 /* Delay, hold, failure: what every call starts with. */
 static int play(const char *name, const char *id, const struct provider_watch *w, struct err *e)
@@ -125,16 +250,26 @@ static int s_capacity(struct provider *p, json_t **ret, struct err *e)
 	return r;
 }
 
+static void receiver_left(const char **run)
+{
+	world_remove("receiver", *run);
+}
+
 static int s_receive(struct provider *p, const char *job, const struct provider_receive *r,
 		     const struct provider_watch *w, struct err *e)
 {
+	_cleanup_(receiver_left) const char *receiver = r->run;
 	_cleanup_free_ char *commit = str_printf("%s/commit.%s", script_dir, r->run);
 	json_int_t bytes = 0;
 	_cleanup_free_ char *number = str_printf("%s/number.%s", script_dir, r->run);
 	_cleanup_free_ char *listen = str_printf("%s/listen.%s", script_dir, r->run);
 	char text[32];
 	int x;
+	CALL(CALL_RECEIVE, job, NULL);
 
+	snprintf(text, sizeof(text), "%d", getpid());
+	world_put("receiver", receiver, text);
+	world_put("copy", job, "receiving");
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)r->number);
 	if (number)
 		io_write_file_atomic(number, text, strlen(text), 0600, NULL);
@@ -164,6 +299,7 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 		}
 		nap();
 	}
+	world_put("copy", job, "committed");
 	emit(w, json_pack("{s:s}", "event", "committed"));
 	return 0;
 }
@@ -173,7 +309,10 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 {
 	_cleanup_free_ char *step = script_read("convert", "step");
 	int r;
+	CALL(CALL_CONVERT, job, NULL);
 
+	if (!world_has("copy", job, "committed"))
+		return misuse("convert of no copy", job, e);
 	given("convert", request);
 	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", step ? step : "fstab", "index", 1, "count",
 			  12));
@@ -186,8 +325,14 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 static int s_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
 			  struct err *e)
 {
-	int r = play("image_create", image, NULL, e);
+	int r;
+	CALL(CALL_IMAGE_CREATE, job, image);
 
+	if (!world_has("copy", job, "committed"))
+		return misuse("image of no copy", job, e);
+	world_put("image", image, job); /* half of it, until the end */
+	append("made", image, job);
+	r = play("image_create", image, NULL, e);
 	if (r == 0)
 		*ret = json_pack("{s:[{s:s, s:I}], s:O}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30,
 				 "meta", meta);
@@ -199,7 +344,10 @@ static int s_test_boot(struct provider *p, const char *image, const json_t *opti
 {
 	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir);
 	int r;
+	CALL(CALL_BOOT, NULL, image);
 
+	if (!world_has("image", image, NULL))
+		return misuse("boot of no image", image, e);
 	given("test_boot", options);
 	r = play("test_boot", image, w, e);
 
@@ -213,7 +361,10 @@ static int s_image_export(struct provider *p, const char *image, unsigned disk, 
 			  const struct provider_watch *w, struct err *e)
 {
 	int r;
+	CALL(CALL_EXPORT, NULL, image);
 
+	if (!world_has("image", image, NULL))
+		return misuse("export of no image", image, e);
 	emit(w, json_pack("{s:s, s:f}", "event", "progress", "percent", 42.0));
 	r = play("image_export", image, w, e);
 	return r < 0 ? r : io_write_file_atomic(path, "EXPORTED", 8, 0600, e);
@@ -221,7 +372,13 @@ static int s_image_export(struct provider *p, const char *image, unsigned disk, 
 
 static int s_image_remove(struct provider *p, const char *image, struct err *e)
 {
-	return play("image_remove", image, NULL, e);
+	int r;
+	CALL(CALL_IMAGE_REMOVE, NULL, image);
+
+	r = play("image_remove", image, NULL, e);
+	if (r == 0)
+		world_remove("image", image);
+	return r;
 }
 
 static int s_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e)
@@ -237,7 +394,13 @@ static int s_trim(struct provider *p, const struct provider_watch *w, bool *ret_
 
 static int s_job_remove(struct provider *p, const char *job, struct err *e)
 {
-	return play("job_remove", job, NULL, e);
+	int r;
+	CALL(CALL_JOB_REMOVE, job, NULL);
+
+	r = play("job_remove", job, NULL, e);
+	if (r == 0)
+		world_remove("copy", job);
+	return r;
 }
 
 static void s_close(struct provider *p)
@@ -307,13 +470,6 @@ static void ready(uint16_t port)
 	fflush(stdout);
 }
 
-static double number(const char *name, double otherwise)
-{
-	const char *s = getenv(name);
-
-	return s ? atof(s) : otherwise;
-}
-
 int main(int argc, char **argv)
 {
 	struct center_settings s = {.listen = "127.0.0.1:0", .provider_open = scripted_open, .ready = ready};
@@ -331,13 +487,13 @@ int main(int argc, char **argv)
 	} else {
 		s.state = argv[2];
 		s.heartbeat = number("HEARTBEAT", 0.5);
-		s.heartbeat_busy = number("HEARTBEAT", 0.5);
+		s.heartbeat_busy = number("BUSY", s.heartbeat);
 		s.source_patience = number("PATIENCE", 60);
 		s.source_absence = number("ABSENCE", 60);
 		s.hour = number("HOUR", 3600);
 		s.retry_pause = 0.05;
 		s.last_word = number("WORD", 0.2);
-		s.tick = 0.1;
+		s.tick = number("TICK", 0.1);
 		s.renew_check = number("RENEW_CHECK", 0);
 		s.failures_per_minute = (unsigned)number("FAILURES", 100000);
 		if (argc > 3)
