@@ -4,11 +4,15 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+#include <string.h>
 #include <unistd.h>
 
+#include "base/id.h"
+#include "base/str.h"
 #include "base/util.h"
 
+static void (*log_tap_fn)(void *arg, enum log_level level, const char *message);
+static void *log_tap_arg;
 static enum log_level log_max = LOG_LEVEL_INFO;
 static bool log_json;
 
@@ -24,14 +28,22 @@ static const struct {
 
 void log_set(enum log_level max, bool json)
 {
+	const char *way = getenv("REPLANT_LOG");
+
 	log_max = max;
-	log_json = json;
+	log_json = json || (way && strcmp(way, "json") == 0);
+}
+
+void log_tap(void (*fn)(void *arg, enum log_level level, const char *message), void *arg)
+{
+	log_tap_fn = fn;
+	log_tap_arg = arg;
 }
 
 static void log_json_line(enum log_level level, const char *msg)
 {
-	json_t *j = json_pack("{s:f, s:s, s:s+}", "time", (double)time(NULL), "level", log_levels[level].name,
-			      "message", msg, "");
+	json_t *j =
+	    json_pack("{s:f, s:s, s:s+}", "time", id_now(), "level", log_levels[level].name, "message", msg, "");
 	char *s = j ? json_dumps(j, JSON_COMPACT) : NULL;
 
 	if (s)
@@ -45,7 +57,7 @@ void log_line(enum log_level level, const char *fmt, ...)
 	char msg[2048];
 	va_list ap;
 
-	if (level > log_max)
+	if (level > log_max && !log_tap_fn)
 		return;
 	va_start(ap, fmt);
 	vsnprintf(msg, sizeof(msg), fmt, ap);
@@ -54,6 +66,11 @@ void log_line(enum log_level level, const char *fmt, ...)
 	for (char *p = msg; *p; p++)
 		if ((unsigned char)*p < 0x20 || *p == 0x7f)
 			*p = ' ';
+	str_utf8(msg);
+	if (log_tap_fn)
+		log_tap_fn(log_tap_arg, level, msg);
+	if (level > log_max)
+		return;
 	if (log_json)
 		log_json_line(level, msg);
 	else if (getenv("JOURNAL_STREAM"))

@@ -11,7 +11,9 @@
 #include "base/err.h"
 #include "base/id.h"
 #include "base/jsn.h"
+#include "base/log.h"
 #include "base/proc.h"
+#include "base/redact.h"
 #include "base/str.h"
 #include "base/util.h"
 
@@ -23,6 +25,118 @@ static void test_err_prefix(void **state)
 	assert_int_equal(err_sys(&e, "cannot open '%s'", "/x"), -ENOENT);
 	assert_int_equal(err_prefix(&e, "disk %d", 1), -ENOENT);
 	assert_string_equal(e.msg, "disk 1: cannot open '/x': No such file or directory");
+}
+
+#define HEX64   "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
+#define STARS64 "****************************************************************"
+
+static void test_redact_text(void **state)
+{
+	static const char *const rows[][2] = {
+	    {"nothing of the kind, 12 blocks", "nothing of the kind, 12 blocks"},
+	    {"password=hunter2 and more", "password=******* and more"},
+	    {"DB_PASSWORD: 'a b\\'c' x", "DB_PASSWORD: '******' x"},
+	    {"--password hunter2 --force", "--password ******* --force"},
+	    {"--psk-file --once", "--psk-file --once"},
+	    {"the password is wrong", "the password is wrong"},
+	    {"{\"psk\": \"abc\", \"port\": 7}", "{\"psk\": \"***\", \"port\": 7}"},
+	    {"{\"text\": \"{\\\"secret\\\": \\\"abc\\\", 1}\"}", "{\"text\": \"{\\\"secret\\\": \\\"***\\\", 1}\"}"},
+	    {"GET /x?api_key=abc&n=1", "GET /x?api_key=***&n=1"},
+	    {"Authorization: Basic cm9vdDpyb290", "Authorization: ******************"},
+	    {"'Authorization: Bearer abc def' sent", "'Authorization: **************' sent"},
+	    {"with bearer abcdefghijkl.m", "with bearer **************"},
+	    {"bearer of news", "bearer of news"},
+	    {"from https://root:hunter2@host/x@y", "from https://************@host/x@y"},
+	    {"from https://host/x@y", "from https://host/x@y"},
+	    {"token 0123456789abcdef." HEX64, "token 0123456789abcdef." STARS64},
+	    {"0123456789abcdef." HEX64 "." HEX64 " enrols", "0123456789abcdef." STARS64 "." HEX64 " enrols"},
+	    {"statement " HEX64, "statement " HEX64},
+	    {"version 12345678.1234", "version 12345678.1234"},
+	    {"a\n-----BEGIN RSA PRIVATE KEY-----\nMII\nAbc=\n-----END RSA PRIVATE KEY-----\nb",
+	     "a\n-----BEGIN RSA PRIVATE KEY-----\n***\n****\n-----END RSA PRIVATE KEY-----\nb"},
+	    {"x-----BEGIN PRIVATE KEY-----\\nMII-----END PRIVATE KEY-----y", "x-----BEGIN PRIVATE KEY----------"},
+	    {"-----BEGIN CERTIFICATE-----\nMII", "-----BEGIN CERTIFICATE-----\nMII"},
+	    {NULL}};
+
+	for (size_t i = 0; rows[i][0]; i++) {
+		char text[512];
+		struct redact r = {0};
+
+		snprintf(text, sizeof(text), "%s", rows[i][0]);
+		redact_text(&r, text, strlen(text));
+		assert_int_equal(strlen(text), strlen(rows[i][0]));
+		if (strstr(rows[i][1], "----------"))
+			assert_null(strstr(text, "MII"));
+		else
+			assert_string_equal(text, rows[i][1]);
+	}
+}
+
+/* A key in pieces, and one without an end, which is believed for so long only. */
+static void test_redact_keys(void **state)
+{
+	char begin[] = "-----BEGIN PRIVATE KEY-----\n", body[] = "MII\n", line[] = "line\n";
+	struct redact r = {0};
+
+	redact_text(&r, begin, strlen(begin));
+	redact_text(&r, body, strlen(body));
+	assert_string_equal(body, "***\n");
+	for (unsigned i = 0; i < 300; i++) {
+		strcpy(line, "line\n");
+		redact_text(&r, line, strlen(line));
+	}
+	assert_string_equal(line, "line\n");
+}
+
+static void test_redact_json(void **state)
+{
+	_cleanup_json_ json_t *o = NULL, *clean = NULL;
+	_cleanup_free_ char *text = NULL;
+	const char *in = "{\"a\":{\"secret\":{\"x\":[\"y\",7,null,true]}},\"list\":[\"password=abc\"],\"n\":1}";
+
+	assert_int_equal(jsn_parse(in, strlen(in), 1000, &o, NULL), 0);
+	clean = redact_json(o);
+	text = json_dumps(clean, JSON_COMPACT);
+	assert_string_equal(text, "{\"a\":{\"secret\":{\"x\":[\"***\",\"***\",null,true]}},"
+				  "\"list\":[\"password=***\"],\"n\":1}");
+}
+
+static void note_line(void *arg, enum log_level level, const char *message)
+{
+	char *out = arg;
+
+	snprintf(out + strlen(out), 200 - strlen(out), "%d %s|", (int)level, message);
+}
+
+/* One object in one line whatever is said, for programs; who listens hears more than is printed. */
+static void test_log_json(void **state)
+{
+	char path[] = "/tmp/test-log-XXXXXX", text[1000] = "", heard[200] = "";
+	int fd = mkstemp(path), saved = dup(2);
+	_cleanup_json_ json_t *o = NULL;
+	const char *message;
+
+	unlink(path);
+	setenv("REPLANT_LOG", "json", 1);
+	log_set(LOG_LEVEL_INFO, false);
+	log_tap(note_line, heard);
+	dup2(fd, 2);
+	log_warn("two\nlines, \"quoted\", \xff and \xc3\xa4");
+	log_debug("more");
+	dup2(saved, 2);
+	log_tap(NULL, NULL);
+	unsetenv("REPLANT_LOG");
+	log_set(LOG_LEVEL_INFO, false);
+	assert_true(pread(fd, text, sizeof(text) - 1, 0) > 0);
+	close(fd);
+	close(saved);
+	assert_int_equal(strchr(text, '\n') - text, strlen(text) - 1);
+	assert_int_equal(jsn_parse(text, strlen(text) - 1, sizeof(text), &o, NULL), 0);
+	message = json_string_value(json_object_get(o, "message"));
+	assert_string_equal(message, "two lines, \"quoted\", ? and \xc3\xa4");
+	assert_string_equal(json_string_value(json_object_get(o, "level")), "warning");
+	assert_true(json_number_value(json_object_get(o, "time")) > 1e9);
+	assert_string_equal(heard, "1 two lines, \"quoted\", ? and \xc3\xa4|3 more|");
 }
 
 static bool give_up(void *arg)
@@ -248,12 +362,14 @@ static void test_proc_run(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_err_prefix), cmocka_unit_test(test_str_numbers),
-	    cmocka_unit_test(test_str_hex),    cmocka_unit_test(test_str_utf8),
-	    cmocka_unit_test(test_str_cut),    cmocka_unit_test(test_err_is_utf8),
-	    cmocka_unit_test(test_bitmap),     cmocka_unit_test(test_id),
-	    cmocka_unit_test(test_jsn),        cmocka_unit_test(test_proc_run),
-	    cmocka_unit_test(test_min_max),    cmocka_unit_test(test_proc_run_unless),
+	    cmocka_unit_test(test_redact_text), cmocka_unit_test(test_redact_keys),
+	    cmocka_unit_test(test_redact_json), cmocka_unit_test(test_log_json),
+	    cmocka_unit_test(test_err_prefix),  cmocka_unit_test(test_str_numbers),
+	    cmocka_unit_test(test_str_hex),     cmocka_unit_test(test_str_utf8),
+	    cmocka_unit_test(test_str_cut),     cmocka_unit_test(test_err_is_utf8),
+	    cmocka_unit_test(test_bitmap),      cmocka_unit_test(test_id),
+	    cmocka_unit_test(test_jsn),         cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_min_max),     cmocka_unit_test(test_proc_run_unless),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
