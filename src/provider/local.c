@@ -213,7 +213,7 @@ static int local_capacity(struct provider *p, json_t **ret, struct err *e)
 
 struct local_receiver {
 	pid_t pid;
-	int out;
+	int out, complaints; /* its stdout and stderr */
 	struct qemu_lines lines;
 	struct err last; /* the error event, if one came */
 	bool committed;
@@ -256,11 +256,26 @@ static void receive_event(struct local_receiver *rc, const json_t *o, const stru
 	local_tell(w, o);
 }
 
+/* What it complains about is ours to hear, and goes where it would have gone by itself, too. 1: there was
+ * something, 0: nothing now, -1: nothing more. */
+static int receive_complaint(struct local_receiver *rc, const struct provider_watch *w)
+{
+	char buf[4096];
+	ssize_t n = read(rc->complaints, buf, sizeof(buf));
+
+	if (n <= 0)
+		return n < 0 && (errno == EINTR || errno == EAGAIN) ? 0 : -1;
+	if (w && w->log)
+		w->log(w->arg, buf, (size_t)n);
+	io_write_full(STDERR_FILENO, buf, (size_t)n);
+	return 1;
+}
+
 /* Until its output ends. */
 static int receive_follow(struct local_receiver *rc, const struct provider_watch *w, struct err *e)
 {
 	for (;;) {
-		struct pollfd p = {.fd = rc->out, .events = POLLIN};
+		struct pollfd p[2] = {{.fd = rc->out, .events = POLLIN}, {.fd = rc->complaints, .events = POLLIN}};
 		char buf[8192];
 		json_t *o = NULL;
 		ssize_t n;
@@ -268,7 +283,13 @@ static int receive_follow(struct local_receiver *rc, const struct provider_watch
 
 		if (local_cancelled(w))
 			return err_set(e, -ECANCELED, "stopped");
-		if (poll(&p, 1, 250) <= 0)
+		if (poll(p, 2, 250) <= 0)
+			continue;
+		if (p[1].revents && receive_complaint(rc, w) < 0) {
+			close(rc->complaints);
+			rc->complaints = -1;
+		}
+		if (!p[0].revents)
 			continue;
 		n = read(rc->out, buf, sizeof(buf));
 		if (n < 0 && errno == EINTR)
@@ -286,7 +307,7 @@ static int receive_follow(struct local_receiver *rc, const struct provider_watch
 }
 
 static int receive_spawn(struct local *l, const char *dir, const struct provider_receive *r,
-			 const struct local_layers *ly, int in, int out, pid_t *ret, struct err *e)
+			 const struct local_layers *ly, int in, int out, int complaints, pid_t *ret, struct err *e)
 {
 	char listen_at[128], layers[LOCAL_DISKS_MAX * 12] = "";
 	int keep[LOCAL_DISKS_MAX], k = local_layers_option(ly, layers, sizeof(layers));
@@ -315,6 +336,7 @@ static int receive_spawn(struct local *l, const char *dir, const struct provider
 	o.keep = keep;
 	o.stdin_fd = in;
 	o.stdout_fd = out;
+	o.stderr_fd = complaints;
 	o.die_with_us = true;
 	return proc_spawn(argv, &o, ret, e);
 }
@@ -322,8 +344,8 @@ static int receive_spawn(struct local *l, const char *dir, const struct provider
 static int receive_start(struct local *l, const char *dir, const struct provider_receive *r, struct local_receiver *rc,
 			 struct err *e)
 {
-	_cleanup_close_ int in_r = -1, in_w = -1, out_w = -1;
-	int p[2], q[2], k;
+	_cleanup_close_ int in_r = -1, in_w = -1, out_w = -1, complaints_w = -1;
+	int p[2], q[2], c[2], k;
 
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start the receiver");
@@ -331,7 +353,11 @@ static int receive_start(struct local *l, const char *dir, const struct provider
 	if (pipe2(q, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start the receiver");
 	rc->out = q[0], out_w = q[1];
-	k = receive_spawn(l, dir, r, &rc->layers, in_r, out_w, &rc->pid, e);
+	if (pipe2(c, O_CLOEXEC) < 0)
+		return err_sys(e, "cannot start the receiver");
+	rc->complaints = c[0], complaints_w = c[1];
+	fcntl(rc->complaints, F_SETFL, O_NONBLOCK);
+	k = receive_spawn(l, dir, r, &rc->layers, in_r, out_w, complaints_w, &rc->pid, e);
 	local_layers_drop(&rc->layers);
 	if (k < 0)
 		return k;
@@ -380,6 +406,10 @@ static int receive_run(struct local *l, const char *job, const struct provider_r
 	else if (rc->pid > 0)
 		k = proc_wait(rc->pid, ret_status, e);
 	local_layers_stop(&rc->layers);
+	while (rc->complaints >= 0 && receive_complaint(rc, w) > 0)
+		;
+	if (rc->complaints >= 0)
+		close(rc->complaints);
 	if (rc->out >= 0)
 		close(rc->out);
 	qemu_lines_release(&rc->lines);
@@ -399,7 +429,7 @@ static int receive_result(const struct local_receiver *rc, int status, struct er
 static int receive_shared(struct local *l, const char *job, const struct provider_receive *r,
 			  const struct provider_watch *w, struct err *e)
 {
-	struct local_receiver rc = {.pid = -1, .out = -1, .layers.pid = -1};
+	struct local_receiver rc = {.pid = -1, .out = -1, .complaints = -1, .layers.pid = -1};
 	struct local_path dir;
 	int status = 0, k = receive_dir(l, job, r->number, &dir, e), rest;
 

@@ -160,7 +160,8 @@ static int appliance_size(const json_t *request, struct qemu_settings *s, struct
 }
 
 static int appliance_start(struct local *l, const char *run_dir, const char *appliance, const json_t *request,
-			   char *const *disks, size_t n, struct qemu **ret, struct err *e)
+			   char *const *disks, size_t n, const struct provider_watch *w, struct qemu **ret,
+			   struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX + 2] = {0};
 	char serials[LOCAL_DISKS_MAX][32], root[PATH_MAX + 64], base[PATH_MAX + 64], kernel[PATH_MAX + 64],
@@ -171,7 +172,9 @@ static int appliance_start(struct local *l, const char *run_dir, const char *app
 				  .append = APPLIANCE_APPEND,
 				  .disks = d,
 				  .ndisks = n + 2,
-				  .port = APPLIANCE_PORT};
+				  .port = APPLIANCE_PORT,
+				  .console = w ? w->log : NULL,
+				  .console_arg = w ? w->arg : NULL};
 	struct local_path program;
 	int r = local_program(l, "replant-transition", &program, e);
 
@@ -211,7 +214,7 @@ int local_appliance(struct local *l, const char *run, char *const *disks, size_t
 	if (r == 0)
 		r = local_fresh_dir(l, dir.s, e);
 	if (r == 0)
-		r = appliance_start(l, dir.s, appliance, request, disks, n, &vm, e);
+		r = appliance_start(l, dir.s, appliance, request, disks, n, w, &vm, e);
 	if (r == 0)
 		r = appliance_talk(vm, request, w, ret, e);
 	if (r == 0)

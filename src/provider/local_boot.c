@@ -357,7 +357,8 @@ static bool boot_take_screenshot(struct boot *b, struct qemu *vm)
 	       io_write_file_atomic(to, png, len, 0644, NULL) == 0;
 }
 
-static int boot_machine(struct boot *b, size_t boot_disk, struct qemu **ret, struct err *e)
+static int boot_machine(struct boot *b, size_t boot_disk, const struct provider_watch *w, struct qemu **ret,
+			struct err *e)
 {
 	struct qemu_disk d[LOCAL_DISKS_MAX] = {0};
 	char serials[LOCAL_DISKS_MAX][32];
@@ -369,7 +370,9 @@ static int boot_machine(struct boot *b, size_t boot_disk, struct qemu **ret, str
 				  .ndisks = b->ndisks,
 				  .port = BOOT_PORT,
 				  .screen = true,
-				  .network = true};
+				  .network = true,
+				  .console = w ? w->log : NULL,
+				  .console_arg = w ? w->arg : NULL};
 
 	for (size_t i = 0; i < b->ndisks; i++) {
 		snprintf(serials[i], sizeof(serials[i]), "disk%zu", i);
@@ -383,7 +386,7 @@ static int boot_run(struct boot *b, size_t boot_disk, const struct provider_watc
 {
 	double start = id_now_mono();
 	struct qemu *vm = NULL;
-	int r = boot_machine(b, boot_disk, &vm, e);
+	int r = boot_machine(b, boot_disk, w, &vm, e);
 
 	if (r == 0)
 		r = boot_watch(b, vm, start + (double)b->timeout, true, w, e);

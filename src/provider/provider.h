@@ -18,6 +18,8 @@ struct provider_watch {
 	/* A JSON object (borrowed) as the receiver or the appliance sent it: {"event":...}. */
 	void (*event)(void *arg, const json_t *event);
 	bool (*cancelled)(void *arg); /* asked a few times a second */
+	/* What programs say to people: the receiver's complaints, serial lines. Bytes as they come; may be NULL. */
+	void (*log)(void *arg, const char *text, size_t n);
 };
 
 struct provider_receive {

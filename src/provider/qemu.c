@@ -43,6 +43,8 @@ struct qemu {
 	struct str serial;
 	struct str complaint;
 	json_t *reply; /* the last QMP answer that wasn't taken */
+	void (*console)(void *arg, const char *p, size_t n);
+	void *console_arg;
 };
 
 /* ---- command line ---- */
@@ -240,6 +242,8 @@ int qemu_start(const struct qemu_settings *s, struct qemu **ret, struct err *e)
 	if (!vm)
 		return err_nomem(e);
 	must(s->ndisks <= QEMU_DISKS_MAX);
+	vm->console = s->console;
+	vm->console_arg = s->console_arg;
 	for (int i = 0; i < CH_COUNT; i++)
 		vm->fd[i] = -1;
 	r = qemu_channels(vm, child, e);
@@ -290,6 +294,8 @@ static void qemu_keep_tail(struct str *s, const char *p, size_t n, size_t keep)
 
 static void qemu_take(struct qemu *vm, int ch, const char *p, size_t n)
 {
+	if (vm->console && (ch == CH_SERIAL || ch == CH_STDERR))
+		vm->console(vm->console_arg, p, n);
 	switch (ch) {
 	case CH_QMP:
 		qemu_lines_add(&vm->qmp, p, n);

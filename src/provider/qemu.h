@@ -32,6 +32,9 @@ struct qemu_settings {
 	const char *port; /* name of the virtio-serial port */
 	bool screen;      /* a VGA card, for screenshots */
 	bool network;     /* a card that reaches nothing (restricted user network) */
+	/* Is told what comes out of the serial line, and what QEMU complains about, as it comes; may be NULL. */
+	void (*console)(void *arg, const char *p, size_t n);
+	void *console_arg;
 };
 
 /*
