@@ -2,12 +2,15 @@
 #pragma once
 
 #include <jansson.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "base/log.h"
 #include "base/opt.h"
+#include "base/redact.h"
 #include "stream/stream.h"
 
 struct err;
@@ -140,6 +143,8 @@ struct task {
 	unsigned connections, compression;
 	uint64_t rate_mbit, max_freeze; /* seconds; 0: the default */
 	bool checksum, zero_unreadable;
+	bool has_log;                   /* the center wants to know what is logged, */
+	uint64_t log_at;                /* and has so much of it */
 	char disks[TASK_DISKS_MAX][80]; /* paths; none: all */
 	size_t ndisks;
 };
@@ -161,6 +166,31 @@ int task_seconds(const char *text, double min, double max, double *ret);
 json_t *task_text(const char *s); /* a string, also of bytes that aren't UTF-8 */
 /* For drills: REPLANT_RECONNECT and REPLANT_STALL shorten the patience with the network; seconds. */
 void task_drill(struct stream_send_params *p);
+
+/* ---- what is logged while a task runs, for the center (tasklog.c); any thread ---- */
+#define TASKLOG_MAX   (256u << 10) /* kept for a center that can't be reached */
+#define TASKLOG_PIECE (64u << 10)  /* sent at a time while the task runs */
+struct tasklog {
+	pthread_mutex_t lock;
+	char run[48]; /* "": nothing is kept */
+	char *text;
+	size_t len;
+	uint64_t at; /* where in the center's text ours begins */
+	struct redact redact;
+	bool told; /* the next two */
+	enum stream_phase phase;
+	unsigned round;
+};
+void tasklog_begin(struct tasklog *t, const struct task *task);
+/* For log_tap(). */
+void tasklog_line(void *tasklog, enum log_level level, const char *message);
+/* A line when there is another phase or round. */
+void tasklog_progress(struct tasklog *t, const struct stream_progress *p);
+/* The center asks for the task again, and says how much of the log it has. */
+void tasklog_heard(struct tasklog *t, const struct task *task);
+/* What the center isn't known to have, or a piece of it; NULL when there is nothing. */
+json_t *tasklog_report(struct tasklog *t, bool all);
+void tasklog_end(struct tasklog *t);
 
 /* ---- freezing (freeze.c) ---- */
 struct track_guard;

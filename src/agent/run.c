@@ -67,6 +67,7 @@ struct run {
 	json_t *result;
 	char tracked[16], untracked[256]; /* how, or why not */
 	char *unfrozen;                   /* "/boot/efi,..." that could not be frozen */
+	struct tasklog log;               /* its own lock, within which nothing else is done */
 	struct freeze freeze;             /* the worker's alone, as are: */
 	char *hooks;
 	char *note; /* a file that says what is about to be frozen */
@@ -265,6 +266,7 @@ static void run_progress(void *arg, const struct stream_progress *p)
 	r->progress = *p;
 	r->expected_freeze = p->expected_freeze;
 	pthread_mutex_unlock(&r->lock);
+	tasklog_progress(&r->log, p);
 }
 
 static bool run_cancelled(void *arg)
@@ -510,12 +512,13 @@ static void run_start(struct run *r, const struct task *t)
 	*r->tracked = *r->untracked = '\0';
 	r->hold_back = 0;
 	atomic_store(&r->cancel, false);
+	tasklog_begin(&r->log, t);
+	run_log(r, LOG_LEVEL_INFO, "run '%s' of '%s' begins", t->run, t->job);
 	if (pthread_create(&r->thread, NULL, run_thread, r) != 0) {
 		run_log(r, LOG_LEVEL_ERROR, "cannot start a thread for run '%s'", t->run);
 		return; /* the center goes on asking */
 	}
 	r->has_worker = true;
-	run_log(r, LOG_LEVEL_INFO, "run '%s' of '%s' begins", t->run, t->job);
 }
 
 static void run_forget(struct run *r)
@@ -557,10 +560,21 @@ static bool run_wants_inventory(const struct run *r)
 	return !r->inventory_at || (!r->has_worker && id_now_mono() - r->inventory_at > RUN_INVENTORY_SECONDS);
 }
 
-static json_t *run_request(struct run *r, bool inventory)
+/* No more will be logged of it; the thread's last word is. */
+static bool run_is_over(struct run *r)
+{
+	bool over;
+
+	pthread_mutex_lock(&r->lock);
+	over = !r->has_worker || r->ended;
+	pthread_mutex_unlock(&r->lock);
+	return over;
+}
+
+static json_t *run_request(struct run *r, bool inventory, bool over)
 {
 	json_t *o = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id", r->boot_id), *task,
-	       *list = NULL;
+	       *list = NULL, *log = o ? tasklog_report(&r->log, over) : NULL;
 
 	if (o && inventory && discover_inventory((const char *const *)r->conf.disks, r->conf.ndisks, &list, NULL) == 0)
 		json_object_set_new(o, "inventory", list);
@@ -568,13 +582,15 @@ static json_t *run_request(struct run *r, bool inventory)
 	task = o && !atomic_load(&r->cancel) ? run_task_report(r) : NULL;
 	if (task)
 		json_object_set_new(o, "task", task);
+	if (log)
+		json_object_set_new(o, "log", log);
 	return o;
 }
 
 static int run_exchange(struct run *r, struct task_reply *ret, struct err *e)
 {
-	bool inventory = run_wants_inventory(r);
-	_cleanup_(jsn_decrefp) json_t *request = run_request(r, inventory), *answer = NULL;
+	bool inventory = run_wants_inventory(r), over = run_is_over(r);
+	_cleanup_(jsn_decrefp) json_t *request = run_request(r, inventory, over), *answer = NULL;
 	int status = 0, rc;
 
 	if (!request)
@@ -590,7 +606,13 @@ static int run_exchange(struct run *r, struct task_reply *ret, struct err *e)
 	if (inventory)
 		r->inventory_at = id_now_mono();
 	rc = task_reply_parse(answer, ret, e);
-	return rc < 0 ? err_prefix(e, "answer of the center") : 0;
+	if (rc < 0)
+		return err_prefix(e, "answer of the center");
+	if (ret->has_task && strcmp(ret->task.run, r->task.run) == 0)
+		tasklog_heard(&r->log, &ret->task);
+	else if (over)
+		tasklog_end(&r->log); /* all was sent, and it has come */
+	return 0;
 }
 
 static void run_write_state(struct run *r)
@@ -780,8 +802,11 @@ static int run_service(struct run *r, struct err *e)
 
 int agent_run(void *options, int argc, char **argv)
 {
-	struct run r = {
-	    .opts = options, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER, .wake = -1};
+	struct run r = {.opts = options,
+			.lock = PTHREAD_MUTEX_INITIALIZER,
+			.cond = PTHREAD_COND_INITIALIZER,
+			.wake = -1,
+			.log.lock = PTHREAD_MUTEX_INITIALIZER};
 	struct err e = {0};
 	int rc;
 
@@ -790,9 +815,12 @@ int agent_run(void *options, int argc, char **argv)
 		log_error("the agent needs root: it reads disks and freezes filesystems");
 		return 1;
 	}
+	log_tap(tasklog_line, &r.log);
 	rc = run_service(&r, &e);
 	if (rc < 0)
 		log_error("%s", e.msg);
+	log_tap(NULL, NULL);
+	tasklog_end(&r.log);
 	tracking_stop(&r.tracking);
 	http_free(r.http);
 	free(r.note);

@@ -16,6 +16,7 @@
 #define TASK_INTERVAL_MAX 3600.0
 #define TASK_NOTES_MAX    200
 #define TASK_FREEZE_MAX   3600
+#define TASK_LOG_MAX      (UINT64_C(1) << 52)
 
 static int task_identifier(const json_t *o, const char *key, const char *noun, char out[48], struct err *e)
 {
@@ -106,6 +107,15 @@ static int task_host(const json_t *o, struct task *t, struct err *e)
 	return 0;
 }
 
+/* A center that wants no log, or doesn't know of any, says nothing. */
+static int task_log(const json_t *o, struct task *t, struct err *e)
+{
+	const json_t *at = json_object_get(o, "log_at");
+
+	t->has_log = at && !json_is_null(at);
+	return t->has_log ? jsn_get_u64(o, "log_at", true, 0, TASK_LOG_MAX, &t->log_at, e) : 0;
+}
+
 static int task_parse(const json_t *o, struct task *t, struct err *e)
 {
 	const char *action = NULL, *psk = NULL;
@@ -120,7 +130,7 @@ static int task_parse(const json_t *o, struct task *t, struct err *e)
 			       action);
 	if (task_identifier(o, "run", "run", t->run, e) < 0 || task_identifier(o, "job", "job", t->job, e) < 0 ||
 	    jsn_get_u64(o, "port", true, 1, 65535, &port, e) < 0 || jsn_get_str(o, "psk", true, 64, &psk, e) < 0 ||
-	    task_host(o, t, e) < 0 || task_disks(o, t, e) < 0)
+	    task_host(o, t, e) < 0 || task_disks(o, t, e) < 0 || task_log(o, t, e) < 0)
 		return -EINVAL;
 	if (str_unhex(psk, t->psk, sizeof(t->psk)) < 0)
 		return err_set(e, -EINVAL, "'psk' must be %zu hex digits", 2 * sizeof(t->psk));

@@ -137,6 +137,9 @@ static void test_reply(void **state)
 	    TASK(", \"parameters\": {\"checksum\": 1}"),
 	    TASK(", \"parameters\": {\"max_freeze\": 0}"),
 	    TASK(", \"parameters\": {\"max_freeze\": 3601}"),
+	    TASK(", \"log_at\": -1"),
+	    TASK(", \"log_at\": \"5\""),
+	    TASK(", \"log_at\": 9007199254740992"),
 	};
 	struct task_reply r = {0};
 	struct err e = {0};
@@ -154,6 +157,11 @@ static void test_reply(void **state)
 	assert_int_equal(r.task.psk[31], 0x1f);
 	assert_int_equal(r.task.connections, 4);
 	assert_int_equal(r.task.ndisks, 0);
+	assert_false(r.task.has_log);
+	assert_int_equal(reply(TASK(", \"log_at\": null"), &r, &e), 0);
+	assert_false(r.task.has_log);
+	assert_int_equal(reply(TASK(", \"log_at\": 77"), &r, &e), 0);
+	assert_true(r.task.has_log && r.task.log_at == 77);
 	assert_int_equal(
 	    reply(TASK(", \"disks\": [\"sda\", \"/dev/mapper/x-y\"], \"parameters\": {\"connections\": 2, "
 		       "\"on_read_error\": \"zero\", \"checksum\": true, \"test_boot\": true, \"max_freeze\": 60}"),
@@ -278,12 +286,125 @@ static void test_conf(void **state)
 	io_remove_tree(dir, NULL);
 }
 
+/* ---- the log of a task ---- */
+
+/* A center: its text, from `from` on. */
+struct listener {
+	struct task task;
+	struct str text;
+	uint64_t from;
+};
+
+/* Takes what the agent reports, as the center does; false: there was nothing. */
+static bool listen_once(struct listener *l, struct tasklog *t, bool all)
+{
+	_cleanup_json_ json_t *o = tasklog_report(t, all);
+	const char *text = json_string_value(json_object_get(o, "text"));
+	uint64_t at = (uint64_t)json_integer_value(json_object_get(o, "at")), end = l->from + l->text.len;
+
+	if (!o)
+		return false;
+	assert_string_equal(json_string_value(json_object_get(o, "run")), l->task.run);
+	assert_true(text[strlen(text) - 1] == '\n' && (all || strlen(text) <= TASKLOG_PIECE));
+	assert_true(at <= end); /* nothing is missing */
+	if (at + strlen(text) > end)
+		str_add(&l->text, text + (end - at));
+	l->task.log_at = l->from + l->text.len;
+	return true;
+}
+
+static struct listener listener(uint64_t from)
+{
+	return (struct listener){.task = {.run = "run-0123456789abcdef", .has_log = true, .log_at = from},
+				 .from = from};
+}
+
+/* Whatever answers are lost, and however much is said meanwhile, each line comes once and in order. */
+static void test_tasklog(void **state)
+{
+	struct tasklog t = {.lock = PTHREAD_MUTEX_INITIALIZER};
+	struct listener l = listener(1000);
+	char line[64], *at;
+	unsigned n = 0;
+
+	srand(7);
+	tasklog_line(&t, LOG_LEVEL_INFO, "before"); /* nobody wants to know */
+	tasklog_begin(&t, &l.task);
+	for (unsigned i = 0; i < 2000; i++) {
+		for (int k = rand() % 20; k > 0; k--) {
+			snprintf(line, sizeof(line), "line %u", n++);
+			tasklog_line(&t, LOG_LEVEL_WARN, line);
+		}
+		if (rand() % 3)
+			listen_once(&l, &t, false);
+		if (rand() % 3) /* else the answer was lost */
+			tasklog_heard(&t, &l.task);
+	}
+	listen_once(&l, &t, true);
+	tasklog_heard(&t, &l.task);
+	assert_false(listen_once(&l, &t, true));
+	assert_true(n > 15000 && str_ok(&l.text));
+	at = l.text.s;
+	for (unsigned i = 0; i < n; i++) {
+		snprintf(line, sizeof(line), "Z warn  line %u\n", i);
+		at = strchr(at, 'Z');
+		assert_true(at && str_starts(at, line));
+		at += strlen(line);
+	}
+	assert_int_equal(*at, '\0');
+	/* Not wanted any more, then again. */
+	l.task.has_log = false;
+	tasklog_heard(&t, &l.task);
+	tasklog_line(&t, LOG_LEVEL_INFO, "unheard");
+	assert_false(listen_once(&l, &t, true));
+	l.task.has_log = true;
+	tasklog_heard(&t, &l.task);
+	tasklog_line(&t, LOG_LEVEL_INFO, "heard; password=abc");
+	assert_true(listen_once(&l, &t, true));
+	assert_null(strstr(l.text.s, "unheard"));
+	assert_non_null(strstr(l.text.s, "heard; password=***\n"));
+	tasklog_end(&t);
+	str_release(&l.text);
+}
+
+/* A center that can't be reached for long: the oldest goes, by whole lines, and `at` tells how much. */
+static void test_tasklog_full(void **state)
+{
+	struct tasklog t = {.lock = PTHREAD_MUTEX_INITIALIZER};
+	struct listener l = listener(0);
+	_cleanup_json_ json_t *o = NULL;
+	uint64_t each;
+	const char *text;
+	char line[64];
+
+	tasklog_begin(&t, &l.task);
+	for (unsigned i = 0; i < 20000; i++) {
+		snprintf(line, sizeof(line), "line %05u", i);
+		tasklog_line(&t, LOG_LEVEL_INFO, line);
+	}
+	o = tasklog_report(&t, true);
+	text = json_string_value(json_object_get(o, "text"));
+	each = (uint64_t)(strchr(text, '\n') + 1 - text);
+	assert_true(strlen(text) > TASKLOG_MAX / 2 && strlen(text) <= TASKLOG_MAX && strlen(text) % each == 0);
+	assert_int_equal(json_integer_value(json_object_get(o, "at")) + (json_int_t)strlen(text), 20000 * each);
+	assert_string_equal(text + strlen(text) - 12, " line 19999\n");
+	/* The center has more than we ever said, as after another agent's words for the same run. */
+	l.task.log_at = 30000 * each;
+	tasklog_heard(&t, &l.task);
+	tasklog_line(&t, LOG_LEVEL_INFO, "more");
+	json_decref(o);
+	o = tasklog_report(&t, true);
+	assert_int_equal(json_integer_value(json_object_get(o, "at")), 30000 * each);
+	tasklog_end(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_code),  cmocka_unit_test(test_url),      cmocka_unit_test(test_os_release),
-	    cmocka_unit_test(test_reply), cmocka_unit_test(test_progress), cmocka_unit_test(test_refusal),
-	    cmocka_unit_test(test_conf),  cmocka_unit_test(test_error),    cmocka_unit_test(test_many_zeroed),
+	    cmocka_unit_test(test_code),    cmocka_unit_test(test_url),          cmocka_unit_test(test_os_release),
+	    cmocka_unit_test(test_reply),   cmocka_unit_test(test_progress),     cmocka_unit_test(test_refusal),
+	    cmocka_unit_test(test_conf),    cmocka_unit_test(test_error),        cmocka_unit_test(test_many_zeroed),
+	    cmocka_unit_test(test_tasklog), cmocka_unit_test(test_tasklog_full),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
