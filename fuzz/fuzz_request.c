@@ -11,10 +11,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const struct model_input *const tables[] = {
-    model_job_request,    model_job_patch,      model_code_request,      model_token_request,
-    model_rename_request, model_export_request, model_enroll_request,    model_sync_request,
-    model_task_request,   model_error_request,  model_parameters,        model_template_request,
-    model_template_job,   model_template_patch, model_workgroup_request, model_source_patch,
+    model_job_request,    model_job_patch,        model_code_request, model_token_request,  model_rename_request,
+    model_export_request, model_enroll_request,   model_sync_request, model_task_request,   model_error_request,
+    model_parameters,     model_template_request, model_template_job, model_template_patch, model_workgroup_request,
+    model_source_patch,   model_log_request,
 };
 
 static void check_row(const struct model_input *in, const void *p)

@@ -225,10 +225,20 @@ static int read_task(struct api_request *q, const json_t *task, struct model_tas
 	return 0;
 }
 
+static int read_log(struct api_request *q, const json_t *log, struct model_log_request *ret)
+{
+	if (api_read(q, model_log_request, log, false, ret) < 0)
+		return -1;
+	return id_is("run", ret->run)
+		   ? 0
+		   : api_refuse(q, 400, "bad_field", "log.run", "'%.64s' is not the id of a run", ret->run);
+}
+
 int api_agent_sync(struct api_request *q)
 {
 	const struct api_engine *en = &q->api->s.engine;
 	struct model_task_request task;
+	struct model_log_request log;
 	struct model_error_request error;
 	struct model_sync_request in;
 	json_t *next = NULL;
@@ -238,8 +248,12 @@ int api_agent_sync(struct api_request *q)
 		return -1;
 	if (in.task && read_task(q, in.task, &task, &error) < 0)
 		return -1;
+	if (in.log && read_log(q, in.log, &log) < 0)
+		return -1;
 	if (save_changes(q, &in) < 0)
 		return -1;
+	if (in.log) /* before its task is answered, which says how much of it is there */
+		en->source_log(en->arg, q->who, &log);
 	if (en->source_sync(en->arg, q->who, in.task ? &task : NULL, in.task ? &error : NULL, &next, &interval,
 			    &q->fault) < 0)
 		return -1;

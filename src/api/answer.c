@@ -185,7 +185,7 @@ int api_row(struct api_request *q, const struct model_noun *n, void *row)
 	return s->ops->get(s, n, q->id, row, &e) < 0 ? api_fail(q, &e) : 0;
 }
 
-static int query_number(struct api_request *q, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+int api_query_number(struct api_request *q, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
 {
 	const char *s = api_query(q, name);
 
@@ -279,8 +279,8 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 	l.items = items;
 	if (only)
 		filters.v[filters.n++] = *only;
-	if (query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
-	    query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0)
+	if (api_query_number(q, "limit", 1, API_PAGE_MAX, &sq.limit) < 0 ||
+	    api_query_number(q, "offset", 0, INT64_MAX, &sq.offset) < 0)
 		return -1;
 	for (size_t i = 0; i < q->nquery; i++)
 		if (filter_add(&filters, q->query[i].name, q->query[i].value) < 0)

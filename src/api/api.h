@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/str.h"
 #include "job/job.h"
 #include "model/model.h"
 
@@ -43,6 +44,15 @@ struct api_engine {
 	int (*source_sync)(void *arg, const char *source, const struct model_task_request *task,
 			   const struct model_error_request *error, json_t **ret_task, double *ret_interval,
 			   struct api_fault *f);
+	/* What its agent logged. */
+	void (*source_log)(void *arg, const char *source, const struct model_log_request *log);
+	/* The logs of a job: what there is, an array (new reference, NULL when out of memory). */
+	json_t *(*job_logs)(void *arg, const char *job);
+	/* One of them from `since` on, run 0: the newest; *ret_end: where it ends. */
+	int (*job_log)(void *arg, const char *job, uint64_t run, const char *part, uint64_t since, struct str *ret,
+		       uint64_t *ret_end, struct api_fault *f);
+	/* All that is known of it, a .tar.gz: the caller closes *ret_fd. */
+	int (*job_bundle)(void *arg, const char *job, int *ret_fd, struct api_fault *f);
 	/* Brings a source's state up to date after its job changed. */
 	void (*source_refresh)(void *arg, const char *source);
 	bool (*source_online)(void *arg, const char *source);

@@ -160,6 +160,8 @@ int api_rename(struct api_request *q, const struct model_noun *n, void *row);
 /* After a refusal: says in people's words that another thing has the name, if it was that. Returns -1. */
 int api_name_taken(struct api_request *q, const struct model_noun *n, const char *name);
 const char *api_query(struct api_request *q, const char *name);
+/* A number among the parameters; *ret stays when it isn't there. */
+int api_query_number(struct api_request *q, const char *name, uint64_t min, uint64_t max, uint64_t *ret);
 
 /* templates.c: what the job's request becomes with the template that it names: a new reference, or NULL with the
  * fault. */
@@ -248,3 +250,6 @@ int api_delete_export(struct api_request *q);
 int api_get_export_data(struct api_request *q);
 int api_agent_enroll(struct api_request *q);
 int api_agent_sync(struct api_request *q);
+int api_list_logs(struct api_request *q);
+int api_get_log(struct api_request *q);
+int api_get_bundle(struct api_request *q);

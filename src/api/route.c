@@ -66,6 +66,9 @@ const struct api_route api_routes[] = {
     {"POST", "/v1/jobs/{id}/run", API_OPERATOR, API_JSON, "job", NULL, "runJob", api_start_job},
     {"POST", "/v1/jobs/{id}/cutover", API_OPERATOR, API_JSON, "job", NULL, "cutOverJob", api_cut_over_job},
     {"GET", "/v1/jobs/{id}/runs", API_VIEWER, API_NO_BODY, "job", PAGE, "listRuns", api_list_runs},
+    {"GET", "/v1/jobs/{id}/logs", API_VIEWER, API_NO_BODY, "job", NULL, "listLogs", api_list_logs},
+    {"GET", "/v1/jobs/{id}/log", API_VIEWER, API_NO_BODY, "job", "part run since", "getLog", api_get_log},
+    {"GET", "/v1/jobs/{id}/bundle", API_VIEWER, API_NO_BODY, "job", NULL, "getBundle", api_get_bundle},
 
     {"GET", "/v1/images", API_VIEWER, API_NO_BODY, NULL, FIND " source job", "listImages", api_list_images},
     {"GET", "/v1/images/{id}", API_VIEWER, API_NO_BODY, "image", NULL, "getImage", api_get_image},

@@ -312,6 +312,7 @@ static void api_job_parameters(void *arg, const char *job, const json_t *paramet
 	struct live *l;
 
 	schedule_replan(en, job);
+	joblog_want(en, job, parameters);
 	pthread_mutex_lock(&en->lock);
 	l = engine_live(en, job);
 	if (l)
@@ -348,9 +349,10 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 /* What leaves the lock is a copy: a value that two threads hold may change under one of them. */
 static json_t *task_json(const struct live *l)
 {
-	return json_pack("{s:s, s:s, s:s, s:s?, s:i, s:s, s:n, s:o}", "job", l->job, "run", l->run, "action", "send",
-			 "host", *l->host ? l->host : NULL, "port", (int)l->port, "psk", l->psk, "disks", "parameters",
-			 json_deep_copy(l->parameters));
+	return json_pack("{s:s, s:s, s:s, s:s?, s:i, s:s, s:n, s:o, s:o}", "job", l->job, "run", l->run, "action",
+			 "send", "host", *l->host ? l->host : NULL, "port", (int)l->port, "psk", l->psk, "disks",
+			 "parameters", json_deep_copy(l->parameters), "log_at",
+			 l->logs ? json_integer((json_int_t)l->log_at) : json_null());
 }
 
 static void merge_progress(struct live *l, const json_t *report)
@@ -473,6 +475,28 @@ static int api_source_sync(void *arg, const char *source, const struct model_tas
 	return 0;
 }
 
+static void api_source_log(void *arg, const char *source, const struct model_log_request *log)
+{
+	joblog_of_agent(arg, source, log);
+}
+
+static json_t *api_job_logs(void *arg, const char *job)
+{
+	return joblog_list(arg, job);
+}
+
+static int api_job_log(void *arg, const char *job, uint64_t run, const char *part, uint64_t since, struct str *ret,
+		       uint64_t *ret_end, struct api_fault *f)
+{
+	struct err e = {0};
+	int p = joblog_part_of(part);
+
+	if (p < 0)
+		return api_fault_set(f, 400, "bad_parameter", "part",
+				     "'part' must be one of agent, receiver, conversion, boot");
+	return joblog_read(arg, job, run, (enum joblog_part)p, since, ret, ret_end, &e) < 0 ? api_fault_err(f, &e) : 0;
+}
+
 static void api_source_refresh(void *arg, const char *source)
 {
 	seen_refresh(arg, source);
@@ -505,6 +529,10 @@ struct api_engine engine_api(struct engine *en)
 	    .job_parameters = api_job_parameters,
 	    .job_ticks = api_job_ticks,
 	    .source_sync = api_source_sync,
+	    .source_log = api_source_log,
+	    .job_logs = api_job_logs,
+	    .job_log = api_job_log,
+	    .job_bundle = bundle_make,
 	    .source_refresh = api_source_refresh,
 	    .source_online = api_source_online,
 	    .source_forget = api_source_forget,
@@ -685,6 +713,7 @@ int engine_start(struct engine *en, struct err *e)
 {
 	int r = seen_load(en, e);
 
+	joblog_sweep(en);
 	en->trim_wanted = true; /* what an earlier center couldn't do any more */
 	pace_load(en);
 	if (r == 0)

@@ -4,10 +4,13 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "api/api.h"
 #include "base/id.h"
 #include "base/jsn.h"
+#include "base/redact.h"
+#include "base/str.h"
 #include "base/util.h"
 #include "center/center.h"
 #include "store/store.h"
@@ -34,12 +37,33 @@ struct pace {
 	double began;                /* monotonic */
 };
 
+/* ---- joblog.c: what is said in a job's runs. STATE/logs/JOB/NUMBER-PART-START.log are pieces of a text, START is
+ * where in it the piece begins. ---- */
+enum joblog_part { JOBLOG_AGENT, JOBLOG_RECEIVER, JOBLOG_CONVERSION, JOBLOG_BOOT, JOBLOG_PARTS };
+extern const char *const joblog_parts[]; /* "agent" ... */
+#define JOBLOG_LINE 1024u
+
+/* Lines out of what comes from a console, and of our own, on their way into one text. One thread's. */
+struct joblog_feed {
+	struct live *live;
+	enum joblog_part part;
+	struct redact redact;
+	int escape; /* inside of an escape sequence of a terminal */
+	char line[JOBLOG_LINE];
+	size_t n;
+	struct str out; /* whole lines */
+	double told;    /* monotonic: progress, last */
+};
+
 /* A job that has a runner. Fields below `lock` belong to the engine's lock. */
 struct live {
 	struct engine *engine;
 	struct live *next;
 	char job[ID_MAX], source[ID_MAX];
-	bool converted; /* the runner's: steps of the conversion were seen */
+	bool converted;           /* the runner's: steps of the conversion were seen */
+	struct joblog_feed *feed; /* the runner's: of what it does now, or NULL */
+	uint64_t number;          /* of the run */
+	atomic_bool logs;         /* its logs are wanted */
 
 	/* -- lock -- */
 	bool cancel; /* the current call is to give up */
@@ -57,6 +81,7 @@ struct live {
 	double active; /* monotonic, when anybody reported progress of the run */
 	double absent; /* monotonic, when the source was seen to be away last; 0: never */
 	uint64_t received;
+	uint64_t log_at;         /* how long the agent's text is */
 	uint64_t written_before; /* by earlier attempts: what a replica holds already */
 	bool agent_failed, receiver_failed, gave_up;
 	struct engine_failure agent_failure, receiver_failure, give_up;
@@ -108,9 +133,11 @@ struct engine {
 	struct store *store;
 	struct provider *provider;
 	struct api *api;
-	char state[4096], exports[4096], listen[64];
+	char state[4096], exports[4096], logs[4096], listen[64];
+	pthread_mutex_t log_lock; /* files below `logs` */
+	atomic_bool bundling;
 
-	/* Order: the store's lock, then this one. Nothing here calls the store while it holds this. */
+	/* Order: log_lock, the store's, then this one. Nothing here calls the store while it holds this. */
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* a thread left, or stopping; monotonic */
 	bool stopping;
@@ -175,6 +202,35 @@ void schedule_keep_images(struct engine *en, const char *job);
 void schedule_tend(struct engine *en);
 /* The image of the run that is on has been made. */
 bool schedule_has_image(const struct model_job *job);
+
+/* joblog.c */
+/* How long the text is: what comes next belongs there. */
+uint64_t joblog_end(struct engine *en, const char *job, uint64_t run, enum joblog_part part);
+/* What there is, an array of {run, part, size, end, updated}; NULL when out of memory. */
+json_t *joblog_list(struct engine *en, const char *job);
+/* The text from `since` on, with a line where something is missing. run 0: the newest that has the part. -ENOENT. */
+int joblog_read(struct engine *en, const char *job, uint64_t run, enum joblog_part part, uint64_t since,
+		struct str *ret, uint64_t *ret_end, struct err *e);
+int joblog_remove(struct engine *en, const char *job, struct err *e);
+/* What belongs to no job any more. */
+void joblog_sweep(struct engine *en);
+/* -1: not a part. */
+int joblog_part_of(const char *word);
+/* The job's wish has changed. */
+void joblog_want(struct engine *en, const char *job, const json_t *parameters);
+bool joblog_is_wanted(const json_t *parameters);
+/* What an agent sent, if the run is one of its source's; nothing else may fail for that. */
+void joblog_of_agent(struct engine *en, const char *source, const struct model_log_request *log);
+
+void joblog_open(struct joblog_feed *f, struct live *l, enum joblog_part part);
+/* From a console: control characters and colours go. */
+void joblog_console(struct joblog_feed *f, const char *p, size_t n);
+/* One line; f may be NULL. */
+void joblog_say(struct joblog_feed *f, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void joblog_close(struct joblog_feed *f);
+
+/* bundle.c: all that is known of a job, without secrets, as a .tar.gz. */
+int bundle_make(void *arg, const char *job, int *ret_fd, struct api_fault *f);
 
 /* runner.c */
 int runner_ensure(struct engine *en, const char *job, const char *source);

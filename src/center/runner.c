@@ -58,14 +58,26 @@ static int prepare(struct live *l, struct model_job *job, struct engine_failure 
 
 /* ---- processing: convert, make the image, boot it ---- */
 
+/* What a machine says on its serial line. */
+static void on_log(void *arg, const char *text, size_t n)
+{
+	struct live *l = arg;
+
+	joblog_console(l->feed, text, n);
+}
+
 static void on_event(void *arg, const json_t *event)
 {
+	_cleanup_free_ char *text = NULL;
 	const char *name = json_string_value(json_object_get(event, "event"));
 	const char *step = json_string_value(json_object_get(event, "name"));
 	json_int_t index = json_integer_value(json_object_get(event, "index"));
 	json_int_t count = json_integer_value(json_object_get(event, "count"));
 	struct live *l = arg;
 
+	text = name ? jsn_text(event) : NULL;
+	if (text)
+		joblog_say(l->feed, "%s", text);
 	if (!name || !step || strcmp(name, "step") != 0)
 		return;
 	l->converted = true;
@@ -239,11 +251,48 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 	return s->ops->commit(s, e);
 }
 
+/* Which steps did what to which files; the report itself is kept with the image. */
+static void log_report(struct live *l, const json_t *report)
+{
+	json_t *step, *file;
+	size_t i, k;
+
+	json_array_foreach(json_object_get(report, "steps"), i, step)
+	{
+		joblog_say(l->feed, "%s: %s, %s", json_string_value(json_object_get(step, "name")) ?: "?",
+			   json_string_value(json_object_get(step, "state")) ?: "?",
+			   json_string_value(json_object_get(step, "summary")) ?: "");
+		json_array_foreach(json_object_get(step, "files"), k, file)
+		    joblog_say(l->feed, "  %s %s", json_string_value(json_object_get(file, "action")) ?: "?",
+			       json_string_value(json_object_get(file, "path")) ?: "?");
+	}
+}
+
+static int convert(struct live *l, const json_t *request, json_t **ret, struct err *e)
+{
+	const struct provider_watch watch = {l, on_event, runner_cancelled, on_log};
+	struct provider *p = l->engine->provider;
+	struct joblog_feed feed;
+	int r;
+
+	engine_step(l, "convert", "preparing the system for its new home");
+	l->converted = false;
+	pace_begin(l, PACE_CONVERT);
+	joblog_open(&feed, l, JOBLOG_CONVERSION);
+	joblog_say(&feed, "the conversion begins");
+	r = p->ops->convert(p, l->job, request, &watch, ret, e);
+	log_report(l, *ret);
+	joblog_say(&feed, "%s", r < 0 ? e->msg : "the conversion is complete");
+	joblog_close(&feed);
+	if (r == 0)
+		pace_end(l, l->converted); /* one that was found done says nothing */
+	return r;
+}
+
 static int make_image(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
 	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL, *meta = NULL;
-	const struct provider_watch watch = {l, on_event, runner_cancelled};
 	struct provider *p = l->engine->provider;
 	struct err e = {0};
 	char id[ID_MAX];
@@ -258,12 +307,8 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 	request = meta ? request_of(l, job, &src, meta) : NULL;
 	if (!request)
 		return runner_fail(f, "internal", true, "out of memory");
-	engine_step(l, "convert", "preparing the system for its new home");
-	l->converted = false;
-	pace_begin(l, PACE_CONVERT);
-	if (p->ops->convert(p, l->job, request, &watch, &report, &e) < 0)
+	if (convert(l, request, &report, &e) < 0)
 		return fail_err(f, "convert_failed", &e);
-	pace_end(l, l->converted); /* one that was found done says nothing */
 	engine_step(l, "image", "making the image");
 	pace_begin(l, PACE_IMAGE);
 	if (p->ops->image_create(p, l->job, id, meta, &manifest, &e) < 0)
@@ -286,9 +331,27 @@ static bool mark_for_boot(struct live *l, const char *image)
 	return true;
 }
 
+static int boot(struct live *l, const char *image, const json_t *options, json_t **ret, struct err *e)
+{
+	const struct provider_watch watch = {l, on_event, runner_cancelled, on_log};
+	struct provider *p = l->engine->provider;
+	struct joblog_feed feed;
+	json_t *problem;
+	size_t i;
+	int r;
+
+	joblog_open(&feed, l, JOBLOG_BOOT);
+	joblog_say(&feed, "the test boot of '%s' begins", image);
+	r = p->ops->test_boot(p, image, options, &watch, ret, e);
+	json_array_foreach(json_object_get(*ret, "problems"), i, problem)
+	    joblog_say(&feed, "problem: %s", json_string_value(json_object_get(problem, "message")) ?: "?");
+	joblog_say(&feed, "%s", r < 0 ? e->msg : task_boot_passed(*ret) ? "the test boot passed" : "it failed");
+	joblog_close(&feed);
+	return r;
+}
+
 static int boot_marked(struct live *l, const struct model_job *job, struct engine_failure *f)
 {
-	const struct provider_watch watch = {l, on_event, runner_cancelled};
 	_cleanup_json_ json_t *report = NULL, *options = task_boot_options(l->engine, job->source);
 	struct engine *en = l->engine;
 	double started = id_now();
@@ -301,7 +364,7 @@ static int boot_marked(struct live *l, const struct model_job *job, struct engin
 	pace_begin(l, PACE_TEST_BOOT);
 	if (task_save_boot(en, job->image, "running", started, NULL, NULL, &store_e) < 0)
 		return fail_err(f, "internal", &store_e);
-	r = en->provider->ops->test_boot(en->provider, job->image, options, &watch, &report, &e);
+	r = boot(l, job->image, options, &report, &e);
 	if (r < 0 && runner_cancelled(l))
 		return -1;
 	passed = r == 0 && task_boot_passed(report);
@@ -456,6 +519,8 @@ static bool carry_on(struct live *l)
 	}
 	if (r < 0 || job.state != JOB_RUNNING)
 		return false;
+	l->number = job.number;
+	l->logs = joblog_is_wanted(job.parameters);
 	pace_plan(l, job.stage, stage_parts(&job));
 	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);

@@ -143,6 +143,8 @@ static int open_provider(struct engine *en, struct err *e)
 	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
 	if (r == 0)
 		r = io_mkdirs(en->exports, 0700, e);
+	if (r == 0)
+		r = io_mkdirs(en->logs, 0700, e);
 	return r < 0 ? r : en->s.provider_open(region.provider, &ps, &en->provider, e);
 }
 
@@ -320,6 +322,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	en->s = *s;
 	apply_defaults(&en->s);
 	pthread_mutex_init(&en->lock, NULL);
+	pthread_mutex_init(&en->log_lock, NULL);
 	engine_cond_init(&en->changed);
 	if (!realpath(s->state, en->state)) {
 		r = err_sys(e, "cannot use state directory '%s'", s->state);
@@ -327,6 +330,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 		return r;
 	}
 	snprintf(en->exports, sizeof(en->exports), "%.4000s/exports", en->state);
+	snprintf(en->logs, sizeof(en->logs), "%.4000s/logs", en->state);
 	/* Before any thread: all of them inherit it. */
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
@@ -341,6 +345,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 		r = serve_open(en, &set, e);
 	store_close(en->store);
 	pthread_cond_destroy(&en->changed);
+	pthread_mutex_destroy(&en->log_lock);
 	pthread_mutex_destroy(&en->lock);
 	free(en);
 	return r;

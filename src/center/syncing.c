@@ -14,6 +14,8 @@
 #include "base/str.h"
 #include "center/engine.h"
 
+#define LOG_PROGRESS 30.0 /* seconds between lines of it */
+
 int runner_fail(struct engine_failure *f, const char *code, bool temporary, const char *fmt, ...)
 {
 	va_list ap;
@@ -149,6 +151,26 @@ static void on_progress(struct live *l, const json_t *event)
 	l->tick = ++l->engine->tick;
 }
 
+/* Called without the lock. */
+static void log_event(struct live *l, const char *name, const json_t *event)
+{
+	const bool progress = strcmp(name, "progress") == 0;
+	_cleanup_free_ char *text = NULL;
+
+	if (!l->feed || (progress && id_now_mono() - l->feed->told < LOG_PROGRESS))
+		return;
+	l->feed->told = progress ? id_now_mono() : l->feed->told;
+	text = jsn_text(event);
+	joblog_say(l->feed, "%s", text ?: name);
+}
+
+static void on_log(void *arg, const char *text, size_t n)
+{
+	struct live *l = arg;
+
+	joblog_console(l->feed, text, n);
+}
+
 static void on_error(struct live *l, const json_t *event)
 {
 	const char *code = json_string_value(json_object_get(event, "code"));
@@ -167,6 +189,8 @@ static void on_event(void *arg, const json_t *event)
 
 	if (name && strcmp(name, "image_changed") == 0)
 		task_image_changed(l->engine, event);
+	else if (name)
+		log_event(l, name, event);
 	ENGINE_LOCK(l->engine);
 
 	if (!name)
@@ -267,8 +291,10 @@ static bool sync_cancelled(void *arg)
 
 static void offer_open(struct live *l, const char *run, const char *psk, const char *host, const json_t *parameters)
 {
+	uint64_t log_at = joblog_end(l->engine, l->job, l->number, JOBLOG_AGENT);
 	ENGINE_LOCK(l->engine);
 
+	l->log_at = log_at;
 	snprintf(l->run, sizeof(l->run), "%s", run);
 	snprintf(l->psk, sizeof(l->psk), "%s", psk);
 	snprintf(l->host, sizeof(l->host), "%s", host);
@@ -379,8 +405,9 @@ static int find_way(struct live *l, const struct model_job *job, struct way *ret
 static int sync_once(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	struct provider *p = l->engine->provider;
-	const struct provider_watch watch = {l, on_event, sync_cancelled};
+	const struct provider_watch watch = {l, on_event, sync_cancelled, on_log};
 	struct provider_receive receive = {.listen = l->engine->listen};
+	struct joblog_feed feed;
 	unsigned char raw[32];
 	char run[ID_MAX], psk[65];
 	struct way way;
@@ -404,7 +431,11 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	receive.run = run;
 	receive.psk_hex = psk;
 	receive.number = model_is_incremental(job) ? job->number : 0;
+	joblog_open(&feed, l, JOBLOG_RECEIVER);
+	joblog_say(&feed, "%s: begins", run);
 	r = p->ops->receive(p, l->job, &receive, &watch, &e);
+	joblog_say(&feed, "%s: %s", run, r < 0 ? e.msg : "complete");
+	joblog_close(&feed);
 	OPENSSL_cleanse(psk, sizeof(psk));
 	if (r < 0 && r != -ENOSPC)
 		hear_agent(l);

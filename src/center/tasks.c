@@ -489,6 +489,8 @@ static void run_remove_job(struct task *t)
 	if (r == 0)
 		r = en->provider->ops->job_remove(en->provider, t->id, &e);
 	if (r == 0)
+		r = joblog_remove(en, t->id, &e);
+	if (r == 0)
 		r = store_forget(s, &model_jobs, t->id, &e);
 	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
 		log_error("job %s can't be deleted: %s", t->id, e.msg);

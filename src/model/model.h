@@ -246,7 +246,7 @@ struct model_parameters {
 	uint64_t connections, compression, rate_mbit; /* compression: 11 is auto */
 	uint64_t max_freeze, interval_hours, max_images;
 	uint64_t transition_cpus, transition_memory;
-	bool checksum, test_boot, incremental;
+	bool checksum, test_boot, incremental, diagnostic_logs;
 	int on_read_error, license, network;
 };
 extern const struct model_input model_parameters[];
@@ -261,7 +261,7 @@ const char *model_region_address(const struct model_region *r, enum model_networ
 int model_check_license(enum model_license license, const json_t *inventory, struct err *e);
 /* Those that may change while the job is sending. */
 bool model_parameter_is_live(const char *name);
-/* Those that say when the job runs and what stays: they may change until it is over. */
+/* Those that say when the job runs, what stays and what is told of it: they may change until it is over. */
 bool model_parameter_is_plan(const char *name);
 json_t *model_parameters_json(const struct model_parameters *p);
 
@@ -307,7 +307,12 @@ struct model_enroll_request {
 };
 struct model_sync_request {
 	const char *agent_version, *boot_id;
-	json_t *inventory, *task;
+	json_t *inventory, *task, *log;
+};
+#define MODEL_LOG_MAX (256u << 10) /* bytes of log in one heartbeat */
+struct model_log_request {
+	const char *run, *text;
+	uint64_t at;
 };
 enum model_task_state { TASK_SENDING, TASK_DONE, TASK_FAILED };
 struct model_task_request {
@@ -322,7 +327,7 @@ struct model_error_request {
 extern const struct model_input model_job_request[], model_job_patch[], model_template_job[], model_template_request[],
     model_template_patch[], model_workgroup_request[], model_source_patch[], model_cut_over_request[],
     model_code_request[], model_token_request[], model_rename_request[], model_region_patch[], model_export_request[],
-    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[];
+    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[], model_log_request[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);

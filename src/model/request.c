@@ -63,6 +63,7 @@ const struct model_input model_parameters[] = {
 	 "which of the region's addresses the data takes, and which one the receiver listens on"),
     UINT(model_parameters, transition_cpus, 1, 32, 2, "processors of the machine that converts the copy"),
     UINT(model_parameters, transition_memory, 512, 65536, 1024, "MiB of memory of that machine"),
+    BOOL(model_parameters, diagnostic_logs, 1, "gather what agent, receiver, conversion and test boot say"),
     {0},
 };
 
@@ -73,7 +74,8 @@ bool model_parameter_is_live(const char *name)
 
 bool model_parameter_is_plan(const char *name)
 {
-	return strcmp(name, "interval_hours") == 0 || strcmp(name, "max_images") == 0;
+	return strcmp(name, "interval_hours") == 0 || strcmp(name, "max_images") == 0 ||
+	       strcmp(name, "diagnostic_logs") == 0;
 }
 
 int model_check_license(enum model_license license, const json_t *inventory, struct err *e)
@@ -224,6 +226,14 @@ const struct model_input model_sync_request[] = {
     LINE(model_sync_request, boot_id, true, 1, 64, "changes with every boot of the source"),
     JSON(model_sync_request, inventory, false, "what was discovered, when it changed"),
     JSON(model_sync_request, task, false, "how the task goes"),
+    JSON(model_sync_request, log, false, "what was logged while a task ran, and the center isn't known to have"),
+    {0},
+};
+
+const struct model_input model_log_request[] = {
+    LINE(model_log_request, run, true, 20, 20, "id of the run"),
+    UINT(model_log_request, at, 0, UINT64_C(1) << 52, 0, "where in the log of the run's number the text belongs"),
+    TEXT(model_log_request, text, true, 0, MODEL_LOG_MAX, "whole lines"),
     {0},
 };
 

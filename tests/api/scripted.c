@@ -3,6 +3,7 @@
  * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
  * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
  * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
+ * NAME.log is what the programs of receive, convert and test_boot say.
  * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells;
  * unlink.hold holds the center's
  * removals of exported files, but for as many of the first as it says; die.at kills the
@@ -233,6 +234,17 @@ static int play(const char *name, const char *id, const struct provider_watch *w
 	return err_set(e, str_starts(fail, "no_space") ? -ENOSPC : -EIO, "%s", fail);
 }
 
+/* What a program says to people, as it is: bytes, not lines. */
+static void speak(const char *name, const struct provider_watch *w)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s.log", script_dir, name), *text = NULL;
+	size_t n;
+
+	if (path && io_read_file(path, 16u << 20, &text, &n, NULL) == 0)
+		for (size_t i = 0; i < n; i += 1000)
+			w->log(w->arg, text + i, MIN(n - i, (size_t)1000));
+}
+
 static void emit(const struct provider_watch *w, json_t *event)
 {
 	w->event(w->arg, event);
@@ -280,6 +292,7 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 	if (x < 0)
 		return x;
 	must(strlen(r->psk_hex) == 64);
+	speak("receive", w);
 	emit(w, json_pack("{s:s, s:i}", "event", "listening", "port", 4711));
 	while (access(commit, F_OK) < 0) {
 		_cleanup_free_ char *fail = script_read("receiving", "fail"),
@@ -316,6 +329,7 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 	given("convert", request);
 	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", step ? step : "fstab", "index", 1, "count",
 			  12));
+	speak("convert", w);
 	r = play("convert", job, w, e);
 	if (r == 0)
 		*ret = json_pack("{s:[]}", "steps");
@@ -349,6 +363,7 @@ static int s_test_boot(struct provider *p, const char *image, const json_t *opti
 	if (!world_has("image", image, NULL))
 		return misuse("boot of no image", image, e);
 	given("test_boot", options);
+	speak("test_boot", w);
 	r = play("test_boot", image, w, e);
 
 	if (r == 0)

@@ -19,7 +19,8 @@ def test_a_job_from_start_to_image(center):
     assert row["parameters"] == {"connections": 8, "compression": "auto", "rate_mbit": 0, "checksum": True,
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
                                  "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none", "network": "public",
-                                 "transition_cpus": 2, "transition_memory": 1024}
+                                 "transition_cpus": 2, "transition_memory": 1024,
+                                 "diagnostic_logs": True}
     assert row["tags"] == {} and row["valid_days"] == 30
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
     assert center.ok("GET", f"/v1/sources/{agent.source}")["job"] == job

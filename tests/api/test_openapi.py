@@ -43,6 +43,7 @@ def ids(center, inventory):
     done = center.started_job(agent.source, image_name="web", description="the first", template=found["templates"])
     task = agent.wait_task()
     agent.report(task["run"], progress=RESULT["totals"])
+    agent.sync(log={"run": task["run"], "at": 0, "text": "a line\n"})
     center.commit(task["run"])
     agent.report(task["run"], "done", progress=RESULT["totals"], result=RESULT)
     image = center.wait_job(done)["image"]

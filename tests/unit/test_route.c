@@ -213,6 +213,7 @@ static void test_requests_agree(void **state)
 	    {"ExportRequest", model_export_request},
 	    {"EnrollRequest", model_enroll_request},
 	    {"SyncRequest", model_sync_request},
+	    {"LogReport", model_log_request},
 	    {"AgentError", model_error_request},
 	    {"TemplateRequest", model_template_request},
 	    {"TemplatePatch", model_template_patch},
