@@ -32,13 +32,15 @@ struct cli {
 	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
 	bool json;
 	/* of some */
-	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run;
+	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run,
+	    follow;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
+	const char *part, *diagnostic_logs;
 	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network;
 	const char *public_address, *private_address;
 	struct opt_list tags;
 	uint64_t valid_days, transition_cpus, transition_memory;
-	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry;
+	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry, run;
 
 	/* settings found, owned */
 	char *url, *token, *ca;

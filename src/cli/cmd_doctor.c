@@ -151,6 +151,9 @@ static void doctor_print(const struct doctor *d)
 		out_field("What to do", get_str(f, "remedy"), OUT_PLAIN);
 		out_fieldf("Code", "%s", get_str(f, "code"));
 	}
+	if (json_array_size(d->findings))
+		out_fieldf("More", "replant jobs logs %s, or, for somebody who is to help, replant jobs bundle %s",
+			   get_str(d->job, "id"), get_str(d->job, "id"));
 }
 
 CLI_COMMAND(jobs_doctor)

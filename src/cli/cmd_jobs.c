@@ -386,6 +386,8 @@ bool cli_job_options_fit(const struct cli *c)
 		out_error("--interval '%s' is no time such as 24h or 7d", c->interval);
 	else if (c->at && strcmp(c->at, "never") != 0 && !cli_time(c->at))
 		out_error("--at '%s' is no time such as 2027-01-31T03:00, 2027-01-31T03:00+01:00 or +2h", c->at);
+	else if (c->diagnostic_logs && strcmp(c->diagnostic_logs, "on") != 0 && strcmp(c->diagnostic_logs, "off") != 0)
+		out_error("--diagnostic-logs '%s' is neither on nor off", c->diagnostic_logs);
 	else if (c->at && (c->start || c->watch))
 		out_error("--at and --start or --watch exclude each other");
 	else
@@ -415,6 +417,8 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_num(p, "rate_mbit", c->rate);
 	job_put_str(p, "license", c->license);
 	job_put_str(p, "network", c->network);
+	if (c->diagnostic_logs)
+		job_put(p, "diagnostic_logs", json_boolean(strcmp(c->diagnostic_logs, "on") == 0));
 	job_put_num(p, "transition_cpus", c->transition_cpus);
 	job_put_num(p, "transition_memory", c->transition_memory);
 	job_put_num(o, "valid_days", c->valid_days);

@@ -90,6 +90,11 @@ static const struct opt common[] = {
 		"transition-memory", 0, OPT_U64, AT(transition_memory), "MIB",                                         \
 		    "its memory, 512 to 65536 (default 1024)", 512, 65536                                              \
 	}
+#define OPT_DIAGNOSTIC_LOGS                                                                                            \
+	{                                                                                                              \
+		"diagnostic-logs", 0, OPT_STRING, AT(diagnostic_logs), "on|off",                                       \
+		    "gather the logs of its runs at the center (default on)"                                           \
+	}
 #define OPT_AT(text)                                                                                                   \
 	{                                                                                                              \
 		"at", 0, OPT_STRING, AT(at), "TIME", text                                                              \
@@ -135,7 +140,7 @@ static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or n
 	    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},                        \
 	    {"on-read-error",   0,           OPT_STRING,                                                               \
 	     AT(on_read_error), "fail|zero", "what to do with unreadable sectors (default fail)"},                     \
-	    OPT_MAX_FREEZE,                                                                                            \
+	    OPT_MAX_FREEZE, OPT_DIAGNOSTIC_LOGS,                                                                       \
 	    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},      \
 	    OPT_INTERVAL, OPT_MAX_IMAGES,                                                                              \
 	{                                                                                                              \
@@ -169,6 +174,7 @@ static const struct opt set_opts[] = {
     OPT_COMPRESSION,
     OPT_RATE,
     OPT_MAX_FREEZE,
+    OPT_DIAGNOSTIC_LOGS,
     OPT_INTERVAL,
     OPT_MAX_IMAGES,
     OPT_LICENSE,
@@ -199,6 +205,19 @@ static const struct opt cutover_opts[] = {
     {"no-sync", 0, OPT_FLAG, AT(no_sync), NULL, "end with the last image, without another run"},
     OPT_WATCH("watch it until it ends"),
     OPT_RETRY,
+    {0},
+};
+
+static const struct opt log_opts[] = {
+    {"part", 'p', OPT_STRING, AT(part), "PART", "only this: agent, receiver, conversion or boot"},
+    {"run", 0, OPT_U64, AT(run), "N", "of this run (default: the newest)", 1, INT64_MAX},
+    {"follow", 'f', OPT_FLAG, AT(follow), NULL, "go on printing until the job rests"},
+    OPT_RETRY,
+    {0},
+};
+
+static const struct opt bundle_opts[] = {
+    {"output", 'o', OPT_STRING, AT(output), "FILE", "where to write it (default replant-JOB.tar.gz)"},
     {0},
 };
 
@@ -254,10 +273,11 @@ cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources
     cli_images_report, cli_images_rename, cli_images_tag, cli_images_boot, cli_images_screenshot, cli_images_export,
     cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
     cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_regions_set,
-    cli_events_follow, cli_audit_ls, cli_jobs_doctor, cli_jobs_import, cli_version, cli_templates_create,
-    cli_templates_ls, cli_templates_show, cli_templates_set, cli_templates_rename, cli_templates_rm,
-    cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show, cli_workgroups_add, cli_workgroups_remove,
-    cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag, cli_workgroups_rename, cli_workgroups_rm;
+    cli_events_follow, cli_audit_ls, cli_jobs_doctor, cli_jobs_logs, cli_jobs_bundle, cli_jobs_import, cli_version,
+    cli_templates_create, cli_templates_ls, cli_templates_show, cli_templates_set, cli_templates_rename,
+    cli_templates_rm, cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show, cli_workgroups_add,
+    cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag, cli_workgroups_rename,
+    cli_workgroups_rm;
 
 /* What completes operands. */
 #define SOURCES   "replant sources ls --quiet"
@@ -326,6 +346,14 @@ static const struct opt_command commands[] = {
      "Exits with 1 when something is. docs/errors.md has a page for each code.\n\nExample:\n  replant jobs doctor "
      "web-1",
      NULL, 1, 1, cli_jobs_doctor, JOBS},
+    {"jobs logs", "JOB", "print what agent, receiver, conversion and test boot said in a run",
+     "Times are UTC. --json lists which logs there are.\n\nExamples:\n  replant jobs logs web-1\n"
+     "  replant jobs logs web-1 --part agent --follow",
+     log_opts, 1, 1, cli_jobs_logs, JOBS},
+    {"jobs bundle", "JOB", "fetch all that is known of a job as one file, without secrets",
+     "For somebody who is to help: logs, the job and its runs, its server's inventory, events, versions.\n\n"
+     "Example:\n  replant jobs bundle web-1 -o web-1.tar.gz",
+     bundle_opts, 1, 1, cli_jobs_bundle, JOBS},
     {"jobs rename", "JOB NAME", "give a job another name", "Example:\n  replant jobs rename web-1 web-1-second-try",
      NULL, 2, 2, cli_jobs_rename, JOBS},
     {"jobs tag", "JOB KEY=VALUE|KEY-...", "label a job, or take labels away",
@@ -498,6 +526,7 @@ int main(int argc, char **argv)
 			.days = CLI_UNSET,
 			.disk = CLI_UNSET,
 			.since = CLI_UNSET,
+			.run = CLI_UNSET,
 			.retry = 60};
 	int r;
 
