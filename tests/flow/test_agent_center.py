@@ -225,6 +225,60 @@ def test_sends(bench):
     assert streamrig.same(bench.tmp / "noise", bench.point / "noise")
 
 
+class Listener:
+    """Takes what a task's log says, as a center does that had 500 bytes of it; of the first answers to it every other is lost."""
+
+    def __init__(self, center):
+        self.center, self.text, self.run, self.lost = center, b"", None, 0
+        center.answers["/v1/agent/sync"] = self.sync
+
+    def want(self, task):
+        self.run, self.text = task["run"], b""
+        self.center.task = dict(task, log_at=500)
+
+    def sync(self, request):
+        log = request["body"].get("log")
+        if log:
+            at, data = log["at"] - 500, log["text"].encode()
+            assert log["run"] == self.run and 0 <= at <= len(self.text) and data.endswith(b"\n")
+            self.text = self.text[:at] + data if at + len(data) > len(self.text) else self.text
+            if self.center.task:
+                self.center.task["log_at"] = 500 + len(self.text)
+            self.lost += 1
+            if self.lost % 2 and self.lost < 8:
+                return 503, {}
+        return self.center.sync(request)
+
+    def lines(self):
+        return [line.split(" ", 2)[2].strip() for line in self.text.decode().splitlines()]
+
+
+def test_what_is_logged_of_a_task_comes_once(bench):
+    listener = Listener(bench.center)
+    r = streamrig.Receiver(bench.tmp / "replica", bench.key)
+    listener.want(task(r.port))
+    until(lambda: (t := bench.last_task()) and t["state"] == "done", 60)
+    until(lambda: "log" not in bench.center.syncs()[-1]["body"])
+    lines = listener.lines()
+    assert lines[0].endswith("begins") and f"run '{streamrig.RUN}': all was sent" in lines and listener.lost > 1
+    for word in ("begins", "freezing the filesystems", "thawed after", "all was sent", "phase full, round 1"):
+        assert len([line for line in lines if word in line]) == 1, (word, lines)
+    assert KEY not in listener.text.decode() and SECRET not in listener.text.decode()
+    # One that is taken away says its last words, too; one whose log nobody wants, none.
+    r2 = streamrig.Receiver(bench.tmp / "replica2", bench.key, run="run-00000000000000bb")
+    listener.want(task(r2.port, run_id="run-00000000000000bb", rate_mbit=8))
+    until(lambda: (t := bench.last_task()) and t["run"] == "run-00000000000000bb" and t["progress"]["bytes_sent"] > 0, 60)
+    bench.center.task = None
+    until(lambda: "run-00000000000000bb': " in listener.text.decode(), 60)
+    assert [line for line in listener.lines() if "no longer wanted" in line]
+    r2.kill()
+    listener.text = b""
+    r3 = streamrig.Receiver(bench.tmp / "replica3", bench.key, run="run-00000000000000cc")
+    bench.center.task = task(r3.port, run_id="run-00000000000000cc")
+    until(lambda: (t := bench.last_task()) and t["run"] == "run-00000000000000cc" and t["state"] == "done", 60)
+    assert not listener.text
+
+
 @pytest.fixture
 def hasty(monkeypatch):
     """An agent that gives a receiver up after five seconds."""
