@@ -20,6 +20,10 @@ const char *const model_roles[] = {"viewer", "operator", "admin", NULL};
 const char *const model_export_states[] = {"running", "finished", "in_error", NULL};
 const char *const model_export_formats[] = {"qcow2", "raw", "vmdk", "vhdx", NULL};
 const char *const model_read_errors[] = {"fail", "zero", NULL};
+#define SUBSCRIBABLE "job.finished", "job.failed", "job.expiring", "source.offline", "image.not_verified"
+const char *const model_subscribable[] = {SUBSCRIBABLE, NULL};
+const char *const model_notice_events[] = {SUBSCRIBABLE, "ping", NULL};
+const char *const model_notice_states[] = {"pending", "delivered", "given_up", NULL};
 
 #define ROW(kind, field)                                                                                               \
 	{                                                                                                              \
@@ -92,6 +96,7 @@ static const struct model_field job_fields[] = {
     ROW(BOOL, last),
     HIDDEN(REAL, run_ended),
     ROW(REAL, next_run),
+    HIDDEN(REAL, expiry_told),
     END,
 };
 #undef model_this
@@ -184,6 +189,27 @@ static const struct model_field export_fields[] = {
     END,
 };
 #undef model_this
+#define model_this model_subscription
+static const struct model_field subscription_fields[] = {
+    ROW(TEXT, id),      ROW(TEXT, name),      ROW(TEXT, target), ROW(JSON, events), ROW(BOOL, active),
+    ROW(REAL, created), ROW(REAL, delivered), ROW(REAL, failed), ROW(TEXT, error),  END,
+};
+#undef model_this
+#define model_this model_notice
+static const struct model_field notice_fields[] = {
+    ROW(TEXT, id),
+    ROW(TEXT, subscription),
+    WORDS(event, model_notice_events),
+    WORDS(state, model_notice_states),
+    ROW(UINT, attempts),
+    ROW(REAL, created),
+    ROW(REAL, next_try),
+    ROW(REAL, ended),
+    ROW(TEXT, error),
+    ROW(JSON, body),
+    END,
+};
+#undef model_this
 
 const struct model_noun model_sources = {"source", "sources", sizeof(struct model_source), source_fields};
 const struct model_noun model_jobs = {"job", "jobs", sizeof(struct model_job), job_fields};
@@ -197,9 +223,16 @@ const struct model_noun model_templates = {"template", "templates", sizeof(struc
 const struct model_noun model_workgroups = {"workgroup", "workgroups", sizeof(struct model_workgroup),
 					    workgroup_fields};
 const struct model_noun model_records = {"record", "audit", sizeof(struct model_record), record_fields};
-const struct model_noun *const model_nouns[] = {&model_sources,   &model_jobs,       &model_runs,    &model_images,
-						&model_codes,     &model_tokens,     &model_regions, &model_exports,
-						&model_templates, &model_workgroups, &model_records, NULL};
+const struct model_noun model_subscriptions = {"subscription", "subscriptions", sizeof(struct model_subscription),
+					       subscription_fields};
+const struct model_noun model_notices = {"notice", "notices", sizeof(struct model_notice), notice_fields};
+const struct model_noun *const model_nouns[] = {&model_sources,   &model_jobs,
+						&model_runs,      &model_images,
+						&model_codes,     &model_tokens,
+						&model_regions,   &model_exports,
+						&model_templates, &model_workgroups,
+						&model_records,   &model_subscriptions,
+						&model_notices,   NULL};
 
 void model_release(const struct model_noun *n, void *obj)
 {

@@ -24,6 +24,7 @@ struct err;
 #define MODEL_JOB_GRACE       7u                     /* days that a job has at least after it did something */
 #define MODEL_TAGS_MAX        20u                    /* of one thing */
 #define MODEL_TAG_MAX         128u                   /* bytes of a key, and of a value */
+#define MODEL_TARGET_MAX      1024u                  /* bytes of a subscription's target */
 
 /* ---- words ---- */
 enum model_source_state { SOURCE_AVAILABLE, SOURCE_IN_USE, SOURCE_UNAVAILABLE };
@@ -46,6 +47,15 @@ enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
 enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
 enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN, MODEL_NO_ROLE };
 enum model_export_state { EXPORT_RUNNING, EXPORT_FINISHED, EXPORT_IN_ERROR };
+enum model_notice_event {
+	NOTICE_JOB_FINISHED,
+	NOTICE_JOB_FAILED,
+	NOTICE_JOB_EXPIRING,
+	NOTICE_SOURCE_OFFLINE,
+	NOTICE_IMAGE_NOT_VERIFIED,
+	NOTICE_PING,
+};
+enum model_notice_state { NOTICE_PENDING, NOTICE_DELIVERED, NOTICE_GIVEN_UP };
 
 extern const char *const model_source_states[];
 extern const char *const model_job_states[];
@@ -59,6 +69,9 @@ extern const char *const model_roles[];
 extern const char *const model_export_states[];
 extern const char *const model_export_formats[];
 extern const char *const model_read_errors[];
+extern const char *const model_notice_events[]; /* the last is what a test sends */
+extern const char *const model_subscribable[];  /* the others */
+extern const char *const model_notice_states[];
 
 /* ---- nouns ---- */
 struct model_source {
@@ -86,6 +99,7 @@ struct model_job {
 	int trigger;
 	bool last; /* run: it is cut over behind it */
 	double run_ended, next_run;
+	double expiry_told; /* the value of `expires` that people were told of beforehand */
 };
 
 struct model_run {
@@ -152,6 +166,23 @@ struct model_export {
 	json_t *error;
 };
 
+/* Whom to tell of what. */
+struct model_subscription {
+	char *id, *name, *target, *error; /* error: of the last attempt, NULL when that went well */
+	bool active;
+	double created, delivered, failed; /* the latter two: when something last was */
+	json_t *events;                    /* an array of model_subscribable[] */
+};
+
+/* Something that one of them is to be told. */
+struct model_notice {
+	char *id, *subscription, *error;
+	int event, state;
+	uint64_t attempts;
+	double created, next_try, ended;
+	json_t *body;
+};
+
 /* ---- tables ---- */
 enum model_kind {
 	MODEL_TEXT, /* char *, or const char * in a request; min..max bytes */
@@ -160,7 +191,7 @@ enum model_kind {
 	MODEL_REAL, /* double */
 	MODEL_BOOL, /* bool */
 	MODEL_WORD, /* int, an index into words */
-	MODEL_JSON, /* json_t *, in a request borrowed; an object */
+	MODEL_JSON, /* json_t *, in a request borrowed; an object, or with words: an array of some of them */
 	MODEL_TAGS, /* the same, of texts; NULL is an empty one */
 };
 
@@ -180,7 +211,7 @@ struct model_noun {
 };
 
 extern const struct model_noun model_sources, model_jobs, model_runs, model_images, model_codes, model_tokens,
-    model_regions, model_exports, model_templates, model_workgroups, model_records;
+    model_regions, model_exports, model_templates, model_workgroups, model_records, model_subscriptions, model_notices;
 extern const struct model_noun *const model_nouns[]; /* all, NULL-terminated */
 
 /* Frees what `obj` (a struct of that noun) owns. */
@@ -215,6 +246,8 @@ MODEL_CLEANUP(export)
 MODEL_CLEANUP(template)
 MODEL_CLEANUP(record)
 MODEL_CLEANUP(workgroup)
+MODEL_CLEANUP(subscription)
+MODEL_CLEANUP(notice)
 #undef MODEL_CLEANUP
 
 /* ---- requests ---- */
@@ -297,6 +330,11 @@ struct model_workgroup_request {
 struct model_region_request {
 	const char *public_address, *private_address;
 };
+struct model_subscription_request {
+	const char *name, *target;
+	json_t *events;
+	bool active;
+};
 struct model_export_request {
 	int format;
 	uint64_t disk;
@@ -327,10 +365,29 @@ struct model_error_request {
 extern const struct model_input model_job_request[], model_job_patch[], model_template_job[], model_template_request[],
     model_template_patch[], model_workgroup_request[], model_source_patch[], model_cut_over_request[],
     model_code_request[], model_token_request[], model_rename_request[], model_region_patch[], model_export_request[],
-    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[], model_log_request[];
+    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[], model_log_request[],
+    model_subscription_request[], model_subscription_patch[];
 
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);
 /* Bytes in use on the source's disks by its inventory: "used" of each disk, its size where that is missing.
  */
 uint64_t model_inventory_used(const json_t *inventory);
+
+/* ---- addresses (target.c) ---- */
+/* Parts of SCHEME://HOST[:PORT][PATH]; borrowed from the text. */
+struct model_url {
+	const char *host; /* without brackets */
+	size_t host_len;
+	uint16_t port; /* 0: not said */
+	const char *path;
+	bool loopback; /* the host is this one, whatever a resolver says: localhost, 127.x.x.x, [::1] */
+};
+/* -EINVAL unless it begins with the scheme ("https") and is plain: no credentials, nothing that two readers could
+ * understand differently. */
+int model_url_parse(const char *url, const char *scheme, struct model_url *ret, struct err *e);
+/* One plain address, "name@host". */
+bool model_is_mail_address(const char *s, size_t len);
+/* May notices go there? https, or http on this host alone; or mailto: and addresses with commas between. */
+int model_check_target(const char *target, struct err *e);
+bool model_target_is_mail(const char *target);

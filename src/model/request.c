@@ -37,6 +37,11 @@
 #field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                             \
 	}
 
+/* An array of some of the words, each once. */
+#define SOME_OF(type, field, list, text)                                                                               \
+	{                                                                                                              \
+#field, MODEL_JSON, offsetof(struct type, field), false, 0, 0, 0, list, text                           \
+	}
 #define TAGS(type, field, text)                                                                                        \
 	{                                                                                                              \
 #field, MODEL_TAGS, offsetof(struct type, field), false, 0, 0, 0, NULL, text                           \
@@ -202,6 +207,22 @@ const struct model_input model_region_patch[] = {
     LINE(model_region_request, public_address, false, 0, 255, "where agents send the data; empty: where the center is"),
     LINE(model_region_request, private_address, false, 0, 255,
 	 "the same for jobs on the private network; empty: there is none"),
+    {0},
+};
+
+const struct model_input model_subscription_request[] = {
+    LINE(model_subscription_request, name, true, 1, MODEL_NAME_MAX, "name of the subscription, no other's"),
+    LINE(model_subscription_request, target, true, 1, MODEL_TARGET_MAX, "https://..., or mailto:name@host,..."),
+    SOME_OF(model_subscription_request, events, model_subscribable, "what to tell; all when missing"),
+    BOOL(model_subscription_request, active, 1, "tell; what is pending otherwise waits"),
+    {0},
+};
+
+const struct model_input model_subscription_patch[] = {
+    LINE(model_subscription_request, name, false, 1, MODEL_NAME_MAX, "name of the subscription, no other's"),
+    LINE(model_subscription_request, target, false, 1, MODEL_TARGET_MAX, "another of the same kind"),
+    SOME_OF(model_subscription_request, events, model_subscribable, "instead of those it has"),
+    BOOL(model_subscription_request, active, 1, "tell; what is pending otherwise waits"),
     {0},
 };
 
@@ -372,6 +393,31 @@ static int check_tags(const struct model_input *in, const json_t *tags, struct e
 	return 0;
 }
 
+/* At least one, and none twice. */
+static int input_some(const struct model_input *in, json_t *list, json_t **p, struct err *e)
+{
+	uint64_t seen = 0;
+	json_t *v;
+	size_t i;
+
+	if (json_array_size(list) == 0)
+		return err_set(e, -EINVAL, "'%s' must be a list of at least one of %s, ...", in->name, in->words[0]);
+	json_array_foreach(list, i, v)
+	{
+		int w = json_is_string(v) ? model_word(in->words, json_string_value(v)) : -1;
+
+		if (w < 0)
+			return err_set(e, -EINVAL,
+				       "'%s' can't have '%.64s'; known are %s and the like (see the API's document)",
+				       in->name, json_string_value(v) ?: "?", in->words[0]);
+		if (seen & UINT64_C(1) << w)
+			return err_set(e, -EINVAL, "'%s' has '%s' twice", in->name, in->words[w]);
+		seen |= UINT64_C(1) << w;
+	}
+	*p = list;
+	return 0;
+}
+
 static int input_value(const struct model_input *in, const json_t *body, void *p, struct err *e)
 {
 	json_t *v = json_object_get(body, in->name);
@@ -389,6 +435,8 @@ static int input_value(const struct model_input *in, const json_t *body, void *p
 	case MODEL_WORD:
 		return input_word(in, body, p, e);
 	case MODEL_JSON:
+		if (in->words)
+			return input_some(in, v, p, e);
 		if (!json_is_object(v))
 			return err_set(e, -EINVAL, "'%s' must be an object", in->name);
 		*(json_t **)p = v;
