@@ -17,6 +17,8 @@
 struct api;
 struct store;
 
+#define API_HOOK_SECRET 64
+
 /* Why a request is refused: what the answer {"error":{...}} says. */
 struct api_fault {
 	int status;
@@ -62,6 +64,12 @@ struct api_engine {
 	int (*image_remove)(void *arg, const char *image, struct api_fault *f);
 	int (*export_start)(void *arg, const char *export, struct api_fault *f);
 	int (*export_remove)(void *arg, const char *export, struct api_fault *f);
+	/* What signs a web hook's messages, as text of API_HOOK_SECRET bytes at most. */
+	void (*hook_secret)(void *arg, const char *subscription, char *ret);
+	/* One may be told again, or elsewhere. */
+	void (*subscription_changed)(void *arg);
+	/* Sends a ping and waits a moment for the answer; *notice (ID_MAX) tells how it went. */
+	int (*subscription_test)(void *arg, const char *subscription, char *notice, struct api_fault *f);
 	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
 	json_t *(*region_info)(void *arg, const char *region);
 };
@@ -79,6 +87,7 @@ struct api_settings {
 	const char *public_url;          /* NULL: from the request's Host */
 	const char *programs;            /* directory that has replant-agent */
 	const char *exports;             /* directory of the files */
+	bool mail;                       /* the center can send mail */
 	unsigned failures_per_minute;    /* wrong secrets of one address; 0: 10 */
 	unsigned request_seconds;        /* until a request must be complete; 0: 60 */
 };

@@ -27,6 +27,8 @@
 #define API_STRANGERS             2048u
 #define API_STRANGERS_PER_ADDRESS 256u /* many sources may stand behind one address */
 
+#define API_SUBSCRIPTIONS_MAX 50u
+
 /* API_SIGNED: by an access key; the request says itself whose (rpc.c). */
 enum api_access { API_PUBLIC, API_SIGNED, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
 enum api_body { API_NO_BODY, API_JSON, API_JSON_BIG, API_FORM };
@@ -223,6 +225,14 @@ int api_patch_workgroup(struct api_request *q);
 int api_delete_workgroup(struct api_request *q);
 int api_start_workgroup(struct api_request *q);
 int api_stop_workgroup(struct api_request *q);
+int api_post_subscription(struct api_request *q);
+int api_list_subscriptions(struct api_request *q);
+int api_get_subscription(struct api_request *q);
+int api_patch_subscription(struct api_request *q);
+int api_delete_subscription(struct api_request *q);
+int api_test_subscription(struct api_request *q);
+int api_list_notices(struct api_request *q);
+int api_get_notice(struct api_request *q);
 int api_list_sources(struct api_request *q);
 int api_get_source(struct api_request *q);
 int api_patch_source(struct api_request *q);

@@ -26,6 +26,21 @@ const struct api_route api_routes[] = {
 
     {"GET", "/v1/audit", API_ADMIN, API_NO_BODY, NULL, PAGE " who action object", "listAudit", api_list_audit},
 
+    {"POST", "/v1/subscriptions", API_ADMIN, API_JSON, NULL, NULL, "createSubscription", api_post_subscription},
+    {"GET", "/v1/subscriptions", API_ADMIN, API_NO_BODY, NULL, PAGE " name name_prefix", "listSubscriptions",
+     api_list_subscriptions},
+    {"GET", "/v1/subscriptions/{id}", API_ADMIN, API_NO_BODY, "subscription", NULL, "getSubscription",
+     api_get_subscription},
+    {"PATCH", "/v1/subscriptions/{id}", API_ADMIN, API_JSON, "subscription", NULL, "updateSubscription",
+     api_patch_subscription},
+    {"DELETE", "/v1/subscriptions/{id}", API_ADMIN, API_NO_BODY, "subscription", NULL, "deleteSubscription",
+     api_delete_subscription},
+    {"POST", "/v1/subscriptions/{id}/test", API_ADMIN, API_JSON, "subscription", NULL, "testSubscription",
+     api_test_subscription},
+    {"GET", "/v1/notices", API_ADMIN, API_NO_BODY, NULL, PAGE " subscription event state", "listNotices",
+     api_list_notices},
+    {"GET", "/v1/notices/{id}", API_ADMIN, API_NO_BODY, "notice", NULL, "getNotice", api_get_notice},
+
     {"GET", "/v1/regions", API_VIEWER, API_NO_BODY, NULL, PAGE, "listRegions", api_list_regions},
     {"GET", "/v1/regions/{id}", API_VIEWER, API_NO_BODY, "region", NULL, "getRegion", api_get_region},
     {"PATCH", "/v1/regions/{id}", API_ADMIN, API_JSON, "region", NULL, "updateRegion", api_patch_region},

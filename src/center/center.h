@@ -39,7 +39,14 @@ struct center_settings {
 	double tick;            /* of the clockwork [1] */
 	double hour;            /* of an incremental job's interval [3600]; tests have shorter ones */
 	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */
+	double notify_pause;    /* before what couldn't be told is told again; the next are longer [10] */
+	double notify_timeout;  /* of one attempt [10] */
 	unsigned failures_per_minute;
+	const char *trust; /* certificates (PEM) that web hooks and mail servers may have; NULL: the system's only */
+	const char *mail_server;   /* smtp://HOST[:PORT] or smtps://...; NULL: no mail */
+	const char *mail_from;     /* address */
+	const char *mail_user;     /* NULL: no login */
+	const char *mail_password; /* file */
 	/* Called when the center answers, with the port it got; may be NULL. */
 	void (*ready)(uint16_t port);
 };

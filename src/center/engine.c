@@ -1,4 +1,4 @@
-#include "center/engine.h"
+#include "center/notify.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -16,6 +16,7 @@ void engine_wake(struct engine *en)
 {
 	if (en->api)
 		api_wake(en->api);
+	notify_wake(en);
 }
 
 struct live *engine_live(struct engine *en, const char *job)
@@ -140,6 +141,14 @@ static void keep_live(struct engine *en, struct model_job *job)
 		model_take_json(&job->progress, json_deep_copy(l->progress));
 }
 
+/* What people are told of a job's new state; no event leaves it finished or in error. */
+static int tell_state(struct engine *en, const struct model_job *job, struct err *e)
+{
+	return job->state == JOB_FINISHED   ? notify_job(en, NOTICE_JOB_FINISHED, job, e)
+	       : job->state == JOB_IN_ERROR ? notify_job(en, NOTICE_JOB_FAILED, job, e)
+					    : 0;
+}
+
 static int apply(struct engine *en, struct model_job *job, const struct job_answer *a, enum job_event event, bool clock,
 		 const struct engine_failure *failure, struct err *e)
 {
@@ -169,7 +178,9 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 		r = end_run(en, job, now, e);
 	if (r == 0)
 		r = en->store->ops->put(en->store, &model_jobs, job, e);
-	return r < 0 ? r : store_announce(en->store, &model_jobs, "updated", job, now, e);
+	if (r == 0)
+		r = store_announce(en->store, &model_jobs, "updated", job, now, e);
+	return r < 0 ? r : tell_state(en, job, e);
 }
 
 /* Behind the transaction. */
@@ -540,6 +551,9 @@ struct api_engine engine_api(struct engine *en)
 	    .image_remove = task_image_remove,
 	    .export_start = task_export,
 	    .export_remove = task_export_remove,
+	    .hook_secret = notify_secret,
+	    .subscription_changed = notify_changed,
+	    .subscription_test = notify_test,
 	    .region_info = api_region_info,
 	};
 }
@@ -698,6 +712,7 @@ static void *clockwork_main(void *arg)
 			minute = now;
 			schedule_tend(en);
 			expire_jobs(en);
+			notify_expiring(en);
 		}
 		if (news || now - pinged > 15) {
 			pinged = now;

@@ -149,6 +149,7 @@ struct engine {
 	double trim_after, trim_wait; /* one that failed is not tried again before; how long that was */
 	uint64_t tick, tick_announced;
 	double pace[PACE_PARTS]; /* what parts take on this host; 0: not known */
+	struct notify *notify;   /* notify.h */
 	pthread_t clockwork;
 	bool clockwork_runs;
 };
@@ -161,6 +162,9 @@ static inline void engine_unlockp(struct engine **e)
 #define ENGINE_LOCK(e)                                                                                                 \
 	_cleanup_(engine_unlockp) struct engine *locked_ = (e);                                                        \
 	pthread_mutex_lock(&locked_->lock)
+
+/* serve.c: with the clock that nobody sets */
+void engine_cond_init(pthread_cond_t *c);
 
 /* engine.c */
 int engine_start(struct engine *en, struct err *e);

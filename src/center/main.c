@@ -9,6 +9,7 @@
 
 struct options {
 	const char *state, *listen, *user, *cache;
+	const char *trust, *mail_server, *mail_from, *mail_user, *mail_password;
 	struct opt_list address;
 	bool log_json, verbose;
 };
@@ -46,7 +47,12 @@ static int run_serve(void *options, int argc, char **argv)
 				    .cache = o->cache          ? o->cache
 					     : cache && *cache ? cache
 							       : NULL,
-				    .provider_open = provider_open};
+				    .provider_open = provider_open,
+				    .trust = o->trust,
+				    .mail_server = o->mail_server,
+				    .mail_from = o->mail_from,
+				    .mail_user = o->mail_user,
+				    .mail_password = o->mail_password};
 	struct err e = {0};
 
 	log_set(o->verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, o->log_json);
@@ -73,6 +79,13 @@ static const struct opt serve_opts[] = {
      "user of receivers and virtual machines when started as root (nobody)"},
     {"cache", 0, OPT_STRING, offsetof(struct options, cache), "DIR",
      "what can be built again (REPLANT_CACHE, or STATE/cache)"},
+    {"mail-server", 0, OPT_STRING, offsetof(struct options, mail_server), "URL",
+     "what sends mail for the center: smtp://HOST:587 (with STARTTLS) or smtps://HOST"},
+    {"mail-from", 0, OPT_STRING, offsetof(struct options, mail_from), "ADDRESS", "sender of that mail"},
+    {"mail-user", 0, OPT_STRING, offsetof(struct options, mail_user), "NAME", "the center's name at the mail server"},
+    {"mail-password-file", 0, OPT_STRING, offsetof(struct options, mail_password), "FILE", "its password there"},
+    {"trust", 0, OPT_STRING, offsetof(struct options, trust), "FILE",
+     "certificates (PEM) that web hooks and mail server may have, beside the system's"},
     {"log-json", 0, OPT_FLAG, offsetof(struct options, log_json), NULL, "log JSON lines"},
     {"verbose", 'v', OPT_FLAG, offsetof(struct options, verbose), NULL, "log more"},
     {0},

@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 #include "base/log.h"
-#include "center/engine.h"
+#include "center/notify.h"
 
 #define MISSED_INTERVALS 3
 #define STORE_SECONDS    60.0
@@ -114,6 +114,7 @@ static int refresh_row(struct engine *en, const char *source, bool *ret_announce
 	_cleanup_(model_source_release) struct model_source src = {0};
 	struct store *s = en->store;
 	int r = s->ops->get(s, &model_sources, source, &src, e), state;
+	bool left;
 	double wall;
 
 	if (r < 0)
@@ -123,11 +124,14 @@ static int refresh_row(struct engine *en, const char *source, bool *ret_announce
 	*ret_announced = state != src.state;
 	if (state == src.state && wall - src.last_seen < STORE_SECONDS)
 		return 0;
+	left = state == SOURCE_UNAVAILABLE && state != src.state;
 	src.state = state;
 	src.last_seen = wall;
 	r = s->ops->put(s, &model_sources, &src, e);
 	if (r == 0 && *ret_announced)
 		r = store_announce(s, &model_sources, "updated", &src, id_now(), e);
+	if (r == 0 && left)
+		r = notify_source(en, NOTICE_SOURCE_OFFLINE, &src, e);
 	return r < 0 ? r : 1;
 }
 

@@ -12,7 +12,7 @@
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/str.h"
-#include "center/engine.h"
+#include "center/notify.h"
 #include "center/pki.h"
 
 #define FILES_WANTED 65536
@@ -170,6 +170,8 @@ static void apply_defaults(struct center_settings *s)
 	s->last_word = s->last_word > 0 ? s->last_word : 3;
 	s->tick = s->tick > 0 ? s->tick : 1;
 	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;
+	s->notify_pause = s->notify_pause > 0 ? s->notify_pause : 10;
+	s->notify_timeout = s->notify_timeout > 0 ? s->notify_timeout : 10;
 }
 
 /* Renews the server's certificate when it's time; connections there are don't notice. What fails is tried again at
@@ -246,6 +248,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	    .public_url = url,
 	    .programs = programs,
 	    .exports = en->exports,
+	    .mail = en->s.mail_server,
 	    .failures_per_minute = en->s.failures_per_minute,
 	};
 	int r = parse_listen(en->s.listen, en->listen, sizeof(en->listen), &as.port, e);
@@ -259,6 +262,8 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	if (r < 0)
 		return r;
 	r = engine_start(en, e);
+	if (r == 0)
+		r = notify_start(en, e);
 	if (r == 0) {
 		log_info("serving on %s port %u", en->listen, api_port(en->api));
 		if (en->s.ready)
@@ -267,13 +272,14 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	}
 	/* Jobs first, so that nobody is answered who would start another; their rows say where to go on. */
 	engine_stop(en);
+	notify_stop(en);
 	api_stop(en->api);
 	explicit_bzero(access_key, sizeof(access_key));
 	return r;
 }
 
 /* Waits go by the clock that nobody sets: with the wall clock set back, a tick would last as long as that. */
-static void engine_cond_init(pthread_cond_t *c)
+void engine_cond_init(pthread_cond_t *c)
 {
 	pthread_condattr_t attr;
 
@@ -290,11 +296,14 @@ static int serve_open(struct engine *en, const sigset_t *set, struct err *e)
 
 	if (r < 0)
 		return r;
-	r = open_provider(en, e);
+	r = notify_new(en, e);
+	if (r == 0)
+		r = open_provider(en, e);
 	if (r == 0) {
 		r = serve_engine(en, &pki, set, e);
 		en->provider->ops->close(en->provider);
 	}
+	notify_free(en);
 	pki_release(&pki);
 	return r;
 }
@@ -338,7 +347,9 @@ int center_serve(const struct center_settings *s, struct err *e)
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	raise_files();
-	r = lock_state(en->state, &lock, e);
+	r = errand_check_settings(&en->s, e);
+	if (r == 0)
+		r = lock_state(en->state, &lock, e);
 	if (r == 0)
 		r = open_store(en, e);
 	if (r == 0)

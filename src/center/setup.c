@@ -7,7 +7,7 @@
 #include "base/io.h"
 #include "base/str.h"
 #include "base/util.h"
-#include "center/center.h"
+#include "center/notify.h"
 #include "center/pki.h"
 #include "store/store.h"
 
@@ -128,6 +128,7 @@ int center_init(const char *state, const char *const *addresses, size_t n, char 
 {
 	_cleanup_(store_closep) struct store *s = NULL;
 	_cleanup_free_ char *db = str_printf("%s/replant.db", state);
+	unsigned char key[WEBHOOK_KEY];
 	int r = make_state(state, e);
 
 	if (r < 0)
@@ -139,6 +140,8 @@ int center_init(const char *state, const char *const *addresses, size_t n, char 
 		r = add_region(s, e);
 	if (r == 0)
 		r = make_certificates(state, addresses, n, e);
+	if (r == 0)
+		r = webhook_key(state, key, e);
 	if (r == 0 && n)
 		r = write_url(state, addresses[0], e);
 	return r < 0 ? r : add_admin(s, state, ret_token, e);

@@ -10,7 +10,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/str.h"
-#include "center/engine.h"
+#include "center/notify.h"
 
 #define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
 
@@ -67,6 +67,7 @@ static json_t *boot_json(const char *state, double started, const json_t *report
 }
 
 struct boot_news {
+	struct engine *engine;
 	const char *state, *picture;
 	double started;
 	const json_t *report;
@@ -81,15 +82,17 @@ static int set_boot(void *row, void *arg, struct err *e)
 	if (b->picture && model_set(&im->screenshot, b->picture) < 0)
 		return err_nomem(e);
 	model_take_json(&im->boot, boot_json(b->state, b->started, b->report, b->failure));
-	return 0;
+	if (strcmp(b->state, "failed") != 0 && strcmp(b->state, "in_error") != 0)
+		return 0;
+	return notify_image(b->engine, NOTICE_IMAGE_NOT_VERIFIED, im, e);
 }
 
 int task_save_boot(struct engine *en, const char *image, const char *state, double started, const json_t *report,
 		   const struct err *failure, struct err *e)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
-	struct boot_news b = {state, json_string_value(json_object_get(report, "screenshot")), started, report,
-			      failure};
+	struct boot_news b = {en,      state,  json_string_value(json_object_get(report, "screenshot")),
+			      started, report, failure};
 	int r = store_change(en->store, &model_images, image, "updated", set_boot, &b, &im, e);
 
 	if (r == 0)

@@ -510,6 +510,13 @@ int main(int argc, char **argv)
 		s.last_word = number("WORD", 0.2);
 		s.tick = number("TICK", 0.1);
 		s.renew_check = number("RENEW_CHECK", 0);
+		s.notify_pause = number("NOTIFY_PAUSE", 0.1);
+		s.notify_timeout = number("NOTIFY_TIMEOUT", 2);
+		s.trust = getenv("TRUST");
+		s.mail_server = getenv("MAIL_SERVER");
+		s.mail_from = getenv("MAIL_FROM");
+		s.mail_user = getenv("MAIL_USER");
+		s.mail_password = getenv("MAIL_PASSWORD");
 		s.failures_per_minute = (unsigned)number("FAILURES", 100000);
 		if (argc > 3)
 			s.listen = argv[3];

@@ -10,7 +10,7 @@ import pytest
 
 jsonschema = pytest.importorskip("jsonschema")
 
-from harness import BUILD, TOP, wait_for  # noqa: E402
+from harness import BUILD, TOP, free_port, wait_for  # noqa: E402
 from tests import schema  # noqa: E402
 
 AGENT = BUILD / "src" / "agent" / "replant-agent"
@@ -36,6 +36,8 @@ def ids(center, inventory):
     center.role_token("viewer")
     found["templates"] = center.ok("POST", "/v1/templates", {"name": "night", "job": {"parameters": {"rate_mbit": 5}, "tags": {"a": "b"}}})["id"]
     found["workgroups"] = center.ok("POST", "/v1/workgroups", {"name": "wave"})["id"]
+    # Nobody is there to be told.
+    found["subscriptions"] = center.ok("POST", "/v1/subscriptions", {"name": "ops", "target": f"http://127.0.0.1:{free_port()}/"})["id"]
     agent = center.agent(inventory=dict(inventory, failed_units=["broken.service"]))
     center.ok("PATCH", f"/v1/sources/{agent.source}", {"workgroup": found["workgroups"]})
     lonely = center.agent()
@@ -56,6 +58,7 @@ def ids(center, inventory):
     bad.send_all()
     center.wait_job(failed, "in_error")
     center.unplay("convert", "fail")
+    found["notices"] = wait_for("an attempt", lambda: [n for n in center.ok("GET", "/v1/notices")["items"] if n["error"]])[0]["id"]
     center.play("convert", "hold")
     busy = center.agent()
     timed = center.started_job(busy.source)

@@ -192,6 +192,13 @@ static void check_input(json_t *schema, const struct model_input *in)
 
 		for (size_t i = 0; in->words[i]; i++)
 			assert_string_equal(json_string_value(json_array_get(list, i)), in->words[i]);
+	} else if (in->kind == MODEL_JSON && in->words) {
+		json_t *list = json_object_get(json_object_get(p, "items"), "enum");
+		size_t n = 0;
+
+		for (; in->words[n]; n++)
+			assert_string_equal(json_string_value(json_array_get(list, n)), in->words[n]);
+		assert_int_equal(json_array_size(list), n);
 	} else if ((in->kind == MODEL_TEXT || in->kind == MODEL_LINE) && json_object_get(p, "maxLength")) {
 		assert_int_equal(number(p, "maxLength"), in->max);
 	}
@@ -220,6 +227,8 @@ static void test_requests_agree(void **state)
 	    {"TemplateJob", model_template_job},
 	    {"WorkgroupRequest", model_workgroup_request},
 	    {"SourcePatch", model_source_patch},
+	    {"SubscriptionRequest", model_subscription_request},
+	    {"SubscriptionPatch", model_subscription_patch},
 	};
 	_cleanup_json_ json_t *doc = document();
 	json_t *schemas = json_object_get(json_object_get(doc, "components"), "schemas");
@@ -258,6 +267,8 @@ static void test_nouns_agree(void **state)
 	    {"Template", "", &model_templates},
 	    {"Record", "", &model_records},
 	    {"Workgroup", "status sources warnings", &model_workgroups},
+	    {"Subscription", "", &model_subscriptions},
+	    {"Notice", "", &model_notices},
 	};
 	_cleanup_json_ json_t *doc = document();
 
