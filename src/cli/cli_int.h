@@ -36,11 +36,13 @@ struct cli {
 	    follow;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
 	const char *part, *diagnostic_logs;
-	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network;
+	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network, *target;
 	const char *public_address, *private_address;
-	struct opt_list tags;
+	struct opt_list tags, events;
 	uint64_t valid_days, transition_cpus, transition_memory;
 	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry, run;
+
+	const char *subscription; /* whose notices are listed */
 
 	/* settings found, owned */
 	char *url, *token, *ca;
@@ -203,7 +205,7 @@ struct cli_noun {
 };
 
 extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_code, cli_token, cli_region, cli_template,
-    cli_workgroup, cli_record;
+    cli_workgroup, cli_record, cli_subscription, cli_notice;
 
 /* Name, id or the beginning of an id (with or without "job-") -> id. -ENOENT, -ENOTUNIQ. */
 int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **ret_id, struct err *e);

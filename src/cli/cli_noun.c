@@ -57,6 +57,7 @@ static int noun_filter(struct cli *c, struct str *b, struct err *e)
 	filter_add(c, b, "who", c->who, 0);
 	filter_add(c, b, "action", c->action, 0);
 	filter_add(c, b, "object", c->object, 0);
+	filter_add(c, b, "subscription", c->subscription, 0);
 	return str_ok(b) ? 0 : err_nomem(e);
 }
 
@@ -447,5 +448,6 @@ NOUN_LS(code) NOUN_RM(code)
 NOUN_LS(token) NOUN_RM(token)
 NOUN_LS(region) NOUN_SHOW(region)
 NOUN_LS(template) NOUN_SHOW(template) NOUN_RENAME(template) NOUN_RM(template)
+NOUN_LS(subscription) NOUN_SHOW(subscription) NOUN_RENAME(subscription) NOUN_RM(subscription)
 NOUN_LS(workgroup) NOUN_SHOW(workgroup) NOUN_RENAME(workgroup) NOUN_RM(workgroup)
     /* clang-format on */

@@ -261,6 +261,24 @@ static const struct opt audit_opts[] = {
     {0},
 };
 
+static const struct opt subscribe_opts[] = {
+    {"event", 'e', OPT_LIST, AT(events), "EVENT",
+     "tell only this: job.finished, job.failed, job.expiring, source.offline, image.not_verified; may be given again"},
+    {0},
+};
+
+static const struct opt subscription_opts[] = {
+    {"event", 'e', OPT_LIST, AT(events), "EVENT", "tell this instead of what it tells; may be given again"},
+    {"target", 0, OPT_STRING, AT(target), "TARGET", "tell it there; a web hook stays one, mail stays mail"},
+    {0},
+};
+
+static const struct opt notice_opts[] = {
+    {"state", 0, OPT_STRING, AT(state), "STATE", "only those that are pending, delivered or given_up"},
+    OPT_QUIET,
+    {0},
+};
+
 static const struct opt event_opts[] = {
     {"since", 0, OPT_U64, AT(since), "N", "begin after event N (default: with what happens now)", 0, INT64_MAX},
     OPT_RETRY,
@@ -278,6 +296,9 @@ cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources
     cli_templates_rm, cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show, cli_workgroups_add,
     cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag, cli_workgroups_rename,
     cli_workgroups_rm;
+cli_command_fn cli_subscriptions_create, cli_subscriptions_ls, cli_subscriptions_show, cli_subscriptions_set,
+    cli_subscriptions_pause, cli_subscriptions_resume, cli_subscriptions_test, cli_subscriptions_notices,
+    cli_subscriptions_rename, cli_subscriptions_rm;
 
 /* What completes operands. */
 #define SOURCES   "replant sources ls --quiet"
@@ -289,6 +310,7 @@ cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources
 #define TEMPLATES "replant templates ls --quiet"
 #define GROUPS    "replant workgroups ls --quiet"
 #define REGIONS   "replant regions ls --quiet"
+#define TOLD      "replant subscriptions ls --quiet"
 
 static const struct opt_command commands[] = {
     {"sources ls", "", "list the servers that are enrolled",
@@ -448,6 +470,35 @@ static const struct opt_command commands[] = {
     {"tokens rm", "TOKEN...", "remove tokens; they are refused from now on",
      "Example:\n  replant tokens rm monitoring --yes", rm_opts, 1, -1, cli_tokens_rm, TOKENS},
 
+    {"subscriptions create", "NAME TARGET", "let the center tell somebody by itself, by a web hook or by mail",
+     "TARGET is https://... or mailto:name@host,name@host. The secret that signs a web hook's messages is shown once,\n"
+     "alone on the standard output. docs/notifications.md says what is sent.\n\nExamples:\n"
+     "  replant subscriptions create chat https://chat.example.org/hooks/1 --event job.failed\n"
+     "  replant subscriptions create night-shift mailto:night@example.org",
+     subscribe_opts, 2, 2, cli_subscriptions_create, NULL},
+    {"subscriptions ls", "", "list the subscriptions", "Example:\n  replant subscriptions ls", ls_opts, 0, 0,
+     cli_subscriptions_ls, NULL},
+    {"subscriptions show", "SUBSCRIPTION", "show a subscription, and how it went lately",
+     "Example:\n  replant subscriptions show chat", NULL, 1, 1, cli_subscriptions_show, TOLD},
+    {"subscriptions set", "SUBSCRIPTION", "tell other events, or elsewhere",
+     "Example:\n  replant subscriptions set chat --event job.failed --event source.offline", subscription_opts, 1, 1,
+     cli_subscriptions_set, TOLD},
+    {"subscriptions test", "SUBSCRIPTION", "send a test message now, and say how it went",
+     "Exits with 1 when it didn't get there.\n\nExample:\n  replant subscriptions test chat", NULL, 1, 1,
+     cli_subscriptions_test, TOLD},
+    {"subscriptions notices", "SUBSCRIPTION", "list what a subscription was told, or couldn't be, newest first",
+     "Example:\n  replant subscriptions notices chat --state given_up", notice_opts, 1, 1, cli_subscriptions_notices,
+     TOLD},
+    {"subscriptions pause", "SUBSCRIPTION", "tell it nothing for now",
+     "What happens meanwhile isn't told later.\n\nExample:\n  replant subscriptions pause chat", NULL, 1, 1,
+     cli_subscriptions_pause, TOLD},
+    {"subscriptions resume", "SUBSCRIPTION", "tell it again", "Example:\n  replant subscriptions resume chat", NULL, 1,
+     1, cli_subscriptions_resume, TOLD},
+    {"subscriptions rename", "SUBSCRIPTION NAME", "give a subscription another name",
+     "Example:\n  replant subscriptions rename chat shop-chat", NULL, 2, 2, cli_subscriptions_rename, TOLD},
+    {"subscriptions rm", "SUBSCRIPTION...", "remove subscriptions", "Example:\n  replant subscriptions rm chat --yes",
+     rm_opts, 1, -1, cli_subscriptions_rm, TOLD},
+
     {"audit ls", "", "list who changed what, or was refused, newest first",
      "Examples:\n  replant audit ls --action deleteImage\n  replant audit ls --json | jq '.items[] | select(.status >= "
      "400)'",
@@ -540,5 +591,6 @@ int main(int argc, char **argv)
 	r = opt_main(&program, &c, argc, argv);
 	curl_global_cleanup();
 	free(c.tags.v);
+	free(c.events.v);
 	return r;
 }

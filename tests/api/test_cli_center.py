@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 from cli_tools import PNG, REPLANT, Cli, environment  # noqa: E402
-from harness import Agent, wait_for  # noqa: E402
+from harness import Agent, free_port, wait_for  # noqa: E402
 
 
 def cli_of(center, token=None):
@@ -467,3 +468,39 @@ def test_incremental(cli, center):
     assert done.returncode == 0 and "run 4, " in done.stdout, done
     row = center.job(job)
     assert row["state"] == "finished" and row["number"] == 4
+
+
+def test_subscriptions(cli, center):
+    target = f"http://127.0.0.1:{free_port()}/hook"
+    done = cli.run("subscriptions", "create", "chat", target, "--event", "job.failed", "-e", "source.offline")
+    assert done.returncode == 0 and re.fullmatch(r"whsec_[A-Za-z0-9+/]{43}=\n", done.stdout) and "shown only now" in done.stderr
+    assert re.search(rf"^chat +new +{re.escape(target)} +job.failed, source.offline ", cli.out("subscriptions", "ls"), re.M)
+    done = cli.run("subscriptions", "test", "chat")
+    assert done.returncode == 1 and "was not told: " in done.stderr and "connect" in done.stderr
+    shown = cli.out("subscriptions", "show", "chat")
+    assert re.search(r"^  State +failing$", shown, re.M) and re.search(r"^  Last failed +", shown, re.M) and "whsec" not in shown
+    listed = cli.out("subscriptions", "notices", "chat")
+    assert re.search(r"^ping .* given up +1 ", listed, re.M)
+    assert re.fullmatch(r"notice-[0-9a-f]{16}\n", cli.out("subscriptions", "notices", "chat", "--state", "given_up", "-q"))
+    assert cli.out("subscriptions", "notices", "chat", "--state", "pending", "-q") == ""
+    assert "changed" in cli.out("subscriptions", "set", "chat", "-e", "job.finished", "--target", target + "/2")
+    assert "is paused" in cli.out("subscriptions", "pause", "chat")
+    assert re.search(rf"^chat +paused +{re.escape(target)}/2 +job.finished ", cli.out("subscriptions", "ls"), re.M)
+    assert "goes on" in cli.out("subscriptions", "resume", "chat")
+    cli.out("subscriptions", "rename", "chat", "chat 2")
+    with HTTPServer(("127.0.0.1", 0), Told) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        cli.out("subscriptions", "set", "chat 2", "--target", f"http://127.0.0.1:{server.server_address[1]}/")
+        assert "was told" in cli.out("subscriptions", "test", "chat 2")
+    assert re.search(r"^chat 2 +works ", cli.out("subscriptions", "ls"), re.M)
+    cli.out("subscriptions", "rm", "chat 2", "--yes")
+    assert cli.out("subscriptions", "ls", "-q") == ""
+    done = cli.run("subscriptions", "create", "x", "mailto:a@b.example")
+    assert done.returncode == 1 and "no mail server" in done.stderr
+
+
+class Told(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()

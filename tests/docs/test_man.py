@@ -100,7 +100,7 @@ def test_options_stand_with_their_commands():
     shared = man_options(text.partition("# OPTIONS OF EVERY COMMAND")[2].partition("\n# SOURCES")[0])
     assert set(blocks) == commands("replant")
     # The synopsis of a paragraph names options by their letters or in full.
-    letters = {"q": "quiet", "y": "yes", "w": "watch", "o": "output", "f": "format", "n": "name", "r": "role", "t": "tag"}
+    letters = {"q": "quiet", "y": "yes", "w": "watch", "o": "output", "f": "format", "n": "name", "r": "role", "t": "tag", "e": "event"}
     for command, block in blocks.items():
         own = man_options(block) | {letters[x] for x in re.findall(r"\*-([a-z])\*", block)}
         assert own - shared == help_options("replant", command) - shared, f"options of 'replant {command}'"
