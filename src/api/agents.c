@@ -227,7 +227,7 @@ static int read_task(struct api_request *q, const json_t *task, struct model_tas
 
 static int read_log(struct api_request *q, const json_t *log, struct model_log_request *ret)
 {
-	if (api_read(q, model_log_request, log, false, ret) < 0)
+	if (api_read_part(q, "log", model_log_request, log, false, ret) < 0)
 		return -1;
 	return id_is("run", ret->run)
 		   ? 0

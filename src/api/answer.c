@@ -232,7 +232,7 @@ static int filter_column(struct filters *f, const char *name, const char *value)
 	while (mf->name && (strncmp(mf->name, name, len) != 0 || mf->name[len]))
 		mf++;
 	must(mf->name); /* the route's list is ours */
-	if (mf->kind == MODEL_WORD && model_word(mf->words, value) < 0)
+	if (mf->kind == MODEL_WORD && (!*value || model_word(mf->words, value) < 0))
 		return api_refuse(f->q, 400, "bad_parameter", mf->name, "'%.64s' is no %s", value, mf->name);
 	f->v[f->n++] = (struct store_filter){mf->name, value, prefix ? STORE_PREFIX : STORE_EQUAL};
 	return 0;

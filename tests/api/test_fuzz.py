@@ -21,7 +21,7 @@ from tests import schema  # noqa: E402
 
 SEED = int(os.environ.get("REPLANT_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 SECONDS = 7 * max(1, int(os.environ.get("REPLANT_LOOPS", "0")) // 4)  # of the random part
-NOUNS = ("codes", "tokens", "templates", "workgroups", "sources", "jobs", "images", "exports")
+NOUNS = ("codes", "tokens", "templates", "workgroups", "sources", "jobs", "images", "exports", "subscriptions")
 STREAM = "streamEvents"
 OPEN = {"inventory", "progress", "result"}  # what agents say there is taken as it is
 TEXTS = ["$(reboot)", "`id`; rm -rf /", "'; DROP TABLE jobs; --", "../../etc/passwd", "%s%n", "\u202egnp.exe", "日本語", "🦫" * 8, "a\u0301",
@@ -62,7 +62,7 @@ def plain(s):
 def operations():
     for path, item in schema.DOCUMENT["paths"].items():
         for method, op in item.items():
-            if method != "parameters":
+            if method != "parameters" and op["x-role"] != "signed":  # those have a language of their own: test_smc.py, fuzz_smc.c
                 body = op.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
                 query = [p if "name" in p else schema.DOCUMENT["components"]["parameters"][p["$ref"].rsplit("/", 1)[1]] for p in op.get("parameters", [])]
                 yield op["operationId"], method.upper(), path, resolve(body) if body else None, [p for p in query if p["in"] == "query"], set(op["responses"])
@@ -113,7 +113,9 @@ class Scene:
                     "templates": center.ok("POST", "/v1/templates", {"name": "t", "job": {}})["id"],
                     "workgroups": center.ok("POST", "/v1/workgroups", {"name": "w"})["id"],
                     "tokens": center.ok("POST", "/v1/tokens", {"name": "v", "role": "viewer"})["id"],
-                    "jobs": center.new_job(ready.source)}
+                    "jobs": center.new_job(ready.source),
+                    "subscriptions": center.ok("POST", "/v1/subscriptions", {"name": "s", "target": "http://127.0.0.1:9/"})["id"]}
+        self.ids["notices"] = center.ok("POST", f"/v1/subscriptions/{self.ids['subscriptions']}/test", {})["id"]
         self.mold = center.ok("POST", "/v1/templates", {"name": "mold", "job": {"parameters": {"connections": 2}}})["id"]
         self.code = center.new_code(uses=1000)
 
@@ -144,6 +146,8 @@ class Scene:
             return self.value(self.dice.choice(s["oneOf"]), name)
         if "enum" in s:
             return {"execution": "create_only", "license": "none"}.get(name) or self.dice.choice(s["enum"])
+        if s["type"] == "array":
+            return self.dice.sample(s["items"]["enum"], self.dice.randint(1, len(s["items"]["enum"])))
         if s["type"] == "integer":
             return self.dice.choice([s.get("minimum", 0), s.get("maximum", 9), self.dice.randint(s.get("minimum", 0), s.get("maximum", 9))])
         if s["type"] == "boolean":
@@ -167,17 +171,22 @@ class Scene:
         body = self.body(s, whole)
         ours = {"source": self.free.source, "template": self.mold, "region": "local", "disk": 0,
                 "workgroup": self.dice.choice(["", self.ids["workgroups"]]), "code_id": self.code["code"].split(".")[0],
-                "code_secret": self.code["code"].split(".")[1], "machine_id": f"m{self.number()}", "client_token": f"c{self.number()}"}
+                "code_secret": self.code["code"].split(".")[1], "machine_id": f"m{self.number()}", "client_token": f"c{self.number()}",
+                "target": f"https://127.0.0.1:9/{self.number()}", "public_address": self.dice.choice(["", "a.example"]),
+                "private_address": self.dice.choice(["", "10.0.0.5"])}
         for part in (body, body.get("job")):
             if isinstance(part, dict):
                 part.update({k: v for k, v in ours.items() if k in part})
         body.pop("start_at", None)
-        if name in ("createTemplate", "updateTemplate", "createWorkgroup", "updateWorkgroup") and "name" in body:
+        if name in ("createTemplate", "updateTemplate", "createWorkgroup", "updateWorkgroup", "createSubscription",
+                    "updateSubscription") and "name" in body:
             body["name"] = f"{self.number()} {body['name']}"[:40]
         if name == "syncAgent":
             body["boot_id"] = "b"
         if name == "syncAgent" and "task" in body:
             body["task"]["run"] = f"run-{self.dice.getrandbits(64):016x}"
+        if name == "syncAgent" and "log" in body:
+            body["log"]["run"] = f"run-{self.dice.getrandbits(64):016x}"
         return body
 
     # ---- what there is ----
