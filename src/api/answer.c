@@ -5,7 +5,7 @@
 #include "api/api_int.h"
 #include "base/util.h"
 
-#define FILTERS_MAX 24
+#define FILTERS_MAX (24 + MODEL_TAGS_MAX)
 
 static int fault_setv(struct api_fault *f, int status, const char *code, const char *field, const char *fmt, va_list ap)
 {
@@ -248,6 +248,23 @@ static int filter_add(struct filters *f, const char *name, const char *value)
 	return strcmp(name, "tag") == 0 ? filter_tag(f, value) : filter_column(f, name, value);
 }
 
+/* What the token is limited to. */
+static int filter_scope(struct filters *f)
+{
+	const char *key;
+	json_t *value;
+
+	if (!f->q->scope || !api_scope_noun(f->noun))
+		return 0;
+	json_object_foreach(f->q->scope, key, value)
+	{
+		if (f->n == FILTERS_MAX)
+			return api_refuse(f->q, 400, "bad_parameter", NULL, "these are too many filters");
+		f->v[f->n++] = (struct store_filter){key, json_string_value(value), STORE_TAG};
+	}
+	return 0;
+}
+
 struct list {
 	struct api_request *q;
 	const struct model_noun *noun;
@@ -285,6 +302,8 @@ int api_list_of(struct api_request *q, const struct model_noun *n, const struct 
 	for (size_t i = 0; i < q->nquery; i++)
 		if (filter_add(&filters, q->query[i].name, q->query[i].value) < 0)
 			return -1;
+	if (filter_scope(&filters) < 0)
+		return -1;
 	sq.nfilters = filters.n;
 	if (!items)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
@@ -356,7 +375,7 @@ int api_rename(struct api_request *q, const struct model_noun *n, void *row)
 	struct rename rn = {.noun = n};
 	struct err e = {0};
 
-	if (api_read(q, model_rename_request, q->body, false, &rn.in) < 0)
+	if (api_read(q, model_rename_request, q->body, false, &rn.in) < 0 || api_scope_keeps(q, rn.in.tags) < 0)
 		return -1;
 	if (store_change(q->api->s.store, n, q->id, "updated", rename_row, &rn, row, &e) < 0)
 		return api_fail(q, &e);

@@ -33,6 +33,14 @@
 enum api_access { API_PUBLIC, API_SIGNED, API_AGENT, API_VIEWER, API_OPERATOR, API_ADMIN };
 enum api_body { API_NO_BODY, API_JSON, API_JSON_BIG, API_FORM };
 
+/* How a token that is limited to tags may use the route (scope.c). */
+enum api_scope {
+	API_SCOPE_NONE,    /* not at all */
+	API_SCOPE_ROW,     /* {id} must have the tags */
+	API_SCOPE_HANDLER, /* the handler sees to it; lists do by themselves */
+	API_SCOPE_SHARED,  /* it is nobody's */
+};
+
 struct api_request;
 /* A parameter of the query; borrowed. */
 struct api_pair {
@@ -48,6 +56,7 @@ struct api_route {
 	const char *query; /* names of the parameters it takes, space separated; NULL: none */
 	const char *name;  /* operationId */
 	api_handler_fn handler;
+	enum api_scope scope;
 };
 extern const struct api_route api_routes[]; /* ends with a NULL method */
 
@@ -119,6 +128,7 @@ struct api_request {
 	char who[ID_MAX]; /* id of the token or source, "" */
 	char who_name[MODEL_NAME_MAX + 1];
 	int role;                   /* enum model_role, of a token */
+	json_t *scope;              /* tags that the token is limited to; NULL: none */
 	struct model_source source; /* of an agent */
 	struct api_pair query[API_QUERY_MAX];
 	size_t nquery;
@@ -193,6 +203,19 @@ int api_rpc(struct api_request *q);
 bool api_rpc_refused(struct api_request *q);
 /* The secret that belongs to an access key, as text of 64 characters and a NUL. */
 int api_access_secret(const struct api *a, const char *key, char ret[STORE_SECRET_HEX]);
+
+/* scope.c */
+bool api_scope_has(const json_t *scope, const json_t *tags);
+/* Can things of that noun have tags? */
+bool api_scope_noun(const struct model_noun *n);
+/* Before the handler: may the token use the route, and see {id}? */
+int api_scope_check(struct api_request *q);
+/* The same of a thing that the request names. */
+int api_scope_row(struct api_request *q, const struct model_noun *n, const char *id);
+/* Those of a new thing with the token's own: a new reference; NULL with the fault, or when there are none at all. */
+json_t *api_scope_tags(struct api_request *q, json_t *tags);
+/* May these (NULL: as they are) be the tags of a thing that the token sees? */
+int api_scope_keeps(struct api_request *q, const json_t *tags);
 
 /* stream.c */
 int api_get_events(struct api_request *q);

@@ -87,6 +87,7 @@ static int authenticate_person(struct api_request *q, const char *text)
 	snprintf(q->who, sizeof(q->who), "%s", id);
 	snprintf(q->who_name, sizeof(q->who_name), "%s", t.name);
 	q->role = t.role;
+	q->scope = json_object_size(t.scope) ? json_incref(t.scope) : NULL;
 	return api_allowed(q);
 }
 

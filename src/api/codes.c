@@ -159,9 +159,13 @@ int api_post_token(struct api_request *q)
 
 	if (api_read(q, model_token_request, q->body, false, &in) < 0)
 		return -1;
+	if (json_object_size(in.scope) && in.role == ROLE_ADMIN)
+		return api_refuse(q, 400, "bad_field", "scope",
+				  "an admin can't be limited to tags; take role operator or viewer");
 	id_new("token", id);
 	store_secret_new(secret, hash);
 	t.role = in.role;
+	t.scope = json_incref(in.scope);
 	t.created = id_now();
 	text = str_printf("%s.%s", id + strlen("token-"), secret);
 	if (!text || model_set(&t.id, id) < 0 || model_set(&t.name, in.name) < 0 || model_set(&t.secret_hash, hash) < 0)

@@ -217,6 +217,7 @@ static void request_free(struct api_request *q)
 	release_body(q);
 	model_source_release(&q->source);
 	json_decref(q->body);
+	json_decref(q->scope);
 	json_decref(q->json);
 	if (q->response)
 		MHD_destroy_response(q->response);
@@ -309,7 +310,7 @@ static void run_handler(struct api_request *q)
 		return;
 	if (parse_body(q) < 0)
 		return;
-	if (q->route->handler(q) < 0 && !q->fault.status)
+	if (api_scope_check(q) == 0 && q->route->handler(q) < 0 && !q->fault.status)
 		api_refuse(q, 500, "internal", NULL, "the request failed for no known reason");
 	/* Heartbeats are many and say little; they wake streams themselves when they have news. */
 	if (strcmp(q->method, "GET") != 0 && q->route->handler != api_agent_sync)

@@ -156,7 +156,9 @@ static int fill_job(struct api_request *q, const struct model_job_request *in, c
 	    model_set(&job->image_name, in->image_name) < 0 || model_set(&job->template, in->template) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
 	job->stages = json_array();
-	job->tags = json_incref(in->tags);
+	job->tags = api_scope_tags(q, in->tags);
+	if (q->fault.status)
+		return -1;
 	if (read_parameters(q, in->parameters, NULL, src->inventory, &job->parameters) < 0)
 		return -1;
 	return check_network(q, job->region, job->parameters);
@@ -182,6 +184,9 @@ static int find_made(struct api_request *q, const char *token, const char *diges
 
 	if (r < 0)
 		return api_fail(q, &e);
+	if (r && q->scope && !api_scope_has(q->scope, ret->tags))
+		return api_refuse(q, 409, "token_reused", "client_token",
+				  "another request came with this token before");
 	if (r && strcmp(ret->client_digest, digest) != 0)
 		return api_refuse(q, 409, "token_reused", "client_token",
 				  "another request came with this token before, and made job '%s'", ret->id);
@@ -243,7 +248,7 @@ static int put_job(struct api_request *q, const struct model_job_request *in, st
 	if (!id_is("source", in->source))
 		return api_refuse(q, 400, "bad_field", "source", "'%.64s' is not the id of a source", in->source);
 	r = s->ops->get(s, &model_sources, in->source, &src, &e);
-	if (r == -ENOENT)
+	if (r == -ENOENT || (r == 0 && q->scope && !api_scope_has(q->scope, src.tags)))
 		return api_refuse(q, 400, "bad_field", "source", "there is no source '%s'", in->source);
 	if (r < 0)
 		return api_fail(q, &e);
@@ -372,7 +377,7 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 
 	if (s->ops->get(s, &model_jobs, q->id, job, &e) < 0)
 		return api_fail(q, &e);
-	if (check_patch(q, in, job) < 0)
+	if (check_patch(q, in, job) < 0 || api_scope_keeps(q, in->tags) < 0)
 		return -1;
 	if (in->parameters) {
 		s->ops->get(s, &model_sources, job->source, &src, NULL);

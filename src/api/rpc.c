@@ -36,6 +36,7 @@ struct rpc {
 	struct api_request *q;
 	char who[ID_MAX], name[MODEL_NAME_MAX + 1];
 	int role;
+	json_t *scope; /* owned */
 };
 
 static int rpc_secret(void *arg, const char *key, char ret[SMC_SECRET_MAX])
@@ -56,6 +57,7 @@ static int rpc_secret(void *arg, const char *key, char ret[SMC_SECRET_MAX])
 	snprintf(r->who, sizeof(r->who), "%s", id);
 	snprintf(r->name, sizeof(r->name), "%s", t.name);
 	r->role = t.role;
+	model_take_json(&r->scope, json_object_size(t.scope) ? json_incref(t.scope) : NULL);
 	return api_access_secret(r->q->api, key, ret);
 }
 
@@ -72,6 +74,7 @@ static int rpc_nonce(void *arg, const char *key, const char *nonce, double expir
 	snprintf(r->q->who, sizeof(r->q->who), "%s", r->who);
 	snprintf(r->q->who_name, sizeof(r->q->who_name), "%s", r->name);
 	r->q->role = r->role;
+	model_take_json(&r->q->scope, json_incref(r->scope));
 	api_visitor_known(r->q);
 	if (!text)
 		return -ENOMEM;
@@ -113,7 +116,7 @@ static int run_inner(struct api_request *in, const json_t *query, const json_t *
 	in->route = api_match(in->method, in->path, in->id, &allow);
 	if (!in->route)
 		return api_refuse(in, 404, "not_found", NULL, "there is nothing at '%.200s'", in->path);
-	if (api_allowed(in) < 0 || lay_query(in, query) < 0)
+	if (api_allowed(in) < 0 || lay_query(in, query) < 0 || api_scope_check(in) < 0)
 		return -1;
 	in->body = in->route->body == API_NO_BODY ? NULL : json_incref((json_t *)body);
 	if (in->route->handler(in) < 0 && !in->fault.status)
@@ -135,6 +138,7 @@ static int rpc_call(void *arg, const char *method, const char *path, const json_
 	in->method = method;
 	in->path = (char *)path;
 	in->role = q->role;
+	in->scope = q->scope;
 	snprintf(in->address, sizeof(in->address), "%s", q->address);
 	snprintf(in->who, sizeof(in->who), "%s", q->who);
 	snprintf(in->who_name, sizeof(in->who_name), "%s", q->who_name);
@@ -220,6 +224,7 @@ int api_rpc(struct api_request *q)
 	r.nquery = pairs.n;
 	smc_serve(&service, &r, &a);
 	free(pairs.v);
+	json_decref(rpc.scope);
 	if (a.denied)
 		api_limit_count(q->api->limit, q->address);
 	if (answer_text(q, &a) < 0)

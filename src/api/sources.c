@@ -58,8 +58,10 @@ int api_patch_source(struct api_request *q)
 	struct err e = {0};
 	int r;
 
-	if (api_read(q, model_source_patch, q->body, false, &in) < 0)
+	if (api_read(q, model_source_patch, q->body, false, &in) < 0 || api_scope_keeps(q, in.tags) < 0)
 		return -1;
+	if (in.workgroup && *in.workgroup && api_scope_row(q, &model_workgroups, in.workgroup) < 0)
+		return api_refuse(q, 400, "bad_field", "workgroup", "there is no workgroup '%s'", in.workgroup);
 	r = store_change(q->api->s.store, &model_sources, q->id, "updated", change_source, &in, &src, &e);
 	if (r == -EBUSY && in.workgroup) /* the foreign key's */
 		return api_refuse(q, 400, "bad_field", "workgroup", "there is no workgroup '%s'", in.workgroup);

@@ -21,17 +21,45 @@ struct api_stream {
 	uint64_t generation, cursor, tick;
 	double pinged;
 	char who[ID_MAX];
+	json_t *scope;  /* owned; tags that what is told must have */
 	struct str out; /* not yet taken by the connection, from `at` */
 	size_t at;
 };
+
+/* A thing that is gone is told by its id, which says nothing about it. */
+static bool is_in_scope(const struct api_stream *st, const char *type, const char *data)
+{
+	_cleanup_json_ json_t *o = NULL;
+	char noun[32];
+
+	if (!st->scope)
+		return true;
+	snprintf(noun, sizeof(noun), "%.*s", (int)MIN(strcspn(type, "."), 31u), type);
+	for (size_t i = 0; model_nouns[i]; i++)
+		if (strcmp(model_nouns[i]->name, noun) == 0 && !api_scope_noun(model_nouns[i]))
+			return false;
+	o = json_loads(data, 0, NULL);
+	return str_ends(type, ".deleted") || api_scope_has(st->scope, json_object_get(o, "tags"));
+}
 
 static int add_event(void *arg, uint64_t id, const char *type, const char *data)
 {
 	struct api_stream *st = arg;
 
-	str_addf(&st->out, "id: %llu\nevent: %s\ndata: %s\n\n", (unsigned long long)id, type, data);
 	st->cursor = id;
+	if (!is_in_scope(st, type, data))
+		return 0;
+	str_addf(&st->out, "id: %llu\nevent: %s\ndata: %s\n\n", (unsigned long long)id, type, data);
 	return st->out.len > STREAM_BUFFER ? 1 : 0;
+}
+
+static bool job_in_scope(const struct api_stream *st, const char *id)
+{
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = st->api->s.store;
+
+	return !st->scope ||
+	       (id && s->ops->get(s, &model_jobs, id, &job, NULL) == 0 && api_scope_has(st->scope, job.tags));
 }
 
 static void add_ticks(struct api_stream *st)
@@ -43,8 +71,11 @@ static void add_ticks(struct api_stream *st)
 
 	json_array_foreach(jobs, i, job)
 	{
-		_cleanup_free_ char *text = jsn_text(job);
+		_cleanup_free_ char *text = NULL;
 
+		if (!job_in_scope(st, json_string_value(json_object_get(job, "id"))))
+			continue;
+		text = jsn_text(job);
 		if (text)
 			str_addf(&st->out, "event: job.progress\ndata: %s\n\n", text);
 	}
@@ -64,13 +95,18 @@ static bool stream_fill(struct api_stream *st)
 {
 	struct store *s = st->api->s.store;
 	double now = id_now_mono();
+	uint64_t before;
 
 	str_release(&st->out);
 	st->at = 0;
 	if (client_left(st))
 		return false;
-	if (s->ops->events(s, st->cursor, STREAM_BATCH, add_event, st, NULL) < 0)
-		return false;
+	/* A batch may have nothing that the token may see. */
+	do {
+		before = st->cursor;
+		if (s->ops->events(s, st->cursor, STREAM_BATCH, add_event, st, NULL) < 0)
+			return false;
+	} while (!st->out.len && st->cursor != before);
 	if (!st->out.len)
 		add_ticks(st);
 	if (now - st->pinged > STREAM_PING_SECONDS) {
@@ -133,6 +169,7 @@ static void stream_free(void *cls)
 	}
 	pthread_mutex_unlock(&a->stream_lock);
 	str_release(&st->out);
+	json_decref(st->scope);
 	free(st);
 }
 
@@ -211,6 +248,7 @@ int api_get_events(struct api_request *q)
 	st->conn = q->conn;
 	st->pinged = id_now_mono();
 	snprintf(st->who, sizeof(st->who), "%s", q->who);
+	st->scope = json_incref(q->scope);
 	str_add(&st->out, "retry: 2000\n\n");
 	if (stream_start(q, st) < 0) {
 		stream_free(st);

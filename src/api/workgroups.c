@@ -74,11 +74,17 @@ static int add_id(void *arg, void *row)
 	return 0;
 }
 
-static int sources_of(struct store *s, const char *group, struct ids *ret, struct err *e)
+/* Those that the token sees. */
+static int sources_of(struct api_request *q, const char *group, struct ids *ret, struct err *e)
 {
-	const struct store_filter f = {"workgroup", group, STORE_EQUAL};
-	const struct store_query sq = {.filters = &f, .nfilters = 1};
+	struct store_filter f[1 + MODEL_TAGS_MAX] = {{"workgroup", group, STORE_EQUAL}};
+	struct store_query sq = {.filters = f, .nfilters = 1};
+	struct store *s = q->api->s.store;
+	const char *key;
+	json_t *value;
 
+	json_object_foreach(q->scope, key, value) if (sq.nfilters < ARRAY_SIZE(f)) f[sq.nfilters++] =
+	    (struct store_filter){key, json_string_value(value), STORE_TAG};
 	return s->ops->list(s, &model_sources, &sq, add_id, ret, NULL, e);
 }
 
@@ -98,13 +104,14 @@ static void add_warning(json_t *warnings, const char *type, const json_t *source
 }
 
 /* Adds what follows from its sources. */
-static int add_wave(struct store *s, const char *group, json_t *o, struct err *e)
+static int add_wave(struct api_request *q, const char *group, json_t *o, struct err *e)
 {
 	_cleanup_json_ json_t *in_error = json_array(), *unrelated = json_array(), *not_passed = json_array();
-	struct wave w = {.store = s, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
+	struct wave w = {
+	    .store = q->api->s.store, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
 	json_t *warnings = json_array();
 	struct ids l = {0};
-	int r = sources_of(s, group, &l, e);
+	int r = sources_of(q, group, &l, e);
 
 	for (size_t i = 0; i < l.n && r == 0; i++)
 		r = look_at(&w, l.v[i], e);
@@ -123,7 +130,7 @@ static int answer_group(struct api_request *q, int status, const struct model_wo
 	json_t *o = model_json(&model_workgroups, g, false, id_now());
 	struct err e = {0};
 
-	if (o && add_wave(q->api->s.store, g->id, o, &e) < 0) {
+	if (o && add_wave(q, g->id, o, &e) < 0) {
 		json_decref(o);
 		return api_fail(q, &e);
 	}
@@ -142,7 +149,9 @@ int api_post_workgroup(struct api_request *q)
 	if (model_set(&g.id, id) < 0 || model_set(&g.name, in.name) < 0 ||
 	    model_set(&g.description, in.description) < 0)
 		return api_refuse(q, 500, "internal", NULL, "out of memory");
-	g.tags = json_incref(in.tags);
+	g.tags = api_scope_tags(q, in.tags);
+	if (q->fault.status)
+		return -1;
 	return api_save(q, &model_workgroups, "created", &g) < 0 ? api_name_taken(q, &model_workgroups, in.name)
 								 : answer_group(q, 201, &g);
 }
@@ -158,7 +167,7 @@ int api_list_workgroups(struct api_request *q)
 	{
 		struct err e = {0};
 
-		if (add_wave(q->api->s.store, json_string_value(json_object_get(item, "id")), item, &e) < 0) {
+		if (add_wave(q, json_string_value(json_object_get(item, "id")), item, &e) < 0) {
 			model_take_json(&q->json, NULL);
 			return api_fail(q, &e);
 		}
@@ -207,7 +216,7 @@ static int all_jobs(struct api_request *q, enum job_event event)
 
 	if (api_read_nothing(q) < 0 || api_row(q, &model_workgroups, &g) < 0)
 		return -1;
-	r = sources_of(s, q->id, &l, &e);
+	r = sources_of(q, q->id, &l, &e);
 	for (size_t i = 0; i < l.n && r >= 0; i++) {
 		_cleanup_(model_job_release) struct model_job job = {0};
 		struct api_fault fault = {0};

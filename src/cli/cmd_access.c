@@ -137,12 +137,25 @@ static enum out_colour token_role(struct str *b, const json_t *j)
 	return OUT_PLAIN;
 }
 
+/* The tags that limit it. */
+static enum out_colour token_scope(struct str *b, const json_t *t)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach((json_t *)get(t, "scope"), key, value)
+	{
+		str_add(b, b->len ? " " : "");
+		out_clean(b, key);
+		str_add(b, "=");
+		out_clean(b, json_string_value(value) ?: "");
+	}
+	return OUT_PLAIN;
+}
+
 static const struct out_col token_cols[] = {
-    {"NAME", false, 1, cell_name},
-    {"ROLE", false, 0, token_role},
-    {"CREATED", false, 0, cell_created},
-    {"ID", false, 0, cell_id},
-    {0},
+    {"NAME", false, 1, cell_name},       {"ROLE", false, 0, token_role}, {"SCOPE", false, 2, token_scope},
+    {"CREATED", false, 0, cell_created}, {"ID", false, 0, cell_id},      {0},
 };
 
 const struct cli_noun cli_token = {
@@ -153,10 +166,15 @@ CLI_COMMAND(tokens_create)
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_(str_release) struct str b = {0};
 	_cleanup_json_ json_t *body = json_pack("{s:s, s:s}", "name", argv[0], "role", c->role);
-	int x;
+	json_t *scope = json_object();
+	int x = scope ? 0 : err_nomem(e);
 
-	if (!body)
+	for (size_t i = 0; x == 0 && i < c->tags.n; i++)
+		x = cli_tag_add(scope, c->tags.v[i], e);
+	if (!body || json_object_set_new(body, "scope", scope) < 0)
 		return err_nomem(e);
+	if (x < 0)
+		return x;
 	x = cli_http(c, "POST", cli_token.path, body, &r, e);
 	if (x < 0 || c->json) {
 		out_json(&r.body);

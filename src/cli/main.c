@@ -244,6 +244,7 @@ static const struct opt code_opts[] = {
 
 static const struct opt token_opts[] = {
     {"role", 'r', OPT_STRING, AT(role), "ROLE", "admin, operator or viewer", 0, 0, true},
+    {"scope", 0, OPT_LIST, AT(tags), "KEY=VALUE", "limit it to what has this tag; may be given again"},
     {0},
 };
 
@@ -464,7 +465,8 @@ static const struct opt_command commands[] = {
 
     {"tokens create", "NAME", "make a token for a person or a program and print it",
      "The token is shown once, alone on the standard output.\n\nExample:\n"
-     "  (umask 077; replant tokens create monitoring --role viewer > monitoring.token)",
+     "  (umask 077; replant tokens create monitoring --role viewer > monitoring.token)\n"
+     "  replant tokens create 'shop team' --role operator --scope team=shop",
      token_opts, 1, 1, cli_tokens_create, NULL},
     {"tokens ls", "", "list the tokens", "Example:\n  replant tokens ls", ls_opts, 0, 0, cli_tokens_ls, NULL},
     {"tokens rm", "TOKEN...", "remove tokens; they are refused from now on",

@@ -142,7 +142,13 @@ static const struct model_field code_fields[] = {
 #undef model_this
 #define model_this model_token
 static const struct model_field token_fields[] = {
-    ROW(TEXT, id), ROW(TEXT, name), WORDS(role, model_roles), ROW(REAL, created), HIDDEN(TEXT, secret_hash), END,
+    ROW(TEXT, id),
+    ROW(TEXT, name),
+    WORDS(role, model_roles),
+    ROW(TAGS, scope),
+    ROW(REAL, created),
+    HIDDEN(TEXT, secret_hash),
+    END,
 };
 #undef model_this
 #define model_this model_region
@@ -412,10 +418,11 @@ static json_t *source_event(const struct model_source *s)
 
 	if (!name)
 		name = json_string_value(json_object_get(os, "name"));
-	return json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:f}", "id", s->id, "name", bounded_text(s->name, 255),
+	return json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:f, s:o}", "id", s->id, "name", bounded_text(s->name, 255),
 			 "state", model_source_states[s->state], "hostname", bounded_text(s->hostname, 255), "os",
 			 name ? json_pack("{s:o}", "pretty_name", bounded_text(name, 200)) : json_null(),
-			 "agent_version", bounded_text(s->agent_version, 64), "last_seen", s->last_seen);
+			 "agent_version", bounded_text(s->agent_version, 64), "last_seen", s->last_seen, "tags",
+			 s->tags ? json_incref(s->tags) : json_object());
 }
 
 static json_t *image_event(const struct model_image *im)
@@ -426,9 +433,10 @@ static json_t *image_event(const struct model_image *im)
 	for (size_t i = 0; im->boot && i < ARRAY_SIZE(told); i++)
 		if ((v = json_object_get(im->boot, told[i])))
 			json_object_set(boot, told[i], v);
-	o = json_pack("{s:s, s:o, s:s?, s:s?, s:s?, s:f, s:o}", "id", im->id, "name",
+	o = json_pack("{s:s, s:o, s:s?, s:s?, s:s?, s:f, s:o, s:o}", "id", im->id, "name",
 		      bounded_text(im->name, MODEL_NAME_MAX), "job", im->job, "source", im->source, "region",
-		      im->region, "created", im->created, "boot", boot);
+		      im->region, "created", im->created, "boot", boot, "tags",
+		      im->tags ? json_incref(im->tags) : json_object());
 	if (o && add_image_derived(im, o) < 0) {
 		json_decref(o);
 		return NULL;

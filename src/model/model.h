@@ -128,6 +128,7 @@ struct model_token {
 	char *id, *name, *secret_hash;
 	int role;
 	double created;
+	json_t *scope; /* tags that what it sees must have */
 };
 
 struct model_region {
@@ -314,6 +315,7 @@ struct model_code_request {
 struct model_token_request {
 	const char *name;
 	int role;
+	json_t *scope;
 };
 struct model_rename_request {
 	const char *name, *description, *workgroup;

@@ -185,6 +185,7 @@ const struct model_input model_code_request[] = {
 const struct model_input model_token_request[] = {
     LINE(model_token_request, name, true, 1, MODEL_NAME_MAX, "who uses the token"),
     WORD(model_token_request, role, true, 0, model_roles, "what the token may do"),
+    TAGS(model_token_request, scope, "limits it to what has all these tags; not for admins"),
     {0},
 };
 

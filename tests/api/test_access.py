@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import re
 import sqlite3
 import ssl
@@ -186,7 +187,8 @@ def test_the_database_is_its_centers(fresh):
     with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
         last = db.execute("PRAGMA user_version").fetchone()[0]
         # As an older one made it, with what a center can't do without.
-        kept = {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in ("tokens", "regions")}
+        kept = {"tokens": db.execute("SELECT id, name, role, created, secret_hash FROM tokens").fetchall(),
+                "regions": db.execute("SELECT * FROM regions").fetchall()}
         for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'").fetchall():
             db.execute(f"DROP TABLE {name}")
         for schema in ("001", "002"):
@@ -259,3 +261,73 @@ def test_metrics(fresh):
         v for k, v in values.items() if "answers_total" in k)
     assert 1e6 < values["process_resident_memory_bytes"] < 1e9 and values['replant_region_free_bytes{region="local"}'] > 0
     center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+def events_seen(center, token):
+    """What the stream tells, until it has nothing more to say."""
+    conn = center.connect()
+    conn.request("GET", "/v1/events?since=0", headers={"Authorization": "Bearer " + token})
+    got, text = conn.getresponse(), ""
+    conn.sock.settimeout(1)
+    try:
+        while True:
+            text += got.read1(65536).decode()
+    except TimeoutError:
+        pass
+    conn.close()
+    return [json.loads(line[6:])["id"] for line in text.splitlines() if line.startswith("data: ") and '"id"' in line]
+
+
+def test_a_token_that_is_limited_to_tags(fresh):
+    """To it there is nothing without them."""
+    center = fresh()
+    mine, others = center.agent(), center.agent()
+    center.ok("PATCH", f"/v1/sources/{mine.source}", {"tags": {"team": "shop", "env": "prod"}})
+    center.ok("PATCH", f"/v1/sources/{others.source}", {"tags": {"team": "bank"}})
+    assert center.post("/v1/tokens", {"name": "x", "role": "admin", "scope": {"team": "shop"}}).field == "scope"
+    token = center.ok("POST", "/v1/tokens", {"name": "shop", "role": "operator", "scope": {"team": "shop"}})["token"]
+
+    def my(method, path, body=None):
+        return center.call(method, path, body, token=token)
+    foreign = center.new_job(others.source, tags={"team": "bank"})
+    theirs = center.ok("POST", "/v1/workgroups", {"name": "theirs"})["id"]
+    center.ok("PATCH", f"/v1/sources/{others.source}", {"workgroup": theirs})
+    assert [s["id"] for s in my("GET", "/v1/sources").json["items"]] == [mine.source]
+    assert my("GET", "/v1/jobs").json["total"] == 0 and my("GET", "/v1/workgroups").json["total"] == 0
+    for method, path in [("GET", f"/v1/sources/{others.source}"), ("PATCH", f"/v1/sources/{others.source}"), ("DELETE", f"/v1/sources/{others.source}"),
+                         ("GET", f"/v1/jobs/{foreign}"), ("PATCH", f"/v1/jobs/{foreign}"), ("DELETE", f"/v1/jobs/{foreign}"),
+                         ("POST", f"/v1/jobs/{foreign}/start"), ("GET", f"/v1/jobs/{foreign}/runs"), ("GET", f"/v1/jobs/{foreign}/logs"),
+                         ("POST", f"/v1/workgroups/{theirs}/start"), ("GET", f"/v1/workgroups/{theirs}")]:
+        got = my(method, path, None if method in ("GET", "DELETE") else {})
+        assert (got.status, got.code) == (404, "not_found"), (method, path, got)
+    assert my("POST", "/v1/jobs", {"source": others.source}).field == "source"
+    for method, path in [("POST", "/v1/codes"), ("GET", "/v1/codes"), ("POST", "/v1/templates"), ("GET", "/v1/exports"), ("GET", "/metrics"),
+                         ("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("GET", "/v1/subscriptions")]:
+        assert my(method, path, {} if method == "POST" else None).status == 403, path
+    for path in ("/v1/regions", "/v1/regions/local", "/v1/templates", "/v1/version"):
+        assert my("GET", path).status == 200, path
+    # What it makes has the tags, and they stay.
+    job = my("POST", "/v1/jobs", {"source": mine.source, "tags": {"wave": "1"}, "client_token": "mine"}).json
+    assert job["tags"] == {"wave": "1", "team": "shop"}
+    group = my("POST", "/v1/workgroups", {"name": "ours"}).json
+    assert group["tags"] == {"team": "shop"}
+    for path in (f"/v1/jobs/{job['id']}", f"/v1/sources/{mine.source}", f"/v1/workgroups/{group['id']}"):
+        assert my("PATCH", path, {"tags": {"team": "bank"}}).status == 403
+        assert my("PATCH", path, {"tags": {}}).field == "tags"
+        assert my("PATCH", path, {"tags": {"team": "shop", "more": "x"}}).status == 200
+    assert my("PATCH", f"/v1/sources/{mine.source}", {"workgroup": theirs}).field == "workgroup"
+    assert my("PATCH", f"/v1/sources/{mine.source}", {"workgroup": group["id"]}).status == 200
+    # A source of somebody else's in the same group is neither seen nor started.
+    center.ok("PATCH", f"/v1/sources/{others.source}", {"workgroup": group["id"]})
+    assert my("GET", f"/v1/workgroups/{group['id']}").json["sources"] == 1
+    assert [i["source"] for i in my("POST", f"/v1/workgroups/{group['id']}/start", {}).json["items"]] == [mine.source]
+    mine.send_all()
+    image = center.wait_job(job["id"])["image"]
+    assert [i["id"] for i in my("GET", "/v1/images").json["items"]] == [image]
+    assert my("GET", f"/v1/images/{image}").status == 200
+    assert center.job(foreign)["state"] == "ready"
+    # Nor is it told of.
+    told = events_seen(center, token)
+    assert {job["id"], image, group["id"]} <= set(told) and not {foreign, others.source} & set(told), told
+    assert foreign in events_seen(center, center.token)
+    assert center.post("/v1/jobs", {"source": others.source, "client_token": "mine"}, token=token).code == "token_reused"

@@ -1,0 +1,2 @@
+-- Tokens that see only what has certain tags.
+ALTER TABLE tokens ADD COLUMN scope TEXT
