@@ -1,7 +1,7 @@
 /*
  * The thread that sends notices: of each subscription the oldest that is pending, of all subscriptions at the same
- * time, so that one that hangs holds up only itself. What came of an attempt is written before the next begins; what a
- * crash interrupts is sent again.
+ * time, so that one that hangs holds up only itself. An attempt is claimed before it begins, and what came of it is
+ * written before the next one; what a crash interrupts is sent again when the claim has run out.
  */
 #include <errno.h>
 #include <openssl/crypto.h>
@@ -95,8 +95,8 @@ static int set_told(void *row, void *arg, struct err *e)
 	return model_set(&sub->error, o->delivered ? NULL : o->error) < 0 ? err_nomem(e) : 0;
 }
 
-/* The subscription may have been deleted meanwhile, and all its notices. */
-static void record(struct notify *n, const char *id, const char *subscription, const char *error)
+/* The subscription may have been deleted meanwhile, and all its notices. True when it may be told more. */
+static bool record(struct notify *n, const char *id, const char *subscription, const char *error)
 {
 	_cleanup_(model_subscription_release) struct model_subscription sub = {0};
 	_cleanup_(model_notice_release) struct model_notice notice = {0};
@@ -111,7 +111,7 @@ static void record(struct notify *n, const char *id, const char *subscription, c
 	pthread_cond_broadcast(&n->ended);
 	pthread_mutex_unlock(&n->lock);
 	if (r == -ENOENT)
-		return;
+		return false;
 	if (r < 0)
 		log_warn("notice %s: %s", id, e.msg);
 	else if (!error)
@@ -122,6 +122,7 @@ static void record(struct notify *n, const char *id, const char *subscription, c
 	else
 		log_warn("notice %s (%s): not delivered to %s, trying again: %s", id, model_notice_events[notice.event],
 			 subscription, error);
+	return r == 0 && sub.active;
 }
 
 /* ---- transfers ---- */
@@ -142,14 +143,47 @@ static bool is_under_way(struct notify *n, const char *notice)
 	return false;
 }
 
+struct claim {
+	double next_try; /* as it was seen */
+	double until;
+};
+
+static int claim_row(void *row, void *arg, struct err *e)
+{
+	struct model_notice *notice = row;
+	const struct claim *c = arg;
+
+	if (notice->state != NOTICE_PENDING || notice->next_try != c->next_try)
+		return -ECANCELED;
+	notice->next_try = c->until;
+	return 0;
+}
+
+/* Whoever else serves this database leaves it alone for as long as an attempt can take. False when somebody was
+ * quicker, or it is gone. */
+static bool claim(struct notify *n, const struct model_notice *notice)
+{
+	_cleanup_(model_notice_release) struct model_notice row = {0};
+	struct claim c = {notice->next_try, id_now() + 1.5 * n->engine->s.notify_timeout};
+	struct err e = {0};
+	int r = store_change(n->engine->store, &model_notices, notice->id, NULL, claim_row, &c, &row, &e);
+
+	if (r < 0 && r != -ECANCELED && r != -ENOENT)
+		log_warn("notice %s: %s", notice->id, e.msg);
+	return r == 0;
+}
+
 static void begin(struct notify *n, const struct model_notice *notice)
 {
 	_cleanup_(model_subscription_release) struct model_subscription sub = {0};
 	struct store *s = n->engine->store;
 	struct errand *x = NULL;
 	struct err e = {0};
-	int r = s->ops->get(s, &model_subscriptions, notice->subscription, &sub, &e);
+	int r;
 
+	if (!claim(n, notice))
+		return;
+	r = s->ops->get(s, &model_subscriptions, notice->subscription, &sub, &e);
 	if (r == 0)
 		r = errand_new(n->engine, n->key, notice, &sub, &x, &e);
 	if (r == 0 && curl_multi_add_handle(n->multi, x->curl) != CURLM_OK) {
@@ -173,24 +207,6 @@ static void end(struct notify *n, struct errand *x)
 	*p = x->next;
 	curl_multi_remove_handle(n->multi, x->curl);
 	errand_free(x);
-}
-
-static void finish_errands(struct notify *n)
-{
-	CURLMsg *m;
-	int left;
-
-	while ((m = curl_multi_info_read(n->multi, &left))) {
-		struct errand *x = NULL;
-		struct err e = {0};
-
-		if (m->msg != CURLMSG_DONE)
-			continue;
-		curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &x);
-		record(n, x->notice, x->subscription, errand_result(x, m->data.result, &e) < 0 ? e.msg : NULL);
-		end(n, x);
-		n->look = 0;
-	}
 }
 
 /* ---- what is due ---- */
@@ -283,6 +299,28 @@ static void look(struct notify *n)
 	if (r < 0)
 		log_warn("notices can't be looked at: %s", e.msg);
 	free(subs.v);
+}
+
+static void finish_errands(struct notify *n)
+{
+	CURLMsg *m;
+	int left;
+
+	while ((m = curl_multi_info_read(n->multi, &left))) {
+		char subscription[ID_MAX];
+		struct errand *x = NULL;
+		struct err e = {0};
+		bool more;
+
+		if (m->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &x);
+		snprintf(subscription, sizeof(subscription), "%s", x->subscription);
+		more = record(n, x->notice, subscription, errand_result(x, m->data.result, &e) < 0 ? e.msg : NULL);
+		end(n, x);
+		if (more && look_at(n, subscription, &e) < 0)
+			log_warn("notices can't be looked at: %s", e.msg);
+	}
 }
 
 /* ---- tests ---- */

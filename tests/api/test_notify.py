@@ -233,6 +233,7 @@ def test_one_that_hangs_holds_up_nobody(fresh, receiver, ca):
     begun = time.monotonic()
     wait_for("the others", lambda: len(notices(center, fine["id"], state="delivered")) == 3)
     assert time.monotonic() - begun < 10 and len(slow.got) == 1 and len(notices(center, stuck["id"], state="pending")) == 3
+    assert notices(center, stuck["id"])[0]["next_try"] > time.time() + 30, "no other center would try it meanwhile"
     slow.gate.set()
     wait_for("the slow one, too", lambda: len(notices(center, stuck["id"], state="delivered")) == 3)
     for hook in (slow, quick):
@@ -290,7 +291,7 @@ def test_500_are_kept(fresh, ca):
 # ---- crashes ----
 
 def test_told_after_a_crash(fresh, receiver, ca):
-    center, hook = fresh(TRUST=ca[0], NOTIFY_TIMEOUT=30), receiver()
+    center, hook = fresh(TRUST=ca[0], NOTIFY_TIMEOUT=4), receiver()
     hook.gate.clear()
     sub = subscribe(center, hook.url, events=["job.failed"])
     job = fail_a_job(center)
