@@ -240,6 +240,29 @@ def test_one_that_hangs_holds_up_nobody(fresh, receiver, ca):
         assert [m["data"]["id"] for m in hook.messages()] == jobs
 
 
+def test_paused_and_deleted_meanwhile(fresh, receiver, ca):
+    center, hook = fresh(TRUST=ca[0], NOTIFY_TIMEOUT=30), receiver()
+    hook.gate.clear()
+    sub = subscribe(center, hook.url, events=["job.failed"])["id"]
+    for agent in [center.agent() for _ in range(3)]:
+        fail_a_job(center, agent)
+    wait_for("the first", lambda: hook.got)
+    center.ok("PATCH", f"/v1/subscriptions/{sub}", {"active": False})
+    hook.gate.set()
+    wait_for("its end", lambda: notices(center, sub, state="delivered"))
+    time.sleep(0.5)
+    assert [n["state"] for n in notices(center, sub)] == ["delivered", "pending", "pending"] and len(hook.got) == 1
+    hook.gate.clear()
+    center.ok("PATCH", f"/v1/subscriptions/{sub}", {"active": True})
+    wait_for("the second", lambda: len(hook.got) == 2)
+    center.ok("DELETE", f"/v1/subscriptions/{sub}")
+    hook.gate.set()
+    time.sleep(0.5)
+    assert len(hook.got) == 2 and center.ok("GET", "/v1/notices")["total"] == 0
+    other = subscribe(center, hook.url, "other")["id"]
+    assert outcome(center, other)["state"] == "delivered"
+
+
 def test_it_times_out_and_is_given_up(fresh, receiver, ca):
     center, hook = fresh(TRUST=ca[0], NOTIFY_TIMEOUT=0.3, NOTIFY_PAUSE=0.001), receiver()
     hook.gate.clear()
