@@ -62,7 +62,6 @@ struct live {
 	char job[ID_MAX], source[ID_MAX];
 	bool converted;           /* the runner's: steps of the conversion were seen */
 	struct joblog_feed *feed; /* the runner's: of what it does now, or NULL */
-	uint64_t number;          /* of the run */
 	atomic_bool logs;         /* its logs are wanted */
 
 	/* -- lock -- */
@@ -81,7 +80,8 @@ struct live {
 	double active; /* monotonic, when anybody reported progress of the run */
 	double absent; /* monotonic, when the source was seen to be away last; 0: never */
 	uint64_t received;
-	uint64_t log_at;         /* how long the agent's text is */
+	uint64_t number;         /* of the run; the runner's to change */
+	uint64_t log_at;         /* how long the agent's text of it is */
 	uint64_t written_before; /* by earlier attempts: what a replica holds already */
 	bool agent_failed, receiver_failed, gave_up;
 	struct engine_failure agent_failure, receiver_failure, give_up;

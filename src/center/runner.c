@@ -519,8 +519,10 @@ static bool carry_on(struct live *l)
 	}
 	if (r < 0 || job.state != JOB_RUNNING)
 		return false;
+	pthread_mutex_lock(&en->lock);
 	l->number = job.number;
 	l->logs = joblog_is_wanted(job.parameters);
+	pthread_mutex_unlock(&en->lock);
 	pace_plan(l, job.stage, stage_parts(&job));
 	engine_step(l, model_job_stages[job.stage], "%s", model_job_stages[job.stage]); /* until it says more */
 	r = run_stage(l, &job, &failure);
