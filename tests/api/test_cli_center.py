@@ -153,6 +153,7 @@ def test_the_doctor(cli, center):
     job = center.new_job(agent.source, name="ill")
     done = cli.run("jobs", "doctor", "ill")
     assert done.returncode == 1 and "was never started" in done.stdout and "Start it" in done.stdout
+    assert f"replant jobs bundle {job}" in " ".join(done.stdout.split())
     agent.sync()
     center.ok("POST", f"/v1/jobs/{job}/start", {})
     task = agent.wait_task()
