@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "base/io.h"
 #include "base/jsn.h"
+#include "base/str.h"
 #include "provider/local_int.h"
 
 static void check_stage(const char *serial, bool ended, const char *stage, bool final)
@@ -170,6 +171,49 @@ static void test_receiver_may_not_tell_all(void **state)
 	assert_int_equal(io_remove_tree(dir, &e), 0);
 }
 
+static void heard_nothing(void *arg, const json_t *event)
+{
+}
+
+static void heard_text(void *arg, const char *text, size_t n)
+{
+	str_add_mem(arg, text, n);
+}
+
+/* More than a pipe holds, while it works and at its end; and it fails. */
+static void test_what_a_receiver_complains_of(void **state)
+{
+	static const char script[] = "#!/bin/sh\n"
+				     "i=0; while [ $i -lt 3000 ]; do echo \"complaint $i of many ............\" >&2; "
+				     "i=$((i+1)); done\n"
+				     "echo '{\"event\":\"listening\",\"port\":7}'\nexec >&-\necho last >&2\nexit 3\n";
+	struct provider_receive receive = {.run = "run-0123456789abcdef", .psk_hex = "00", .listen = "127.0.0.1"};
+	char dir[] = "/tmp/replant-provider-XXXXXX", program[64];
+	struct provider_settings settings = {.dir = dir, .cache = dir, .programs = dir};
+	_cleanup_(str_release) struct str text = {0};
+	struct provider_watch watch = {&text, heard_nothing, never_cancelled, heard_text};
+	int saved = dup(2), null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	struct provider *p = NULL;
+	struct err e = {0};
+	int r;
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(program, sizeof(program), "%s/replant-transition", dir);
+	assert_int_equal(io_write_file_atomic(program, script, strlen(script), 0755, &e), 0);
+	assert_int_equal(provider_open("local", &settings, &p, &e), 0);
+	dup2(null_fd, 2);
+	r = p->ops->receive(p, "job-0123456789abcdef", &receive, &watch, &e);
+	dup2(saved, 2);
+	close(saved);
+	close(null_fd);
+	assert_int_equal(r, -EIO);
+	assert_true(str_ok(&text) && str_starts(text.s, "complaint 0 of"));
+	assert_non_null(strstr(text.s, "complaint 2999 of"));
+	assert_true(str_ends(text.s, "\nlast\n"));
+	p->ops->close(p);
+	assert_int_equal(io_remove_tree(dir, &e), 0);
+}
+
 static void put(const char *dir, const char *name, const char *text)
 {
 	char path[128];
@@ -227,6 +271,7 @@ int main(void)
 	    cmocka_unit_test(test_boot_report),
 	    cmocka_unit_test(test_layers_are_dropped_once),
 	    cmocka_unit_test(test_receiver_may_not_tell_all),
+	    cmocka_unit_test(test_what_a_receiver_complains_of),
 	    cmocka_unit_test(test_image_without_digests),
 	};
 
