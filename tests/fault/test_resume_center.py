@@ -54,6 +54,9 @@ class Hosts:
         done = run(*self.net.center.prefix, self.program("cli", "replant"), *words, "--json", env=self.env, check=check)
         return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else None
 
+    def log_of(self, job, part):
+        return run(*self.net.center.prefix, self.program("cli", "replant"), "jobs", "logs", job, "--part", part, env=self.env).stdout
+
     def receiver(self):
         """Its process id, or 0."""
         for p in os.listdir("/proc"):
@@ -130,8 +133,16 @@ def test_a_job_goes_on_by_itself(hosts):
     until(lambda: hosts.cli("jobs", "show", job)["stage"] != "syncing", 90, "the end of the transfer")
     total, show = sent() - began, hosts.cli("jobs", "show", job)
     print(f"{total / MIB:.1f} MiB sent of {size / MIB:.0f}, 5 faults, {len(show['runs'])} runs")
+    until(lambda: "all was sent" in hosts.log_of(job, "agent"), 20, "the agent's last word")
+    said = {part: hosts.log_of(job, part) for part in ("agent", "receiver")}
     hosts.center.kill()  # before it boots machines
     replica = hosts.state / "local" / "jobs" / job
     (found,) = [p for p in replica.rglob("*") if p.name == "disk0.raw"] or [None]
     assert found and streamrig.same(hosts.tmp / "content", found), list(replica.rglob("*"))
     assert total < size * 1.04 + 5 * COST + 2 * MIB
+    # Center, receiver and agent were killed meanwhile, and what they said came once all the same.
+    for run_of in show["runs"]:
+        for part, word in (("receiver", f"{run_of['id']}: begins"), ("agent", f"run '{run_of['id']}' of '{job}' begins")):
+            lines = [line for line in said[part].splitlines() if word in line]
+            assert len(set(lines)) == len(lines) and lines, (word, said[part])
+    assert "missing" not in said["agent"] + said["receiver"] and said["agent"].count("all was sent") == 1
