@@ -102,7 +102,7 @@ static void sample(struct samples *s, uint64_t us)
 
 static void samples_new(struct samples *s)
 {
-	s->v = calloc(SAMPLES_MAX, sizeof(*s->v)); /* as much of it as is used costs memory */
+	*s = (struct samples){.v = calloc(SAMPLES_MAX, sizeof(*s->v))}; /* what is used of it costs memory */
 	if (!s->v)
 		die("memory");
 }
@@ -563,8 +563,11 @@ static void read_agents(struct load *l, const char *path, uint64_t ramp)
 
 static void set_up(struct load *l, char **argv)
 {
-	struct rlimit files = {1 << 16, 1 << 16};
+	struct rlimit files;
 
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+		die("RLIMIT_NOFILE");
+	files.rlim_cur = files.rlim_max;
 	if (setrlimit(RLIMIT_NOFILE, &files) < 0)
 		die("RLIMIT_NOFILE");
 	l->center = (struct sockaddr_in){AF_INET, htons((uint16_t)atoi(argv[1])), {htonl(INADDR_LOOPBACK)}, {0}};
