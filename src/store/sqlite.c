@@ -14,6 +14,7 @@
 #include "base/util.h"
 
 #define AUDIT_TRIM_EVERY 1000u
+#define CACHE_KIB        "65536" /* at most; 10,000 sources are about that: lists look at all of them */
 
 extern const struct embed_file store_schema[];
 
@@ -600,7 +601,7 @@ static int sqlite_setup(struct sqlite_store *s, const char *path, struct err *e)
 	sqlite3_busy_timeout(s->db, 5000);
 	r = db_exec(s,
 		    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
-		    "PRAGMA trusted_schema = OFF; PRAGMA secure_delete = ON",
+		    "PRAGMA trusted_schema = OFF; PRAGMA secure_delete = ON; PRAGMA cache_size = -" CACHE_KIB,
 		    e);
 	if (r < 0)
 		return err_prefix(e, "cannot use '%s'", path);
