@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -21,13 +22,23 @@ extern const struct embed_file store_schema[];
 struct sqlite_store {
 	struct store base;
 	sqlite3 *db;
+	/* A connection that only reads: who asks doesn't wait for the disk while another's transaction is written. NULL
+	 * in itself, and while it is being opened. */
+	struct sqlite_store *reader;
 	pthread_mutex_t lock;              /* recursive: held through a transaction */
+	atomic_ulong owner;                /* whose transaction it is; 0: nobody's */
 	uint64_t event_count, audit_count; /* since the last trim */
 };
 
 static struct sqlite_store *own(struct store *s)
 {
 	return (struct sqlite_store *)s;
+}
+
+/* A transaction sees what it wrote; everybody else what is committed. */
+static struct sqlite_store *reading(struct sqlite_store *s)
+{
+	return s->reader && atomic_load(&s->owner) != (unsigned long)pthread_self() ? s->reader : s;
 }
 
 static void unlockp(pthread_mutex_t **m)
@@ -181,6 +192,8 @@ static int sq_begin(struct store *base, struct err *e)
 	r = db_exec(s, "BEGIN IMMEDIATE", e);
 	if (r < 0)
 		pthread_mutex_unlock(&s->lock);
+	else
+		atomic_store(&s->owner, (unsigned long)pthread_self());
 	return r;
 }
 
@@ -190,6 +203,7 @@ static void sq_rollback(struct store *base)
 
 	if (!sqlite3_get_autocommit(s->db))
 		db_exec(s, "ROLLBACK", NULL);
+	atomic_store(&s->owner, 0);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -202,6 +216,7 @@ static int sq_commit(struct store *base, struct err *e)
 		sq_rollback(base);
 		return r;
 	}
+	atomic_store(&s->owner, 0);
 	pthread_mutex_unlock(&s->lock);
 	return 0;
 }
@@ -219,6 +234,7 @@ static int get_where(struct sqlite_store *s, const struct model_noun *n, const c
 	str_addf(&sql, " FROM %s WHERE %s", n->table, where);
 	if (!str_ok(&sql))
 		return err_nomem(e);
+	s = reading(s);
 	LOCKED(s);
 	r = db_prepare(s, sql.s, &st, e);
 	if (r < 0)
@@ -352,7 +368,7 @@ static int list_total(struct sqlite_store *s, const struct model_noun *n, const 
 static int sq_list(struct store *base, const struct model_noun *n, const struct store_query *q, store_each_fn each,
 		   void *arg, uint64_t *ret_total, struct err *e)
 {
-	struct sqlite_store *s = own(base);
+	struct sqlite_store *s = reading(own(base));
 	_cleanup_(str_release) struct str sql = {0};
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	_cleanup_free_ void *row = malloc(n->size);
@@ -485,7 +501,7 @@ static int sq_nonce_use(struct store *base, const char *nonce, double now, doubl
 
 static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e)
 {
-	struct sqlite_store *s = own(base);
+	struct sqlite_store *s = reading(own(base));
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
@@ -505,7 +521,7 @@ static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_e
 
 static int sq_event_range(struct store *base, uint64_t *ret_first, uint64_t *ret_last, struct err *e)
 {
-	struct sqlite_store *s = own(base);
+	struct sqlite_store *s = reading(own(base));
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
@@ -525,6 +541,8 @@ static void sq_close(struct store *base)
 {
 	struct sqlite_store *s = own(base);
 
+	if (s->reader)
+		sq_close(&s->reader->base);
 	sqlite3_close_v2(s->db);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
@@ -592,36 +610,65 @@ static int migrate(struct sqlite_store *s, const char *path, struct err *e)
 	return 0;
 }
 
-static int sqlite_setup(struct sqlite_store *s, const char *path, struct err *e)
-{
-	int r;
-
-	if (sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, NULL) != SQLITE_OK)
-		return err_set(e, -EIO, "cannot open database '%s': %s", path, sqlite3_errmsg(s->db));
-	sqlite3_busy_timeout(s->db, 5000);
-	r = db_exec(s,
-		    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
-		    "PRAGMA trusted_schema = OFF; PRAGMA secure_delete = ON; PRAGMA cache_size = -" CACHE_KIB,
-		    e);
-	if (r < 0)
-		return err_prefix(e, "cannot use '%s'", path);
-	return migrate(s, path, e);
-}
-
-int store_open_sqlite(const char *path, struct store **ret, struct err *e)
+static struct sqlite_store *sqlite_new(void)
 {
 	struct sqlite_store *s = calloc(1, sizeof(*s));
 	pthread_mutexattr_t attr;
-	int fd, r;
 
 	if (!s)
-		return err_nomem(e);
+		return NULL;
 	s->base.ops = &sqlite_ops;
-	s->audit_count = AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
 	pthread_mutexattr_init(&attr);
 	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
 	pthread_mutex_init(&s->lock, &attr);
 	pthread_mutexattr_destroy(&attr);
+	return s;
+}
+
+static int sqlite_connect(struct sqlite_store *s, const char *path, int how, struct err *e)
+{
+	if (sqlite3_open_v2(path, &s->db, how | SQLITE_OPEN_FULLMUTEX, NULL) != SQLITE_OK)
+		return err_set(e, -EIO, "cannot open database '%s': %s", path, sqlite3_errmsg(s->db));
+	sqlite3_busy_timeout(s->db, 5000);
+	return 0;
+}
+
+/* After the schema is there. */
+static int sqlite_add_reader(struct sqlite_store *s, const char *path, struct err *e)
+{
+	int r;
+
+	s->reader = sqlite_new();
+	if (!s->reader)
+		return err_nomem(e);
+	r = sqlite_connect(s->reader, path, SQLITE_OPEN_READONLY, e);
+	return r < 0 ? r : db_exec(s->reader, "PRAGMA trusted_schema = OFF; PRAGMA cache_size = -" CACHE_KIB, e);
+}
+
+static int sqlite_setup(struct sqlite_store *s, const char *path, struct err *e)
+{
+	int r = sqlite_connect(s, path, SQLITE_OPEN_READWRITE, e);
+
+	if (r < 0)
+		return r;
+	r = db_exec(s,
+		    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"
+		    "PRAGMA trusted_schema = OFF; PRAGMA secure_delete = ON",
+		    e);
+	if (r < 0)
+		return err_prefix(e, "cannot use '%s'", path);
+	r = migrate(s, path, e);
+	return r < 0 ? r : sqlite_add_reader(s, path, e);
+}
+
+int store_open_sqlite(const char *path, struct store **ret, struct err *e)
+{
+	struct sqlite_store *s = sqlite_new();
+	int fd, r;
+
+	if (!s)
+		return err_nomem(e);
+	s->audit_count = AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
 	/* Made here because SQLite would give it the umask's mode; its WAL inherits that mode. */
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	r = fd < 0 ? err_sys(e, "cannot open '%s'", path) : 0;
