@@ -163,14 +163,14 @@ def test_who_may_say_what(center):
         other.sync(log={"run": run, "at": 5, "text": "not mine\n"})
     assert s.text() == "mine\n"
     assert s.refused({"run": s.job, "at": 5, "text": "x\n"}) == "log.run"
-    assert s.refused({"run": "run-1", "at": 5, "text": "x\n"}) == "run"
+    assert s.refused({"run": "run-1", "at": 5, "text": "x\n"}) == "log.run"
     assert s.refused({"run": "run-zzzzzzzzzzzzzzzz", "at": 5, "text": "x\n"}) == "log.run"
-    assert s.refused({"run": s.run, "at": -1, "text": "x\n"}) == "at"
-    assert s.refused({"run": s.run, "at": 1 << 53, "text": "x\n"}) == "at"
-    assert s.refused({"run": s.run, "at": 5, "text": "x" * (LOG_MAX + 1)}) == "text"
-    assert s.refused({"run": s.run, "at": 5, "text": "\x1b[2Jx\n"}) == "text"
-    assert s.refused({"run": s.run, "at": 5}) == "text"
-    assert s.refused({"run": s.run, "at": 5, "text": "x\n", "more": 1}) == "more"
+    assert s.refused({"run": s.run, "at": -1, "text": "x\n"}) == "log.at"
+    assert s.refused({"run": s.run, "at": 1 << 53, "text": "x\n"}) == "log.at"
+    assert s.refused({"run": s.run, "at": 5, "text": "x" * (LOG_MAX + 1)}) == "log.text"
+    assert s.refused({"run": s.run, "at": 5, "text": "\x1b[2Jx\n"}) == "log.text"
+    assert s.refused({"run": s.run, "at": 5}) == "log.text"
+    assert s.refused({"run": s.run, "at": 5, "text": "x\n", "more": 1}) == "log.more"
     for raw in (b"\\u0000", b"\xff\xfe"):
         body = b'{"agent_version":"0.1.0","boot_id":"b","log":{"run":"%s","at":5,"text":"%s"}}' % (s.run.encode(), raw)
         assert center.call("POST", "/v1/agent/sync", raw=body, token=s.agent.secret).status == 400
