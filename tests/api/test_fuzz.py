@@ -147,7 +147,7 @@ class Scene:
         if "oneOf" in s:
             return self.value(self.dice.choice(s["oneOf"]), name)
         if "enum" in s:
-            return {"execution": "create_only", "license": "none"}.get(name) or self.dice.choice(s["enum"])
+            return {"execution": "create_only", "license": "none", "network": "public"}.get(name) or self.dice.choice(s["enum"])
         if s["type"] == "array":
             return self.dice.sample(s["items"]["enum"], self.dice.randint(1, len(s["items"]["enum"])))
         if s["type"] == "integer":
