@@ -171,7 +171,10 @@ CLI_COMMAND(tokens_create)
 
 	for (size_t i = 0; x == 0 && i < c->tags.n; i++)
 		x = cli_tag_add(scope, c->tags.v[i], e);
-	if (!body || json_object_set_new(body, "scope", scope) < 0)
+	if (c->tags.n)
+		json_object_set(body, "scope", scope);
+	json_decref(scope);
+	if (!body)
 		return err_nomem(e);
 	if (x < 0)
 		return x;

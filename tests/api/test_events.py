@@ -132,7 +132,7 @@ def test_events_of_sources_are_small_and_few(center):
     stream.close()
     assert len(told) == 1 and len(json.dumps(told[0])) < 2000, len(told)
     assert told[0]["os"]["pretty_name"] == "\u00e9" * 100
-    assert set(told[0]) == {"id", "name", "state", "hostname", "os", "agent_version", "last_seen"}
+    assert set(told[0]) == {"id", "name", "state", "hostname", "os", "agent_version", "last_seen", "tags"}
 
 
 def test_many_streams_and_their_limit(fresh):

@@ -181,6 +181,8 @@ class Scene:
             if isinstance(part, dict):
                 part.update({k: v for k, v in ours.items() if k in part})
         body.pop("start_at", None)
+        if body.get("role") == "admin":
+            body.pop("scope", None)
         if name in ("createTemplate", "updateTemplate", "createWorkgroup", "updateWorkgroup", "createSubscription",
                     "updateSubscription") and "name" in body:
             body["name"] = f"{self.number()} {body['name']}"[:40]
