@@ -33,7 +33,7 @@ struct agent_options {
 	const char *to, *run, *psk_file, *on_read_error;
 	struct opt_list disks;
 	uint64_t connections, compress, rate;
-	bool checksum, no_freeze, no_tracking, keep_tracking;
+	bool checksum, clear, no_freeze, no_tracking, keep_tracking;
 	const char *max_freeze;
 	uint64_t patience;
 };
@@ -142,7 +142,7 @@ struct task {
 	uint8_t psk[STREAM_PSK_SIZE];
 	unsigned connections, compression;
 	uint64_t rate_mbit, max_freeze; /* seconds; 0: the default */
-	bool checksum, zero_unreadable;
+	bool checksum, zero_unreadable, clear;
 	bool has_log;                   /* the center wants to know what is logged, */
 	uint64_t log_at;                /* and has so much of it */
 	char disks[TASK_DISKS_MAX][80]; /* paths; none: all */

@@ -45,6 +45,7 @@ static const struct opt send_opts[] = {
      .word = "auto"},
     {"rate", 0, OPT_U64, AT(rate), "MBIT", "limit on the wire in Mbit/s, 0 is none (0)", 0, 1000000},
     {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digests instead of XXH3"},
+    {"no-encryption", 0, OPT_FLAG, AT(clear), NULL, "authenticated but not encrypted; the receiver must want it, too"},
     {"on-read-error", 0, OPT_STRING, AT(on_read_error), "fail|zero", "what to do with unreadable sectors (fail)"},
     {"no-freeze", 0, OPT_FLAG, AT(no_freeze), NULL, "don't freeze mounted filesystems"},
     {"max-freeze", 0, OPT_STRING, AT(max_freeze), "SECONDS", "rounds go on until a freeze would end within this (1)"},

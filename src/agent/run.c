@@ -410,6 +410,7 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 	p.host = host;
 	strcpy(p.link.run, t->run);
 	memcpy(p.link.psk, t->psk, sizeof(p.link.psk));
+	p.link.clear = t->clear;
 	task_drill(&p);
 	rc = stream_send(&p, disks, r->ndisks, &ops, &result, e);
 	if (rc < 0)

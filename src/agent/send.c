@@ -224,6 +224,7 @@ static int send_params(const struct agent_options *o, struct stream_send_params 
 	p->compression = (unsigned)o->compress;
 	p->rate_mbit = o->rate;
 	p->checksum = o->checksum;
+	p->link.clear = o->clear;
 	p->zero_unreadable = strcmp(o->on_read_error, "zero") == 0;
 	p->host = host;
 	task_drill(p);

@@ -69,7 +69,7 @@ static int task_disks(const json_t *o, struct task *t, struct err *e)
 static int task_parameters(const json_t *p, struct task *t, struct err *e)
 {
 	uint64_t connections = 4, compression = STREAM_COMPRESSION_AUTO, rate = 0, max_freeze = 0;
-	const char *on_error = "fail", *word = json_string_value(json_object_get(p, "compression"));
+	const char *on_error = "fail", *encryption = "on", *word = json_string_value(json_object_get(p, "compression"));
 	bool checksum = false;
 
 	if (p && !json_is_null(p) && !json_is_object(p))
@@ -80,6 +80,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	    jsn_get_u64(p, "rate_mbit", false, 0, 1000000, &rate, e) < 0 ||
 	    jsn_get_u64(p, "max_freeze", false, 1, TASK_FREEZE_MAX, &max_freeze, e) < 0 ||
 	    jsn_get_bool(p, "checksum", false, &checksum, e) < 0 ||
+	    jsn_get_str(p, "encryption", false, 16, &encryption, e) < 0 ||
 	    jsn_get_str(p, "on_read_error", false, 16, &on_error, e) < 0)
 		return -EINVAL;
 	if (strcmp(on_error, "fail") != 0 && strcmp(on_error, "zero") != 0)
@@ -89,6 +90,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	t->rate_mbit = rate;
 	t->max_freeze = max_freeze;
 	t->checksum = checksum;
+	t->clear = strcmp(encryption, "off") == 0;
 	t->zero_unreadable = strcmp(on_error, "zero") == 0;
 	return 0;
 }

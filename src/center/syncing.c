@@ -430,6 +430,7 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	engine_step(l, "opening", "getting ready to receive");
 	receive.run = run;
 	receive.psk_hex = psk;
+	receive.clear = !model_is_encrypted(job);
 	receive.number = model_is_incremental(job) ? job->number : 0;
 	joblog_open(&feed, l, JOBLOG_RECEIVER);
 	joblog_say(&feed, "%s: begins", run);

@@ -36,7 +36,8 @@ struct cli {
 	    follow;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
 	const char *part, *diagnostic_logs;
-	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network, *target;
+	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network, *target,
+	    *encryption;
 	const char *public_address, *private_address;
 	struct opt_list tags, events;
 	uint64_t valid_days, transition_cpus, transition_memory;

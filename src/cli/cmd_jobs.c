@@ -79,6 +79,8 @@ static void job_parameters(const json_t *j)
 	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
 	if (strcmp(get_str(j, "parameters.license"), "none") != 0)
 		out_fieldf("Licence", "%s", get_str(j, "parameters.license"));
+	if (strcmp(get_str(j, "parameters.encryption"), "off") == 0)
+		out_fieldf("Encryption", "off");
 	if (strcmp(get_str(j, "parameters.network"), "private") == 0)
 		out_fieldf("Network", "private");
 }
@@ -417,6 +419,7 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_num(p, "rate_mbit", c->rate);
 	job_put_str(p, "license", c->license);
 	job_put_str(p, "network", c->network);
+	job_put_str(p, "encryption", c->encryption);
 	if (c->diagnostic_logs)
 		job_put(p, "diagnostic_logs", json_boolean(strcmp(c->diagnostic_logs, "on") == 0));
 	job_put_num(p, "transition_cpus", c->transition_cpus);

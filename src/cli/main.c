@@ -75,6 +75,11 @@ static const struct opt common[] = {
 		"license", 0, OPT_STRING, AT(license), "none|byol|region",                                             \
 		    "of a system that is sold: your own, or the region's (default none)"                               \
 	}
+#define OPT_ENCRYPTION                                                                                                 \
+	{                                                                                                              \
+		"encryption", 0, OPT_STRING, AT(encryption), "auto|on|off",                                            \
+		    "of the data on its way; off: it is authenticated all the same (default auto, which is on)"        \
+	}
 #define OPT_NETWORK                                                                                                    \
 	{                                                                                                              \
 		"network", 0, OPT_STRING, AT(network), "public|private",                                               \
@@ -156,6 +161,7 @@ static const struct opt job_opts[] = {
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the job and its images; may be given again"},
     OPT_LICENSE,
     OPT_NETWORK,
+    OPT_ENCRYPTION,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -179,6 +185,7 @@ static const struct opt set_opts[] = {
     OPT_MAX_IMAGES,
     OPT_LICENSE,
     OPT_NETWORK,
+    OPT_ENCRYPTION,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -193,6 +200,7 @@ static const struct opt template_opts[] = {
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the jobs and their images; may be given again"},
     OPT_LICENSE,
     OPT_NETWORK,
+    OPT_ENCRYPTION,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,

@@ -12,6 +12,7 @@ const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_er
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
 const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
 const char *const model_licenses[] = {"none", "byol", "region", NULL};
+const char *const model_encryptions[] = {"auto", "on", "off", NULL};
 const char *const model_networks[] = {"public", "private", NULL};
 const char *const model_executions[] = {"create_only", "migrate_now", "migrate_later", NULL};
 const char *const model_triggers[] = {"manual", "schedule", "cut_over", NULL};

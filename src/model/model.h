@@ -41,6 +41,7 @@ enum model_job_state {
 };
 enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING, JOB_CLEANING, JOB_STAGES };
 enum model_license { LICENSE_NONE, LICENSE_BYOL, LICENSE_REGION };
+enum model_encryption { ENCRYPTION_AUTO, ENCRYPTION_ON, ENCRYPTION_OFF };
 enum model_network { NETWORK_PUBLIC, NETWORK_PRIVATE };
 enum model_execution { CREATE_ONLY, MIGRATE_NOW, MIGRATE_LATER };
 enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
@@ -64,6 +65,7 @@ extern const char *const model_run_states[];
 extern const char *const model_executions[];
 extern const char *const model_licenses[];
 extern const char *const model_networks[];
+extern const char *const model_encryptions[];
 extern const char *const model_triggers[]; /* what began a run */
 extern const char *const model_roles[];
 extern const char *const model_export_states[];
@@ -281,13 +283,15 @@ struct model_parameters {
 	uint64_t max_freeze, interval_hours, max_images;
 	uint64_t transition_cpus, transition_memory;
 	bool checksum, test_boot, incremental, diagnostic_logs;
-	int on_read_error, license, network;
+	int on_read_error, license, network, encryption;
 };
 extern const struct model_input model_parameters[];
 /* When the job ends, should it not run: that many days after it was made, but not at once after it did something. */
 double model_job_expiry(const struct model_job *job, double now);
 /* Does the job run again and again? */
 bool model_is_incremental(const struct model_job *job);
+/* Is its data encrypted on its way? */
+bool model_is_encrypted(const struct model_job *job);
 /* The address by which data reaches the region on that network; NULL: the one that the center itself is reached by.
  * Borrowed. */
 const char *model_region_address(const struct model_region *r, enum model_network network);

@@ -64,6 +64,8 @@ const struct model_input model_parameters[] = {
     BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
     WORD(model_parameters, license, false, LICENSE_NONE, model_licenses,
 	 "of an operating system that is sold: brought along (byol), or the region's; kept with the image"),
+    WORD(model_parameters, encryption, false, ENCRYPTION_AUTO, model_encryptions,
+	 "of the data on its way; off: still authenticated and tamper-proof. auto is on"),
     WORD(model_parameters, network, false, NETWORK_PUBLIC, model_networks,
 	 "which of the region's addresses the data takes, and which one the receiver listens on"),
     UINT(model_parameters, transition_cpus, 1, 32, 2, "processors of the machine that converts the copy"),
@@ -103,6 +105,13 @@ int model_check_license(enum model_license license, const json_t *inventory, str
 double model_job_expiry(const struct model_job *job, double now)
 {
 	return MAX(job->created + (double)job->valid_days * MODEL_DAY, now + MODEL_JOB_GRACE * MODEL_DAY);
+}
+
+bool model_is_encrypted(const struct model_job *job)
+{
+	const char *s = json_string_value(json_object_get(job->parameters, "encryption"));
+
+	return !s || strcmp(s, model_encryptions[ENCRYPTION_OFF]) != 0;
 }
 
 bool model_is_incremental(const struct model_job *job)

@@ -326,6 +326,8 @@ static int receive_spawn(struct local *l, const char *dir, const struct provider
 		argv[n++] = "--user";
 		argv[n++] = l->user;
 	}
+	if (r->clear)
+		argv[n++] = "--no-encryption";
 	if (*layers) {
 		argv[n++] = "--layers";
 		argv[n++] = layers;

@@ -26,6 +26,7 @@ struct provider_receive {
 	const char *run;     /* run id */
 	const char *psk_hex; /* 64 digits */
 	const char *listen;  /* address for the receiver */
+	bool clear;          /* data that is authenticated but not encrypted */
 	uint64_t
 	    number; /* of an incremental job's run, from 1: what earlier ones got stays as it is; 0: there is one */
 };

@@ -431,7 +431,7 @@ static void receiver_init(struct receiver *rv, const struct stream_receive_param
 	rv->event = event;
 	rv->event_arg = arg;
 	rv->dirfd = rv->listenfd = -1;
-	rv->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk};
+	rv->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk, .clear = p->link.clear};
 	rv->env = (struct wire_env){.stop = &rv->stop, .sent = &rv->bytes_sent, .received = &rv->bytes_received};
 	pthread_mutex_init(&rv->event_lock, NULL);
 	pthread_mutex_init(&rv->lock, NULL);

@@ -231,7 +231,7 @@ static int sender_init(struct sender *s, const struct stream_send_params *p, str
 	s->stall = p->stall_seconds > 0 ? p->stall_seconds : 20;
 	s->compression = p->compression;
 	s->rate_mbit = p->rate_mbit;
-	s->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk};
+	s->auth = (struct wire_auth){.run = p->link.run, .psk = p->link.psk, .clear = p->link.clear};
 	s->progress.phase = STREAM_CONNECTING;
 	s->progress.expected_freeze = s->progress.freeze_seconds = s->progress.seconds_left = -1;
 	s->progress.gauges = (struct stream_gauges){-1, -1, -1, -1, STREAM_NOTHING, -1};

@@ -24,6 +24,7 @@ struct err;
 struct stream_link {
 	char run[48]; /* run id; the TLS PSK identity */
 	uint8_t psk[STREAM_PSK_SIZE];
+	bool clear; /* authenticated, but not encrypted; both sides must want it */
 };
 
 /* ---- used map (used.c): layout and filesystems combined, a bit per block of each disk ---- */

@@ -17,6 +17,8 @@ static const struct opt receive_opts[] = {
     {"user", 'u', OPT_STRING, AT(user), "NAME", "become this user once directory and port are open"},
     {"min-free", 0, OPT_STRING, AT(min_free), "SIZE", "leave so much free in DIR's filesystem (default 0)"},
     {"layers", 0, OPT_STRING, AT(layers), "FD,...", "sockets of NBD servers of DIR's diskN.qcow2, by N; -: none"},
+    {"no-encryption", 0, OPT_FLAG, AT(clear), NULL,
+     "data that is authenticated but not encrypted; the sender must want it, too"},
     {"once", 0, OPT_FLAG, AT(once), NULL, "end when the sender leaves, even without a commit"},
     {0},
 };

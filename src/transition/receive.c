@@ -59,6 +59,7 @@ static int receive_params(const struct transition_options *o, struct stream_rece
 	p->dir = o->dir;
 	p->user = o->user;
 	p->once = o->once;
+	p->link.clear = o->clear;
 	return r;
 }
 

@@ -6,7 +6,7 @@
 struct transition_options {
 	/* receive, verify */
 	const char *dir, *listen, *run, *psk_file, *user, *min_free, *layers;
-	bool once;
+	bool once, clear;
 };
 
 int transition_receive(void *options, int argc, char **argv);

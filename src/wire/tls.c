@@ -1,6 +1,8 @@
 /*
  * TLS 1.3 with an external pre-shared key and nothing else: no certificates, no tickets, no early data. Whoever doesn't
- * hold the run's key is refused by the handshake itself.
+ * hold the run's key is refused by the handshake itself. Where a job is not to be encrypted it is TLS 1.2 with one
+ * suite that has no cipher (RFC 5489), for this OpenSSL has none for TLS 1.3 (RFC 9150): the key is proved and each
+ * record has its MAC all the same. Neither side takes the one for the other.
  */
 #include <errno.h>
 #include <openssl/err.h>
@@ -12,7 +14,8 @@
 #include "base/util.h"
 #include "wire/wire_int.h"
 
-#define TLS_SUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
+#define TLS_SUITES      "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
+#define TLS_CLEAR_SUITE "ECDHE-PSK-NULL-SHA256"
 /* AES-GCM is safe for 2^24.5 full records (RFC 8446 5.5), 380 GiB: new keys come long before. */
 #define TLS_REKEY_AFTER (UINT64_C(64) << 30)
 
@@ -138,7 +141,51 @@ static int tls_find_psk(SSL *ssl, const unsigned char *id, size_t idlen, SSL_SES
 	return *sess != NULL;
 }
 
-static SSL_CTX *tls_context(bool server)
+static unsigned tls_clear_client(SSL *ssl, const char *hint, char *id, unsigned max_id, unsigned char *psk,
+				 unsigned max)
+{
+	const struct wire_auth *a = SSL_get_ex_data(ssl, tls_auth_index);
+
+	if (strlen(a->run) >= max_id || max < WIRE_PSK_SIZE)
+		return 0;
+	strcpy(id, a->run);
+	memcpy(psk, a->psk, WIRE_PSK_SIZE);
+	return WIRE_PSK_SIZE;
+}
+
+static unsigned tls_clear_server(SSL *ssl, const char *id, unsigned char *psk, unsigned max)
+{
+	const struct wire_auth *a = SSL_get_ex_data(ssl, tls_auth_index);
+
+	if (!id || strcmp(id, a->run) != 0 || max < WIRE_PSK_SIZE)
+		return 0;
+	memcpy(psk, a->psk, WIRE_PSK_SIZE);
+	return WIRE_PSK_SIZE;
+}
+
+/* Level 0 because no other has suites without a cipher; there is no other suite to fall back to. */
+static bool tls_set_clear(SSL_CTX *c, bool server)
+{
+	if (server)
+		SSL_CTX_set_psk_server_callback(c, tls_clear_server);
+	else
+		SSL_CTX_set_psk_client_callback(c, tls_clear_client);
+	SSL_CTX_set_security_level(c, 0);
+	return SSL_CTX_set_min_proto_version(c, TLS1_2_VERSION) && SSL_CTX_set_max_proto_version(c, TLS1_2_VERSION) &&
+	       SSL_CTX_set_cipher_list(c, TLS_CLEAR_SUITE);
+}
+
+static bool tls_set_encrypted(SSL_CTX *c, bool server)
+{
+	if (server)
+		SSL_CTX_set_psk_find_session_callback(c, tls_find_psk);
+	else
+		SSL_CTX_set_psk_use_session_callback(c, tls_use_psk);
+	return SSL_CTX_set_min_proto_version(c, TLS1_3_VERSION) && SSL_CTX_set_max_proto_version(c, TLS1_3_VERSION) &&
+	       SSL_CTX_set_ciphersuites(c, TLS_SUITES) && SSL_CTX_set_num_tickets(c, 0);
+}
+
+static SSL_CTX *tls_context(bool server, bool clear)
 {
 	SSL_CTX *c = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
 
@@ -150,12 +197,7 @@ static SSL_CTX *tls_context(bool server)
 	SSL_CTX_set_verify(c, SSL_VERIFY_NONE, NULL); /* tls_start() insists on the key instead */
 	SSL_CTX_set_read_ahead(c, 1);
 	SSL_CTX_set_default_read_buffer_len(c, WIRE_OUT_BUFFER);
-	if (server)
-		SSL_CTX_set_psk_find_session_callback(c, tls_find_psk);
-	else
-		SSL_CTX_set_psk_use_session_callback(c, tls_use_psk);
-	if (SSL_CTX_set_min_proto_version(c, TLS1_3_VERSION) && SSL_CTX_set_max_proto_version(c, TLS1_3_VERSION) &&
-	    SSL_CTX_set_ciphersuites(c, TLS_SUITES) && SSL_CTX_set_num_tickets(c, 0))
+	if (clear ? tls_set_clear(c, server) : tls_set_encrypted(c, server))
 		return c;
 	SSL_CTX_free(c);
 	return NULL;
@@ -250,7 +292,7 @@ const struct wire_transport wire_transport_tls = {tls_read, tls_write, tls_flush
 /* ---- handshake ---- */
 static int tls_setup(struct wire_link *l, const struct wire_auth *a, struct err *e)
 {
-	SSL_CTX *ctx = tls_context(l->server);
+	SSL_CTX *ctx = tls_context(l->server, a->clear);
 	BIO *b = ctx ? BIO_new(tls_bio) : NULL;
 
 	l->out = malloc(WIRE_OUT_BUFFER);
@@ -263,7 +305,7 @@ static int tls_setup(struct wire_link *l, const struct wire_auth *a, struct err 
 	BIO_set_data(b, l);
 	SSL_set_bio(l->ssl, b, b);
 	SSL_set_ex_data(l->ssl, tls_auth_index, (void *)(uintptr_t)a);
-	l->rekey_after = TLS_REKEY_AFTER;
+	l->rekey_after = a->clear ? UINT64_MAX : TLS_REKEY_AFTER; /* a MAC wears nothing out */
 	l->transport = &wire_transport_tls;
 	return 0;
 }
@@ -297,6 +339,17 @@ static int tls_handshake(struct wire_link *l, double deadline, struct err *e)
 	}
 }
 
+/* Without certificates OpenSSL would take a handshake without the key only from a server that has one: insist. The
+ * suite without a cipher can't be had without the key. */
+static bool tls_is_proved(const SSL *ssl, bool clear)
+{
+	if (SSL_get0_peer_certificate(ssl))
+		return false;
+	if (clear)
+		return SSL_version(ssl) == TLS1_2_VERSION && strcmp(SSL_get_cipher_name(ssl), TLS_CLEAR_SUITE) == 0;
+	return SSL_session_reused(ssl) && SSL_version(ssl) == TLS1_3_VERSION;
+}
+
 int tls_start(struct wire_link *l, const struct wire_auth *a, double deadline, struct err *e)
 {
 	int r;
@@ -307,9 +360,7 @@ int tls_start(struct wire_link *l, const struct wire_auth *a, double deadline, s
 		r = tls_handshake(l, deadline, e);
 	if (r < 0)
 		return r;
-	/* Without certificates OpenSSL would take a handshake without the key only from a server that has one: insist.
-	 */
-	if (!SSL_session_reused(l->ssl) || SSL_version(l->ssl) != TLS1_3_VERSION || SSL_get0_peer_certificate(l->ssl))
+	if (!tls_is_proved(l->ssl, a->clear))
 		return err_set(e, -EACCES, "the peer did not prove that it holds the run's key");
 	/* The key isn't looked at again, and the caller may forget it. */
 	SSL_set_ex_data(l->ssl, tls_auth_index, NULL);

@@ -93,6 +93,7 @@ struct wire_link;
 struct wire_auth {
 	const char *run;    /* the PSK's identity */
 	const uint8_t *psk; /* WIRE_PSK_SIZE bytes */
+	bool clear;         /* authenticated and tamper-proof, but not encrypted: both sides must want that */
 };
 
 /* What a link reports to and obeys; all members may be NULL or 0. Borrowed by the link. */

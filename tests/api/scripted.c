@@ -274,6 +274,7 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 	_cleanup_free_ char *commit = str_printf("%s/commit.%s", script_dir, r->run);
 	json_int_t bytes = 0;
 	_cleanup_free_ char *number = str_printf("%s/number.%s", script_dir, r->run);
+	_cleanup_free_ char *clear = str_printf("%s/clear.%s", script_dir, r->run);
 	_cleanup_free_ char *listen = str_printf("%s/listen.%s", script_dir, r->run);
 	char text[32];
 	int x;
@@ -285,6 +286,8 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)r->number);
 	if (number)
 		io_write_file_atomic(number, text, strlen(text), 0600, NULL);
+	if (r->clear && clear)
+		io_write_file_atomic(clear, "", 0, 0600, NULL);
 	if (listen)
 		io_write_file_atomic(listen, r->listen, strlen(r->listen), 0600, NULL);
 	x = play("receive", r->run, w, e);

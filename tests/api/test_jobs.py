@@ -18,7 +18,7 @@ def test_a_job_from_start_to_image(center):
     assert (row["state"], row["stage"], row["parameters"]["connections"]) == ("ready", None, 8)
     assert row["parameters"] == {"connections": 8, "compression": "auto", "rate_mbit": 0, "checksum": True,
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
-                                 "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none", "network": "public",
+                                 "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none", "network": "public", "encryption": "auto",
                                  "transition_cpus": 2, "transition_memory": 1024,
                                  "diagnostic_logs": True}
     assert row["tags"] == {} and row["valid_days"] == 30
@@ -704,4 +704,17 @@ def test_the_network_of_a_job(center):
         center.ok("PATCH", "/v1/regions/local", {"private_address": "", "public_address": ""})
     assert run(job)[0] is None
     assert center.call("PATCH", f"/v1/jobs/{job}", private).field == "parameters.network"
+    center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_encryption_of_a_job(center, word):
+    """Both ends of the data are told the same."""
+    agent = center.agent()
+    job = center.started_job(agent.source, parameters={"encryption": word})
+    task = agent.wait_task()
+    assert task["parameters"]["encryption"] == word
+    assert (center.script / f"clear.{task['run']}").exists() == (word == "off")
+    center.ok("POST", f"/v1/jobs/{job}/stop", {})
+    center.wait_job(job, "stopped")
     center.ok("DELETE", f"/v1/jobs/{job}")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import streamrig
-from streamrig import BLOCK, image
+from streamrig import BLOCK, Proxy, image
 
 MIB = 1 << 20
 
@@ -38,6 +38,51 @@ def blocks(path):
     with open(path, "rb") as f:
         while b := f.read(BLOCK):
             yield b
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_encryption(rig, tmp_path, damaged):
+    """Anybody on the way can read it and nobody can change it."""
+    src = image(tmp_path / "a.img", 24 * MIB, data=0, text=1)
+    line = next(b for b in blocks(src) if b"replant" in b)[:48]
+    seen = {"clear": False, "damaged": 0}
+
+    def look(up, data, total):
+        seen["clear"] = seen["clear"] or line in data
+        if damaged and up and total > 2 * MIB and not seen["damaged"]:
+            seen["damaged"] = 1
+            return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+        return data
+    r = rig.receiver(extra=["--no-encryption"])
+    proxy = Proxy(r.port, look)
+    s = rig.sender(proxy.port, [src], "--no-encryption", "--compress", "0")
+    assert s.finish() == 0, s.stderr
+    assert r.finish() == 0
+    proxy.close()
+    rig.check([src])
+    assert seen["clear"] and seen["damaged"] == damaged
+
+
+def test_encryption_is_not_left_out_by_one_side(rig, tmp_path):
+    src = image(tmp_path / "a.img", 4 * MIB, data=0, text=1)
+    line, seen = next(b for b in blocks(src) if b"replant" in b)[:48], []
+
+    def look(up, data, total):
+        seen.append(line in data)
+        return data
+    for extra, options in ((["--no-encryption"], []), ([], ["--no-encryption"])):
+        r = rig.receiver(extra=extra)
+        proxy = Proxy(r.port, look)
+        s = rig.sender(proxy.port, [src], *options)
+        assert s.finish() != 0 and "handshake" in s.stderr, s.stderr
+        proxy.close()
+        r.kill()
+    r = rig.receiver()
+    proxy = Proxy(r.port, look)
+    s = rig.sender(proxy.port, [src], "--compress", "0")
+    assert s.finish() == 0
+    proxy.close()
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("checksum", [False, True])

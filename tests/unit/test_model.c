@@ -32,7 +32,8 @@ static void test_defaults_come_from_the_table(void **state)
 	want = parse("{\"connections\":4,\"compression\":\"auto\",\"rate_mbit\":0,\"checksum\":true,\"on_read_"
 		     "error\":\"fail\","
 		     "\"test_boot\":true,\"max_freeze\":1,\"incremental\":false,\"interval_hours\":24,"
-		     "\"max_images\":3,\"license\":\"none\",\"network\":\"public\",\"transition_cpus\":2,\"transition_"
+		     "\"max_images\":3,\"license\":\"none\",\"network\":\"public\",\"encryption\":\"auto\","
+		     "\"transition_cpus\":2,\"transition_"
 		     "memory\":1024,"
 		     "\"diagnostic_logs\":true}");
 	assert_true(json_equal(j, want));

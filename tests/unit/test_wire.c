@@ -1,5 +1,6 @@
 /* Frames over a socket pair: whole ones pass, anything else ends the connection. TLS: only the key opens it. */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -348,6 +349,44 @@ static void *peer_accept(void *arg)
 	return NULL;
 }
 
+/* What stands between two peers: passes all on, can look for a text, and can flip a bit far into what comes from `a`.
+ */
+struct relay {
+	int a, b;
+	size_t passed, flip; /* 0: never */
+	const char *look_for;
+	bool seen;
+};
+
+static bool relay_pass(struct relay *r, int from, int to)
+{
+	uint8_t buf[4096];
+	ssize_t n = read(from, buf, sizeof(buf));
+
+	if (n <= 0)
+		return false;
+	if (from == r->a && r->flip && r->passed <= r->flip && r->flip < r->passed + (size_t)n)
+		buf[r->flip - r->passed] ^= 1;
+	if (from == r->a)
+		r->passed += (size_t)n;
+	if (r->look_for && memmem(buf, (size_t)n, r->look_for, strlen(r->look_for)))
+		r->seen = true;
+	return send(to, buf, (size_t)n, MSG_NOSIGNAL) == n;
+}
+
+static void *relay_main(void *arg)
+{
+	struct relay *r = arg;
+	struct pollfd p[] = {{r->a, POLLIN, 0}, {r->b, POLLIN, 0}};
+
+	while (poll(p, 2, 5000) > 0)
+		if ((p[0].revents && !relay_pass(r, r->a, r->b)) || (p[1].revents && !relay_pass(r, r->b, r->a)))
+			break;
+	close(r->a);
+	close(r->b);
+	return NULL;
+}
+
 static int tls_meet(const char *run, uint8_t key, struct peer *server, struct wire_link **ret, struct err *e)
 {
 	static uint8_t psk[32], other[32];
@@ -395,6 +434,71 @@ static void test_tls_key(void **state)
 	assert_true(server.result < 0);
 	assert_int_equal(tls_meet("run-", 7, &server, &l, &e), -EACCES);
 	assert_int_equal(tls_meet("run-11", 7, &server, &l, &e), -EACCES);
+}
+
+/* Two that want the same, or not, with somebody between them. 1: what was said came, 0: it was noticed that it hadn't.
+ */
+static int meet_between(struct relay *r, bool client_clear, bool server_clear)
+{
+	static const char said[] = "a line that anybody may read";
+	static uint8_t psk[32] = {3};
+	struct wire_auth a = {.run = "run-1", .psk = psk, .clear = client_clear};
+	struct peer server = {.auth = {.run = "run-1", .psk = psk, .clear = server_clear}};
+	struct wire_env env = {.stall = 2};
+	pthread_t accepts, relays;
+	struct wire_frame f;
+	struct wire_link *l;
+	int left[2], right[2], got = -1;
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, left), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, right), 0);
+	r->a = left[1];
+	r->b = right[0];
+	r->look_for = said;
+	server.fd = right[1];
+	pthread_create(&relays, NULL, relay_main, r);
+	pthread_create(&accepts, NULL, peer_accept, &server);
+	assert_int_equal(link_new(left[0], false, &env, &l, NULL), 0);
+	if (tls_start(l, &a, id_now_mono() + 2, NULL) == 0) {
+		uint8_t buf[2000];
+
+		got = 0;
+		memset(buf, 'x', sizeof(buf));
+		memcpy(buf + 1000, said, sizeof(said));
+		assert_int_equal(wire_say(l, WIRE_BLOCKS, buf, sizeof(buf), NULL), 0);
+		pthread_join(accepts, NULL);
+		if (server.result == 0 && wire_recv(server.link, 2, &f, NULL) == 0)
+			got = memcmp(f.payload + 1000, said, sizeof(said)) == 0;
+	} else {
+		pthread_join(accepts, NULL);
+	}
+	wire_close(l);
+	wire_close(server.link);
+	pthread_join(relays, NULL);
+	return got;
+}
+
+static void test_tls_clear(void **state)
+{
+	struct relay r = {0};
+	size_t end;
+
+	assert_int_equal(meet_between(&r, false, false), 1);
+	assert_false(r.seen);
+	r = (struct relay){0};
+	assert_int_equal(meet_between(&r, true, true), 1);
+	assert_true(r.seen);
+	end = r.passed;
+	/* Neither takes the one for the other. */
+	r = (struct relay){0};
+	assert_int_equal(meet_between(&r, true, false), -1);
+	r = (struct relay){0};
+	assert_int_equal(meet_between(&r, false, true), -1);
+	/* A bit of what was said, or of its MAC. */
+	for (size_t back = 10; back < 2000; back += 311) {
+		r = (struct relay){.flip = end - back};
+		assert_int_equal(meet_between(&r, true, true), 0);
+	}
 }
 
 struct pump {
@@ -467,6 +571,7 @@ int main(void)
 	    cmocka_unit_test(test_open_message),
 	    cmocka_unit_test(test_error_message),
 	    cmocka_unit_test(test_tls_key),
+	    cmocka_unit_test(test_tls_clear),
 	    cmocka_unit_test(test_tls_rekey),
 	    cmocka_unit_test(test_stop),
 	};
