@@ -71,6 +71,26 @@ def test_the_answers_are_as_documented(migrated, center):
     schema.check_as("Source", center.cli("sources", "show", migrated["job"]["source"]))
 
 
+def test_logs_of_agent_receiver_conversion_and_boot(center, source, migrated, tmp_path):
+    def replant(*words):
+        return subprocess.run([center.program("replant"), "jobs", *words], env=dict(os.environ, **center.env), text=True,
+                              capture_output=True, check=True, timeout=120, stdin=subprocess.DEVNULL).stdout
+
+    job = migrated["job"]["id"]
+    said = {part: replant("logs", job, "--run", "1", "--part", part) for part in ("agent", "receiver", "conversion", "boot")}
+    for part, words in {"agent": ("begins", "freezing the filesystems", "thawed after", "all was sent"), "receiver": ("begins", "committed", "complete"),
+                        "conversion": ("fstab", "the conversion is complete"), "boot": ("Booting from Hard Disk", "the test boot passed")}.items():
+        for word in words:
+            assert word in said[part], (part, word, said[part][-2000:])
+    secrets = {center.env["REPLANT_TOKEN"], json.loads(source.ssh("cat /etc/replant/agent.json"))["secret"]}
+    secrets |= {secret.partition(".")[2] for secret in secrets}
+    replant("bundle", job, "-o", str(tmp_path / "bundle.tar.gz"))
+    unpacked = subprocess.run(["tar", "-xzOf", str(tmp_path / "bundle.tar.gz")], capture_output=True, check=True).stdout.decode()
+    names = subprocess.run(["tar", "-tzf", str(tmp_path / "bundle.tar.gz")], capture_output=True, text=True, check=True).stdout
+    assert all(f"/logs/1-{part}.log\n" in names for part in said) and source.id in unpacked
+    assert not [secret for secret in secrets if len(secret) < 32 or secret in unpacked + "".join(said.values())]
+
+
 def test_qemu_img_finds_the_image_sound(migrated):
     done = subprocess.run(["qemu-img", "check", migrated["disk"]], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
