@@ -53,8 +53,10 @@ struct api_engine {
 	/* One of them from `since` on, run 0: the newest; *ret_end: where it ends. */
 	int (*job_log)(void *arg, const char *job, uint64_t run, const char *part, uint64_t since, struct str *ret,
 		       uint64_t *ret_end, struct api_fault *f);
-	/* All that is known of it, a .tar.gz: the caller closes *ret_fd. */
-	int (*job_bundle)(void *arg, const char *job, int *ret_fd, struct api_fault *f);
+	/* All that is known of it, a .tar.gz: the caller closes *ret_fd. With a scope nothing is in it beside the job
+	 * whose tags it hasn't (NULL: all may be). */
+	int (*job_bundle)(void *arg, const char *job, const json_t *scope,
+			  bool (*has)(const json_t *scope, const json_t *tags), int *ret_fd, struct api_fault *f);
 	/* Brings a source's state up to date after its job changed. */
 	void (*source_refresh)(void *arg, const char *source);
 	bool (*source_online)(void *arg, const char *source);

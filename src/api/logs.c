@@ -50,7 +50,7 @@ int api_get_bundle(struct api_request *q)
 	char name[ID_MAX + 32];
 	int fd;
 
-	if (en->job_bundle(en->arg, q->id, &fd, &q->fault) < 0)
+	if (en->job_bundle(en->arg, q->id, q->scope, api_scope_has, &fd, &q->fault) < 0)
 		return -1;
 	snprintf(name, sizeof(name), "replant-%s.tar.gz", q->id);
 	return api_answer_fd(q, fd, "application/gzip", name);

@@ -24,8 +24,11 @@ struct bundle {
 	struct engine *en;
 	const char *job;
 	char dir[4096 + 64]; /* what is packed: below LOGS/.bundle */
+	const json_t *scope; /* tags that things must have to be in it; NULL: none */
+	bool (*has)(const json_t *scope, const json_t *tags);
 	struct model_job row;
 	struct model_source source;
+	bool hidden; /* there is a source, and it isn't in it */
 	json_t *runs;
 };
 
@@ -48,6 +51,12 @@ static int put_json(const struct bundle *b, const char *name, json_t *value, str
 	_cleanup_free_ char *text = clean ? json_dumps(clean, JSON_INDENT(1)) : NULL;
 
 	return text ? put_text(b, name, text, strlen(text), e) : err_nomem(e);
+}
+
+/* Who may see the job need not see its source, or an image that was labelled anew. */
+static bool may_have(const struct bundle *b, const json_t *tags)
+{
+	return !b->scope || b->has(b->scope, tags);
 }
 
 /* ---- logs ---- */
@@ -87,14 +96,26 @@ static int put_logs(const struct bundle *b, struct err *e)
 
 /* ---- rows ---- */
 
+struct rows {
+	const struct bundle *b;
+	json_t *list;
+};
+
 static int add_run(void *arg, void *row)
 {
-	return json_array_append_new(arg, model_json(&model_runs, row, false, id_now())) < 0 ? -ENOMEM : 0;
+	struct rows *v = arg;
+
+	return json_array_append_new(v->list, model_json(&model_runs, row, false, id_now())) < 0 ? -ENOMEM : 0;
 }
 
 static int add_image(void *arg, void *row)
 {
-	return json_array_append_new(arg, model_json(&model_images, row, false, id_now())) < 0 ? -ENOMEM : 0;
+	const struct model_image *im = row;
+	struct rows *v = arg;
+
+	if (!may_have(v->b, im->tags))
+		return 0;
+	return json_array_append_new(v->list, model_json(&model_images, row, false, id_now())) < 0 ? -ENOMEM : 0;
 }
 
 static json_t *rows_of(const struct bundle *b, const struct model_noun *n, store_each_fn each)
@@ -102,25 +123,20 @@ static json_t *rows_of(const struct bundle *b, const struct model_noun *n, store
 	const struct store_filter f = {"job", b->job, STORE_EQUAL};
 	const struct store_query q = {.filters = &f, .nfilters = 1, .limit = BUNDLE_ROWS};
 	struct store *s = b->en->store;
-	json_t *list = json_array();
+	struct rows v = {b, json_array()};
 
-	if (list && s->ops->list(s, n, &q, each, list, NULL, NULL) >= 0)
-		return list;
-	json_decref(list);
+	if (v.list && s->ops->list(s, n, &q, each, &v, NULL, NULL) >= 0)
+		return v.list;
+	json_decref(v.list);
 	return NULL;
 }
 
-struct events {
-	const char *job;
-	json_t *list;
-};
-
 static int add_event(void *arg, uint64_t id, const char *type, const char *data)
 {
-	struct events *v = arg;
-	_cleanup_json_ json_t *o = strstr(data, v->job) ? json_loads(data, 0, NULL) : NULL;
+	struct rows *v = arg;
+	_cleanup_json_ json_t *o = strstr(data, v->b->job) ? json_loads(data, 0, NULL) : NULL;
 
-	if (!o)
+	if (!o || !may_have(v->b, json_object_get(o, "tags")))
 		return 0;
 	if (json_array_size(v->list) >= BUNDLE_EVENTS)
 		json_array_remove(v->list, 0);
@@ -132,7 +148,7 @@ static int add_event(void *arg, uint64_t id, const char *type, const char *data)
 
 static json_t *events_of(const struct bundle *b)
 {
-	struct events v = {b->job, json_array()};
+	struct rows v = {b, json_array()};
 	struct store *s = b->en->store;
 
 	if (v.list && s->ops->events(s, 0, STORE_EVENTS_KEPT, add_event, &v, NULL) >= 0)
@@ -200,7 +216,9 @@ static int put_summary(const struct bundle *b, struct err *e)
 	say_time(&text, "Started", b->row.started);
 	say_time(&text, "Finished", b->row.finished);
 	say_time(&text, "This bundle", id_now());
-	if (!b->source.id)
+	if (b->hidden)
+		str_add(&text, "Its source is not in this bundle: it lacks the tags that were asked with.\n");
+	else if (!b->source.id)
 		str_add(&text, "Its source was removed from the center.\n");
 	else
 		str_addf(&text, "Its source %s is %s; heard of %.0f s ago.\n", b->source.id,
@@ -225,6 +243,10 @@ static int fill(struct bundle *b, struct err *e)
 
 	if (s->ops->get(s, &model_sources, b->row.source, &b->source, e) < 0 && e->code != -ENOENT)
 		return e->code;
+	if (b->source.id && !may_have(b, b->source.tags)) {
+		model_source_release(&b->source);
+		b->hidden = true;
+	}
 	b->runs = rows_of(b, &model_runs, add_run);
 	if (!b->runs)
 		return err_nomem(e);
@@ -276,10 +298,11 @@ static int make(struct bundle *b, int *ret_fd, struct err *e)
 	return r;
 }
 
-int bundle_make(void *arg, const char *job, int *ret_fd, struct api_fault *f)
+int bundle_make(void *arg, const char *job, const json_t *scope, bool (*has)(const json_t *scope, const json_t *tags),
+		int *ret_fd, struct api_fault *f)
 {
 	struct engine *en = arg;
-	struct bundle b = {.en = en, .job = job};
+	struct bundle b = {.en = en, .job = job, .scope = scope, .has = has};
 	struct err e = {0};
 	int r = en->store->ops->get(en->store, &model_jobs, job, &b.row, &e);
 

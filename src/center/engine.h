@@ -234,7 +234,8 @@ void joblog_say(struct joblog_feed *f, const char *fmt, ...) __attribute__((form
 void joblog_close(struct joblog_feed *f);
 
 /* bundle.c: all that is known of a job, without secrets, as a .tar.gz. */
-int bundle_make(void *arg, const char *job, int *ret_fd, struct api_fault *f);
+int bundle_make(void *arg, const char *job, const json_t *scope, bool (*has)(const json_t *scope, const json_t *tags),
+		int *ret_fd, struct api_fault *f);
 
 /* runner.c */
 int runner_ensure(struct engine *en, const char *job, const char *source);

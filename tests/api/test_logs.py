@@ -332,6 +332,24 @@ def test_bundle_has_no_secrets(center, cli, tmp_path):
         (center.script / f"{name}.log").unlink()
 
 
+def test_bundle_of_a_limited_token(center):
+    """Who may see the job need not see its source."""
+    s = Sender(center, name="shared", tags={"team": "shop"})
+    s.finish()
+    token = center.ok("POST", "/v1/tokens", {"name": "shop", "role": "viewer", "scope": {"team": "shop"}})["token"]
+    whole = unpack(center.get(f"/v1/jobs/{s.job}/bundle").raw)
+    part = unpack(center.get(f"/v1/jobs/{s.job}/bundle", token=token).raw)
+    assert set(whole) - set(part) == {"source.json"} and len(json.loads(part["images.json"])) == 1
+    assert "10737418240" in whole["source.json"] and not [name for name, text in part.items() if "10737418240" in text], "its disks"
+    center.ok("PATCH", f"/v1/images/{center.job(s.job)['image']}", {"tags": {"team": "bank"}})
+    assert json.loads(unpack(center.get(f"/v1/jobs/{s.job}/bundle", token=token).raw)["images.json"]) == []
+    center.ok("PATCH", f"/v1/sources/{s.agent.source}", {"tags": {"team": "shop"}})
+    assert "source.json" in unpack(center.get(f"/v1/jobs/{s.job}/bundle", token=token).raw)
+    center.ok("PATCH", f"/v1/jobs/{s.job}", {"tags": {}})
+    for path in ("logs", "log", "bundle"):
+        assert center.get(f"/v1/jobs/{s.job}/{path}", token=token).status == 404
+
+
 def test_follow(center, cli):
     s = Sender(center, name="followed")
     s.say("one\n")
