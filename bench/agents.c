@@ -15,6 +15,7 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -623,6 +624,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: replant-load PORT CA TOKEN SECRETS INVENTORY RAMP SECONDS [ADDRESSES]\n");
 		return 2;
 	}
+	signal(SIGPIPE, SIG_IGN);
 	set_up(&l, argv);
 	if (!l.n || !l.addresses)
 		die("no agents");
