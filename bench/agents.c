@@ -31,7 +31,7 @@
 
 #define IDLE_MS         10000
 #define BUSY_MS         2000
-#define RETRY_MS        1000
+#define BACKOFF_MAX_S   30
 #define ANSWER_LATE     10000 /* ms; what takes longer is given up */
 #define WHEEL           65536 /* ms, more than any pause */
 #define SAMPLES_MAX     (1u << 22)
@@ -49,7 +49,7 @@ struct agent {
 	uint32_t events;     /* as epoll knows them */
 	int fd;
 	enum phase phase;
-	unsigned number, syncs;
+	unsigned number, syncs, failures;
 	bool queued;
 	char run[32]; /* of its job, or "" */
 	char in[1024];
@@ -161,8 +161,11 @@ static void hang_up(struct load *l, struct agent *a)
 	a->phase = PHASE_OFF;
 	free(a->out);
 	a->out = NULL;
-	if (!a->queued)
-		schedule(l, a, l->now + RETRY_MS);
+	a->failures++;
+	if (!a->queued) /* like an agent: later each time, never in step with others */
+		schedule(l, a,
+			 l->now +
+			     MIN(1u << MIN(a->failures, 5u), (unsigned)BACKOFF_MAX_S) * (500 + (unsigned)rand() % 500));
 }
 
 static void failed(struct load *l, struct agent *a)
@@ -255,6 +258,7 @@ static void take_answer(struct load *l, struct agent *a)
 	if (run)
 		snprintf(a->run, sizeof(a->run), "%.20s", run + 7);
 	a->phase = PHASE_WAITING;
+	a->failures = 0;
 	a->syncs++;
 	schedule(l, a, a->due + (*a->run ? BUSY_MS : IDLE_MS));
 }
