@@ -23,8 +23,7 @@
 #define API_CONNECTIONS    16384u /* or as many as this process may have files; agents keep theirs */
 #define API_IDLE_SECONDS   30u
 #define API_QUERY_MAX      26u
-/* Of those who proved nothing (yet): visitors.c */
-#define API_STRANGERS             2048u
+/* Of those who proved nothing (yet), half of the connections at most: visitors.c */
 #define API_STRANGERS_PER_ADDRESS 256u /* many sources may stand behind one address */
 
 #define API_SUBSCRIPTIONS_MAX 50u
@@ -86,7 +85,7 @@ struct api_counts {
 
 /* visitors.c: MHD's calls, and who turned out to be known. */
 struct api_visitors;
-struct api_visitors *api_visitors_new(void);
+struct api_visitors *api_visitors_new(unsigned limit);
 void api_visitors_free(struct api_visitors *v);
 enum MHD_Result api_visitor_admit(void *cls, const struct sockaddr *sa, socklen_t len);
 void api_visitor_notify(void *cls, struct MHD_Connection *conn, void **context,

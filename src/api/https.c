@@ -414,7 +414,7 @@ int api_start(const struct api_settings *s, struct api **ret, struct err *e)
 	a->s = *s;
 	pthread_mutex_init(&a->stream_lock, NULL);
 	a->limit = api_limit_new(s->failures_per_minute ? s->failures_per_minute : 10);
-	a->visitors = api_visitors_new();
+	a->visitors = api_visitors_new(connection_limit());
 	r = a->limit && a->visitors ? api_identity(s->key_pem, s->chain_pem, e) : err_nomem(e);
 	if (r == 0)
 		r = start_daemon(a, e);

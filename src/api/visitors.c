@@ -21,15 +21,17 @@ struct api_visitor {
 struct api_visitors {
 	pthread_mutex_t lock;
 	struct api_visitor *oldest, *newest;
-	unsigned strangers;
+	unsigned strangers, all, limit;
 };
 
-struct api_visitors *api_visitors_new(void)
+struct api_visitors *api_visitors_new(unsigned limit)
 {
 	struct api_visitors *v = calloc(1, sizeof(*v));
 
-	if (v)
-		pthread_mutex_init(&v->lock, NULL);
+	if (!v)
+		return NULL;
+	pthread_mutex_init(&v->lock, NULL);
+	v->limit = limit;
 	return v;
 }
 
@@ -79,6 +81,16 @@ enum MHD_Result api_visitor_admit(void *cls, const struct sockaddr *sa, socklen_
 	return n < API_STRANGERS_PER_ADDRESS ? MHD_YES : MHD_NO;
 }
 
+/* Its own thread finds the end of it. A descriptor is open as long as its visitor is in the list. Under the lock. */
+static void send_oldest_away(struct api_visitors *v)
+{
+	struct api_visitor *first = v->oldest;
+
+	leave_strangers(v, first);
+	shutdown(first->fd, SHUT_RDWR);
+	first->fd = -1;
+}
+
 static void visitor_enter(struct api_visitors *v, struct MHD_Connection *conn, void **context)
 {
 	struct api_visitor *one = calloc(1, sizeof(*one));
@@ -93,14 +105,10 @@ static void visitor_enter(struct api_visitors *v, struct MHD_Connection *conn, v
 	*(v->newest ? &v->newest->newer : &v->oldest) = one;
 	v->newest = one;
 	v->strangers++;
-	/* Its own thread finds the end of it. The descriptor is open as long as it is in the list. */
-	if (v->strangers > API_STRANGERS) {
-		struct api_visitor *first = v->oldest;
-
-		leave_strangers(v, first);
-		shutdown(first->fd, SHUT_RDWR);
-		first->fd = -1;
-	}
+	v->all++;
+	/* MHD accepts nobody at its limit, so there is always some room below it. */
+	if (v->strangers > v->limit / 2 || v->all > v->limit - v->limit / 8)
+		send_oldest_away(v);
 	pthread_mutex_unlock(&v->lock);
 }
 
@@ -111,6 +119,7 @@ static void visitor_leave(struct api_visitors *v, struct api_visitor *one)
 	pthread_mutex_lock(&v->lock);
 	if (!one->known && one->fd >= 0)
 		leave_strangers(v, one);
+	v->all--;
 	pthread_mutex_unlock(&v->lock);
 	free(one);
 }
