@@ -12,13 +12,18 @@
 #include "provider/provider.h"
 
 struct err;
+struct store;
 
 #define CENTER_PORT 8443
 
 /* Makes the state directory: CA, server certificate for `addresses` ("name", "address", with ":port" or
- * without) and this host, database with region `local`, admin's token. Refuses a directory that has been set
+ * without) and this host, database with region `local`, admin's token. `database`: libpq's string of one, kept in
+ * STATE/database; NULL: a file in the directory. Refuses a directory, and a database, that has been set
  * up. *ret_token (the caller frees): the admin's token, also in STATE/admin-token. */
-int center_init(const char *state, const char *const *addresses, size_t n, char **ret_token, struct err *e);
+int center_init(const char *state, const char *database, const char *const *addresses, size_t n, char **ret_token,
+		struct err *e);
+/* The database of a state directory; -ENOENT when none was set up in it. */
+int center_open_store(const char *state, struct store **ret, struct err *e);
 
 typedef int (*center_provider_fn)(const char *kind, const struct provider_settings *s, struct provider **ret,
 				  struct err *e);

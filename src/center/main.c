@@ -1,14 +1,18 @@
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "base/log.h"
 #include "base/opt.h"
 #include "base/util.h"
 #include "center/center.h"
+#include "store/store.h"
 
 struct options {
-	const char *state, *listen, *user, *cache;
+	const char *state, *database, *database_file, *listen, *user, *cache;
 	const char *trust, *mail_server, *mail_from, *mail_user, *mail_password;
 	struct opt_list address;
 	bool log_json, verbose;
@@ -20,13 +24,42 @@ static int failed(const struct err *e)
 	return 1;
 }
 
+/* What is in argv, every user of the host can read. */
+static int take_database(const struct options *o, char **ret, struct err *e)
+{
+	bool password = false;
+	int r;
+
+	if (o->database && o->database_file)
+		return err_set(e, -EINVAL, "'--database' and '--database-file' say the same; give one of them");
+	if (!o->database && !o->database_file)
+		return 0;
+	if (o->database_file) {
+		r = io_read_file(o->database_file, 4096, ret, NULL, e);
+		if (r < 0)
+			return r;
+		(*ret)[strcspn(*ret, "\r\n")] = '\0';
+	} else {
+		*ret = strdup(o->database);
+		if (!*ret)
+			return err_nomem(e);
+	}
+	r = store_check_postgres(*ret, &password, e);
+	if (r == 0 && password && o->database)
+		r = err_set(e, -EINVAL,
+			    "'--database' would show the password to every user of this host; put the line into a "
+			    "file that only you can read, and give that with '--database-file'");
+	return r;
+}
+
 static int run_init(void *options, int argc, char **argv)
 {
 	struct options *o = options;
-	_cleanup_free_ char *token = NULL;
+	_cleanup_free_ char *token = NULL, *database = NULL;
 	struct err e = {0};
 
-	if (center_init(o->state, o->address.v, o->address.n, &token, &e) < 0)
+	if (take_database(o, &database, &e) < 0 ||
+	    center_init(o->state, database, o->address.v, o->address.n, &token, &e) < 0)
 		return failed(&e);
 	printf("The center is set up in '%s'.\n\nThe admin's token (also in '%s/admin-token', readable by "
 	       "its owner only):\n%s\n\n"
@@ -69,6 +102,10 @@ static const struct opt init_opts[] = {
     STATE,
     {"address", 'a', OPT_LIST, offsetof(struct options, address), "NAME[:PORT]",
      "name or address agents reach the center by; the first is the one they are told; may be repeated"},
+    {"database", 0, OPT_STRING, offsetof(struct options, database), "URL",
+     "a database of PostgreSQL instead of a file in the directory"},
+    {"database-file", 0, OPT_STRING, offsetof(struct options, database_file), "FILE",
+     "the same from the first line of a file, which may hold a password"},
     {0},
 };
 

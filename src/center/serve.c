@@ -69,13 +69,11 @@ static int find_program(const char *name, const char *room, char *dir, size_t si
  * older. */
 static int lock_state(const char *state, int *ret_fd, struct err *e)
 {
-	_cleanup_free_ char *path = str_printf("%s/lock", state), *db = str_printf("%s/replant.db", state);
+	_cleanup_free_ char *path = str_printf("%s/lock", state);
 	_cleanup_close_ int fd = -1;
 
-	if (!path || !db)
+	if (!path)
 		return err_nomem(e);
-	if (access(db, F_OK) < 0)
-		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", state, state);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return err_sys(e, "cannot open '%s'", path);
@@ -83,13 +81,6 @@ static int lock_state(const char *state, int *ret_fd, struct err *e)
 		return err_set(e, -EBUSY, "another replantd serves '%s'; stop it first", state);
 	*ret_fd = take_fd(&fd);
 	return 0;
-}
-
-static int open_store(struct engine *en, struct err *e)
-{
-	_cleanup_free_ char *db = str_printf("%s/replant.db", en->state);
-
-	return db ? store_open_sqlite(db, &en->store, e) : err_nomem(e);
 }
 
 /* Another user's programs have to get through to `path`: every directory above must let them. */
@@ -351,7 +342,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	if (r == 0)
 		r = lock_state(en->state, &lock, e);
 	if (r == 0)
-		r = open_store(en, e);
+		r = center_open_store(en->state, &en->store, e);
 	if (r == 0)
 		r = serve_open(en, &set, e);
 	store_close(en->store);

@@ -77,10 +77,76 @@ static int write_url(const char *state, const char *address, struct err *e)
 	return io_write_file_atomic(path, url, strlen(url), 0644, e);
 }
 
+#define DATABASE_MAX 4096u
+
+/* STATE/database says where it is, else it is STATE/replant.db. *ret is NULL for that one. */
+static int read_database(const char *state, char **ret, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/database", state);
+	char *text;
+	int r;
+
+	if (!path)
+		return err_nomem(e);
+	*ret = NULL;
+	if (access(path, F_OK) < 0)
+		return errno == ENOENT ? 0 : err_sys(e, "cannot read '%s'", path);
+	r = io_read_file(path, DATABASE_MAX, &text, NULL, e);
+	if (r < 0)
+		return r;
+	text[strcspn(text, "\r\n")] = '\0';
+	*ret = text;
+	return 0;
+}
+
+static int write_database(const char *state, const char *database, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/database", state), *line = str_printf("%s\n", database);
+
+	if (!path || !line)
+		return err_nomem(e);
+	if (strlen(line) >= DATABASE_MAX || strpbrk(database, "\r\n"))
+		return err_set(e, -EINVAL, "what leads to the database must be one line of at most %u bytes",
+			       DATABASE_MAX - 2);
+	return io_write_file_atomic(path, line, strlen(line), 0600, e);
+}
+
+static int open_database(const char *state, const char *database, struct store **ret, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/replant.db", state);
+
+	if (database)
+		return store_open_postgres(database, ret, e);
+	return path ? store_open_sqlite(path, ret, e) : err_nomem(e);
+}
+
+int center_open_store(const char *state, struct store **ret, struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/replant.db", state), *database = NULL;
+	int r = read_database(state, &database, e);
+
+	if (r < 0)
+		return r;
+	if (!path)
+		return err_nomem(e);
+	if (!database && access(path, F_OK) < 0)
+		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", state, state);
+	return open_database(state, database, ret, e);
+}
+
+/* Only once: a database may be there before the directory is. */
 static int add_region(struct store *s, struct err *e)
 {
-	_cleanup_(model_region_release) struct model_region r = {.created = id_now()};
+	_cleanup_(model_region_release) struct model_region r = {0};
+	int k = s->ops->get(s, &model_regions, "local", &r, e);
 
+	if (k == 0)
+		return err_set(e, -EEXIST,
+			       "the database belongs to a center already; to serve it from this host as well, copy "
+			       "that center's state directory");
+	if (k != -ENOENT)
+		return k;
+	r.created = id_now();
 	if (model_set(&r.id, "local") < 0 || model_set(&r.name, "local") < 0 || model_set(&r.provider, "local") < 0)
 		return err_nomem(e);
 	r.settings = json_object();
@@ -111,12 +177,12 @@ static int add_admin(struct store *s, const char *state, char **ret_token, struc
 
 static int make_state(const char *state, struct err *e)
 {
-	_cleanup_free_ char *db = str_printf("%s/replant.db", state);
+	_cleanup_free_ char *db = str_printf("%s/replant.db", state), *other = str_printf("%s/database", state);
 	int r;
 
-	if (!db)
+	if (!db || !other)
 		return err_nomem(e);
-	if (access(db, F_OK) == 0)
+	if (access(db, F_OK) == 0 || access(other, F_OK) == 0)
 		return err_set(e, -EEXIST, "'%s' holds a center already; remove it or choose another directory", state);
 	r = io_mkdirs(state, 0700, e);
 	if (r < 0)
@@ -124,25 +190,39 @@ static int make_state(const char *state, struct err *e)
 	return chmod(state, 0700) < 0 ? err_sys(e, "cannot close '%s' to others", state) : 0;
 }
 
-int center_init(const char *state, const char *const *addresses, size_t n, char **ret_token, struct err *e)
+/* In one transaction: a database without an admin would be lost. */
+static int fill_store(struct store *s, const char *state, char **ret_token, struct err *e)
 {
-	_cleanup_(store_closep) struct store *s = NULL;
-	_cleanup_free_ char *db = str_printf("%s/replant.db", state);
-	unsigned char key[WEBHOOK_KEY];
-	int r = make_state(state, e);
+	int r = s->ops->begin(s, e);
 
 	if (r < 0)
 		return r;
-	if (!db)
-		return err_nomem(e);
-	r = store_open_sqlite(db, &s, e);
+	r = add_region(s, e);
 	if (r == 0)
-		r = add_region(s, e);
+		r = add_admin(s, state, ret_token, e);
+	if (r < 0) {
+		s->ops->rollback(s);
+		return r;
+	}
+	return s->ops->commit(s, e);
+}
+
+int center_init(const char *state, const char *database, const char *const *addresses, size_t n, char **ret_token,
+		struct err *e)
+{
+	_cleanup_(store_closep) struct store *s = NULL;
+	unsigned char key[WEBHOOK_KEY];
+	int r = make_state(state, e);
+
+	if (r == 0)
+		r = open_database(state, database, &s, e);
 	if (r == 0)
 		r = make_certificates(state, addresses, n, e);
 	if (r == 0)
 		r = webhook_key(state, key, e);
 	if (r == 0 && n)
 		r = write_url(state, addresses[0], e);
-	return r < 0 ? r : add_admin(s, state, ret_token, e);
+	if (r == 0)
+		r = fill_store(s, state, ret_token, e);
+	return r < 0 || !database ? r : write_database(state, database, e);
 }

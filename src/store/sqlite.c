@@ -1,4 +1,4 @@
-#include "store/store.h"
+#include "store/store_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,16 +8,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/embed.h"
 #include "base/err.h"
-#include "base/jsn.h"
-#include "base/str.h"
 #include "base/util.h"
 
-#define AUDIT_TRIM_EVERY 1000u
-#define CACHE_KIB        "65536" /* at most; 10,000 sources are about that: lists look at all of them */
+#define CACHE_KIB "65536" /* at most; 10,000 sources are about that: lists look at all of them */
 
-extern const struct embed_file store_schema[];
+static const struct sql_dialect sqlite_dialect = {'?', "json_each(tags)"};
 
 struct sqlite_store {
 	struct store base;
@@ -99,13 +95,9 @@ static const char *column_text(sqlite3_stmt *st, int i)
 
 static int row_read_field(const struct model_field *f, sqlite3_stmt *st, int i, void *p, struct err *e)
 {
-	const char *s;
-	int w;
+	const char *text;
 
 	switch (f->kind) {
-	case MODEL_TEXT:
-	case MODEL_LINE:
-		return model_set(p, column_text(st, i)) < 0 ? err_nomem(e) : 0;
 	case MODEL_UINT:
 		*(uint64_t *)p = (uint64_t)sqlite3_column_int64(st, i);
 		return 0;
@@ -115,21 +107,10 @@ static int row_read_field(const struct model_field *f, sqlite3_stmt *st, int i, 
 	case MODEL_BOOL:
 		*(bool *)p = sqlite3_column_int(st, i) != 0;
 		return 0;
-	case MODEL_WORD:
-		s = column_text(st, i);
-		w = s ? model_word(f->words, s) : -1;
-		if (w < 0)
-			return err_set(e, -EIO, "database: '%s' is no value of '%s'", s ? s : "NULL", f->name);
-		*(int *)p = w;
-		return 0;
-	case MODEL_JSON:
-	case MODEL_TAGS:
-		s = column_text(st, i);
-		if (!s)
-			return 0;
-		return jsn_parse(s, (size_t)sqlite3_column_bytes(st, i), SIZE_MAX, p, e);
+	default:
+		text = column_text(st, i);
+		return sql_read_text(f, text, (size_t)sqlite3_column_bytes(st, i), p, e);
 	}
-	never("field kind");
 }
 
 static int row_read(const struct model_noun *n, sqlite3_stmt *st, void *row, struct err *e)
@@ -150,34 +131,22 @@ static int row_read(const struct model_noun *n, sqlite3_stmt *st, void *row, str
 
 static int row_bind_field(const struct model_field *f, sqlite3_stmt *st, int i, const void *p)
 {
-	char *text;
+	const char *text;
+	char *own;
 
 	switch (f->kind) {
-	case MODEL_TEXT:
-	case MODEL_LINE:
-		return sqlite3_bind_text(st, i, *(char *const *)p, -1, SQLITE_STATIC);
 	case MODEL_UINT:
 		return sqlite3_bind_int64(st, i, (sqlite3_int64) * (const uint64_t *)p);
 	case MODEL_REAL:
 		return sqlite3_bind_double(st, i, *(const double *)p);
 	case MODEL_BOOL:
 		return sqlite3_bind_int(st, i, *(const bool *)p);
-	case MODEL_WORD:
-		return sqlite3_bind_text(st, i, f->words[*(const int *)p], -1, SQLITE_STATIC);
-	case MODEL_JSON:
-	case MODEL_TAGS:
-		if (!*(json_t *const *)p)
-			return sqlite3_bind_null(st, i);
-		text = jsn_text(*(json_t *const *)p);
-		return text ? sqlite3_bind_text(st, i, text, -1, free) : SQLITE_NOMEM;
+	default:
+		if (sql_write_text(f, p, &text, &own) < 0)
+			return SQLITE_NOMEM;
+		return own ? sqlite3_bind_text(st, i, own, -1, free)
+			   : sqlite3_bind_text(st, i, text, -1, SQLITE_STATIC);
 	}
-	never("field kind");
-}
-
-static void add_columns(struct str *sql, const struct model_noun *n)
-{
-	for (const struct model_field *f = n->fields; f->name; f++)
-		str_addf(sql, "%s%s", f == n->fields ? "" : ", ", f->name);
 }
 
 /* ---- queries ---- */
@@ -221,17 +190,15 @@ static int sq_commit(struct store *base, struct err *e)
 	return 0;
 }
 
-/* The first row of a query that selects a noun's columns; `id` is its only parameter. */
-static int get_where(struct sqlite_store *s, const struct model_noun *n, const char *where, const char *value,
-		     void *ret, struct err *e)
+/* The first row that has the value in the column. */
+static int get_where(struct sqlite_store *s, const struct model_noun *n, const char *column, const char *more,
+		     const char *value, void *ret, struct err *e)
 {
 	_cleanup_(str_release) struct str sql = {0};
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
-	str_add(&sql, "SELECT ");
-	add_columns(&sql, n);
-	str_addf(&sql, " FROM %s WHERE %s", n->table, where);
+	sql_get(&sql, &sqlite_dialect, n, column, more);
 	if (!str_ok(&sql))
 		return err_nomem(e);
 	s = reading(s);
@@ -250,18 +217,17 @@ static int get_where(struct sqlite_store *s, const struct model_noun *n, const c
 
 static int sq_get(struct store *base, const struct model_noun *n, const char *id, void *ret, struct err *e)
 {
-	return get_where(own(base), n, "id = ?1", id, ret, e);
+	return get_where(own(base), n, "id", "", id, ret, e);
 }
 
 static int sq_unfinished_job(struct store *base, const char *source, struct model_job *ret, struct err *e)
 {
-	return get_where(own(base), &model_jobs, "source = ?1 AND state NOT IN ('finished', 'deleting')", source, ret,
-			 e);
+	return get_where(own(base), &model_jobs, "source", SQL_JOB_UNFINISHED, source, ret, e);
 }
 
 static int sq_source_by_machine(struct store *base, const char *machine_id, struct model_source *ret, struct err *e)
 {
-	return get_where(own(base), &model_sources, "machine_id = ?1", machine_id, ret, e);
+	return get_where(own(base), &model_sources, "machine_id", "", machine_id, ret, e);
 }
 
 static int sq_put(struct store *base, const struct model_noun *n, const void *row, struct err *e)
@@ -269,16 +235,9 @@ static int sq_put(struct store *base, const struct model_noun *n, const void *ro
 	struct sqlite_store *s = own(base);
 	_cleanup_(str_release) struct str sql = {0};
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
-	int i = 0, r;
+	int i, r;
 
-	str_addf(&sql, "INSERT INTO %s (", n->table);
-	add_columns(&sql, n);
-	str_add(&sql, ") VALUES (");
-	for (const struct model_field *f = n->fields; f->name; f++)
-		str_addf(&sql, "%s?%d", i ? ", " : "", i + 1), i++;
-	str_add(&sql, ") ON CONFLICT (id) DO UPDATE SET ");
-	for (const struct model_field *f = n->fields + 1; f->name; f++)
-		str_addf(&sql, "%s%s = excluded.%s", f == n->fields + 1 ? "" : ", ", f->name, f->name);
+	sql_put(&sql, &sqlite_dialect, n);
 	if (!str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
@@ -311,31 +270,6 @@ static int sq_remove(struct store *base, const struct model_noun *n, const char 
 	return sqlite3_changes(s->db) ? 0 : err_set(e, -ENOENT, "there is no %s '%s'", n->name, id);
 }
 
-/* A filter names a field of the noun: anything else is our own mistake, and would be SQL. */
-static void add_filters(struct str *sql, const struct model_noun *n, const struct store_query *q)
-{
-	for (size_t i = 0; i < q->nfilters; i++) {
-		const struct store_filter *sf = &q->filters[i];
-		const char *column = sf->match == STORE_TAG ? "tags" : sf->column;
-		const struct model_field *f = n->fields;
-		size_t value = 2 * i + 1, key = 2 * i + 2;
-
-		while (f->name && strcmp(f->name, column) != 0)
-			f++;
-		must(f->name);
-		str_add(sql, i ? " AND " : " WHERE ");
-		if (sf->match == STORE_TAG)
-			str_addf(
-			    sql,
-			    "EXISTS (SELECT 1 FROM json_each(tags) WHERE key = ?%zu AND value = ifnull(?%zu, value))",
-			    key, value);
-		else if (sf->match == STORE_PREFIX)
-			str_addf(sql, "substr(%s, 1, length(?%zu)) = ?%zu", f->name, value, value);
-		else
-			str_addf(sql, "%s = ?%zu", f->name, value);
-	}
-}
-
 static void bind_filters(sqlite3_stmt *st, const struct store_query *q)
 {
 	for (size_t i = 0; i < q->nfilters; i++) {
@@ -352,8 +286,7 @@ static int list_total(struct sqlite_store *s, const struct model_noun *n, const 
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
-	str_addf(&sql, "SELECT count(*) FROM %s", n->table);
-	add_filters(&sql, n, q);
+	sql_count(&sql, &sqlite_dialect, n, q);
 	r = str_ok(&sql) ? db_prepare(s, sql.s, &st, e) : err_nomem(e);
 	if (r < 0)
 		return r;
@@ -372,21 +305,9 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 	_cleanup_(str_release) struct str sql = {0};
 	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	_cleanup_free_ void *row = malloc(n->size);
-	/* Runs are the one noun that isn't created but started. */
-	const char *order = n == &model_runs ? "started" : "created";
 	int r;
 
-	str_add(&sql, "SELECT ");
-	add_columns(&sql, n);
-	str_addf(&sql, " FROM %s", n->table);
-	/* Sorted are the ids, not the rows with all they have: of thousands a page is wanted. */
-	if (q->limit)
-		str_addf(&sql, " WHERE id IN (SELECT id FROM %s", n->table);
-	add_filters(&sql, n, q);
-	str_addf(&sql, " ORDER BY %s DESC, id", order);
-	if (q->limit)
-		str_addf(&sql, " LIMIT %llu OFFSET %llu) ORDER BY %s DESC, id", (unsigned long long)q->limit,
-			 (unsigned long long)q->offset, order);
+	sql_list(&sql, &sqlite_dialect, n, q);
 	if (!row || !str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
@@ -428,14 +349,13 @@ static int sq_code_use(struct store *base, const char *id, double now, struct er
 
 static int events_trim(struct sqlite_store *s, struct err *e)
 {
-	char sql[128];
+	_cleanup_(str_release) struct str sql = {0};
 
-	if (++s->event_count < 100)
+	if (++s->event_count < STORE_EVENT_TRIM_EVERY)
 		return 0;
 	s->event_count = 0;
-	snprintf(sql, sizeof(sql), "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - %u",
-		 STORE_EVENTS_KEPT);
-	return db_exec(s, sql, e);
+	sql_trim_events(&sql);
+	return str_ok(&sql) ? db_exec(s, sql.s, e) : err_nomem(e);
 }
 
 static int sq_event_add(struct store *base, double now, const char *type, const char *data, uint64_t *ret_id,
@@ -468,7 +388,7 @@ static int sq_audit_add(struct store *base, const struct model_record *record, s
 
 	LOCKED(s);
 	r = sq_put(base, &model_records, record, e);
-	if (r < 0 || ++s->audit_count < AUDIT_TRIM_EVERY)
+	if (r < 0 || ++s->audit_count < STORE_AUDIT_TRIM_EVERY)
 		return r;
 	s->audit_count = 0;
 	snprintf(sql, sizeof(sql), "DELETE FROM audit WHERE rowid <= (SELECT max(rowid) FROM audit) - %u",
@@ -585,11 +505,9 @@ static int user_version(struct sqlite_store *s, size_t *ret, struct err *e)
 /* Each file of the schema is one step forward, done with its number in one transaction. */
 static int migrate(struct sqlite_store *s, const char *path, struct err *e)
 {
-	size_t have = 0, want = 0;
+	size_t have = 0, want = sql_schema_version();
 	int r = user_version(s, &have, e);
 
-	while (store_schema[want].name)
-		want++;
 	if (r < 0)
 		return r;
 	if (have > want)
@@ -668,7 +586,7 @@ int store_open_sqlite(const char *path, struct store **ret, struct err *e)
 
 	if (!s)
 		return err_nomem(e);
-	s->audit_count = AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
+	s->audit_count = STORE_AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
 	/* Made here because SQLite would give it the umask's mode; its WAL inherits that mode. */
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	r = fd < 0 ? err_sys(e, "cannot open '%s'", path) : 0;

@@ -85,6 +85,14 @@ struct store {
 /* A file of ours (0600), made when missing and brought to this program's schema; refuses one of a later
  * program. */
 int store_open_sqlite(const char *path, struct store **ret, struct err *e);
+/*
+ * A database of PostgreSQL by libpq's connection string or URI, brought to this program's schema; refuses one of a
+ * later program. What the string leaves open is libpq's to find (service and password files, environment). -ENOSYS in a
+ * program that was built without it.
+ */
+int store_open_postgres(const char *conninfo, struct store **ret, struct err *e);
+/* Is it such a string, and does it hold a password? Opens nothing. */
+int store_check_postgres(const char *conninfo, bool *ret_password, struct err *e);
 
 /* NULL is fine. */
 static inline void store_close(struct store *s)

@@ -1,5 +1,6 @@
 """A scripted center (tests/api/scripted.c) with a state directory of its own, people and agents that talk to it."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import time
@@ -45,6 +47,39 @@ class Answer:
 
     def __repr__(self):
         return f"<{self.status} {self.raw[:300]!r}>"
+
+
+class Database:
+    """Either store's, in SQLite's words."""
+
+    def __init__(self, db, is_postgres):
+        self.cursor, self.is_postgres = db.cursor(), is_postgres
+
+    def execute(self, statement, values=()):
+        self.cursor.execute(statement.replace("?", "%s") if self.is_postgres else statement, values)
+
+    def row(self, statement, values=()):
+        self.execute(statement, values)
+        return self.cursor.fetchone()
+
+    def begin(self):
+        """A transaction that the center waits for."""
+        self.execute("BEGIN" if self.is_postgres else "BEGIN IMMEDIATE")
+        if self.is_postgres:
+            self.execute("SELECT pg_advisory_xact_lock(23192481619340916)")
+
+    def refuse_jobs(self):
+        """Until they are allowed again, nothing can be written about jobs."""
+        if self.is_postgres:
+            self.execute("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'nothing fits'; END $$")
+            self.execute("CREATE TRIGGER no BEFORE INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION no()")
+            return
+        for what in "INSERT", "UPDATE":
+            self.execute(f"CREATE TRIGGER no{what} BEFORE {what} ON jobs BEGIN SELECT RAISE(ABORT, 'nothing fits'); END")
+
+    def allow_jobs(self):
+        for trigger in ("no ON jobs",) if self.is_postgres else ("noINSERT", "noUPDATE"):
+            self.execute(f"DROP TRIGGER {trigger}")
 
 
 class Center:
@@ -122,6 +157,22 @@ class Center:
         got = self.call(method, path, body, **kw)
         assert 200 <= got.status < 300, got
         return got.json
+
+    # ---- behind the center's back ----
+    @contextlib.contextmanager
+    def database(self):
+        """Its database, each statement a transaction of its own unless said otherwise."""
+        where = self.env.get("DATABASE")
+        if where:
+            import psycopg2
+            db = psycopg2.connect(where)
+            db.autocommit = True
+        else:
+            db = sqlite3.connect(self.state / "replant.db", timeout=20, isolation_level=None)
+        try:
+            yield Database(db, bool(where))
+        finally:
+            db.close()
 
     # ---- the script of the provider ----
     def play(self, name, what, text=""):

@@ -16,6 +16,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#ifdef STORE_POSTGRES
+#include <libpq-fe.h>
+#endif
 #include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -474,6 +477,29 @@ int __wrap_sqlite3_exec(sqlite3 *db, const char *sql, int (*each)(void *, int, c
 	return __real_sqlite3_exec(db, sql, each, arg, error);
 }
 
+#ifdef STORE_POSTGRES
+PGresult *__real_PQexec(PGconn *c, const char *sql);
+PGresult *__wrap_PQexec(PGconn *c, const char *sql);
+PGresult *__wrap_PQexec(PGconn *c, const char *sql)
+{
+	if (strcmp(sql, "COMMIT") == 0)
+		write_is_due();
+	return __real_PQexec(c, sql);
+}
+
+PGresult *__real_PQexecParams(PGconn *c, const char *sql, int n, const Oid *types, const char *const *values,
+			      const int *lengths, const int *formats, int format);
+PGresult *__wrap_PQexecParams(PGconn *c, const char *sql, int n, const Oid *types, const char *const *values,
+			      const int *lengths, const int *formats, int format);
+PGresult *__wrap_PQexecParams(PGconn *c, const char *sql, int n, const Oid *types, const char *const *values,
+			      const int *lengths, const int *formats, int format)
+{
+	if (!str_starts(sql, "SELECT"))
+		write_is_due();
+	return __real_PQexecParams(c, sql, n, types, values, lengths, formats, format);
+}
+#endif
+
 static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e)
 {
 	static struct provider p = {.ops = &scripted_ops};
@@ -501,7 +527,7 @@ int main(int argc, char **argv)
 	if (strcmp(argv[1], "init") == 0) {
 		const char *address = "127.0.0.1:4443";
 
-		r = center_init(argv[2], &address, 1, &token, &e);
+		r = center_init(argv[2], getenv("DATABASE"), &address, 1, &token, &e);
 	} else {
 		s.state = argv[2];
 		s.heartbeat = number("HEARTBEAT", 0.5);

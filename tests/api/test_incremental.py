@@ -1,8 +1,6 @@
 """Incremental jobs: runs one after the other, by schedule and by hand, the images that stay, the cut-over. An hour of a
 schedule lasts as long here as the center is told ($HOUR)."""
 
-import contextlib
-import sqlite3
 import time
 
 import pytest
@@ -148,10 +146,10 @@ def test_the_schedule_comes_too_late(fresh):
     job = job_of(center, agent, interval_hours=2)
     task, row = one_run(center, agent, job)
     time.sleep(max(0, row["next_run"] - time.time() - 0.7))
-    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20, isolation_level=None)) as db:
-        db.execute("BEGIN IMMEDIATE")
+    with center.database() as db:
+        db.begin()
         time.sleep(max(0, row["next_run"] - time.time()) + 1)
-        assert db.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone() == ("waiting",)
+        assert db.row("SELECT state FROM jobs WHERE id = ?", (job,)) == ("waiting",)
         db.execute("UPDATE jobs SET state = 'stopped', next_run = 0 WHERE id = ?", (job,))
         db.execute("COMMIT")
     time.sleep(0.5)

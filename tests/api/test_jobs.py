@@ -1,8 +1,6 @@
 """Jobs from creation to the image, what is refused, and a center that is killed in each stage."""
 
-import contextlib
 import json
-import sqlite3
 import time
 
 import pytest
@@ -322,9 +320,8 @@ def test_why_the_sender_left_is_heard_behind_the_receivers_end(fresh):
 
 def edit(center, statement, *values):
     """What else only time could do."""
-    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
+    with center.database() as db:
         db.execute(statement, values)
-        db.commit()
 
 
 def test_a_job_expires_days_after_its_creation(fresh):
@@ -648,17 +645,12 @@ def test_a_store_that_fails_is_waited_for(fresh):
     agent = center.agent()
     job = center.started_job(agent.source, parameters={"test_boot": False})
     run = agent.wait_task()["run"]
-    with contextlib.closing(sqlite3.connect(center.state / "replant.db", timeout=20)) as db:
-        db.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'nothing fits'); END")
-        db.commit()
-        db.execute("CREATE TRIGGER full2 BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'nothing fits'); END")
-        db.commit()
+    with center.database() as db:
+        db.refuse_jobs()
         center.commit(run)
         wait_for("the complaint", lambda: "nothing fits; trying again" in center.tail())
         assert center.job(job)["state"] == "running"
-        db.execute("DROP TRIGGER full")
-        db.execute("DROP TRIGGER full2")
-        db.commit()
+        db.allow_jobs()
     center.wait_job(job)
 
 

@@ -5,6 +5,10 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#ifdef STORE_POSTGRES
+#include <libpq-fe.h>
+#endif
+#include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -19,21 +23,72 @@
 #include "base/util.h"
 #include "store/store.h"
 
+/*
+ * The same tests for both stores: PostgreSQL with $REPLANT_TEST_DATABASE, which tests/postgres.py sets (a server and a
+ * database to connect to), SQLite without. Each test has a database of its own.
+ */
 static char dir[] = "/tmp/replant-store.XXXXXX", dir_template[sizeof(dir)] = "/tmp/replant-store.XXXXXX";
 static char path[64];
+static const char *server;
+static char conninfo[512];
+
+static int try_open(struct store **ret, struct err *e)
+{
+	return server ? store_open_postgres(conninfo, ret, e) : store_open_sqlite(path, ret, e);
+}
 
 static struct store *open_store(void)
 {
 	struct store *s = NULL;
 	struct err e = {0};
 
-	if (store_open_sqlite(path, &s, &e) < 0)
+	if (try_open(&s, &e) < 0)
 		fail_msg("%s", e.msg);
 	return s;
 }
 
+#ifdef STORE_POSTGRES
+static void pg_do(const char *where, const char *sql)
+{
+	PGconn *c = PQconnectdb(where);
+	PGresult *r = PQexec(c, sql);
+
+	if (PQresultStatus(r) != PGRES_COMMAND_OK && PQresultStatus(r) != PGRES_TUPLES_OK)
+		fail_msg("%s", PQerrorMessage(c));
+	PQclear(r);
+	PQfinish(c);
+}
+#else
+static void pg_do(const char *where, const char *sql)
+{
+	skip();
+}
+#endif
+
+static void new_database(void)
+{
+	static int count;
+	char sql[64];
+
+	snprintf(sql, sizeof(sql), "CREATE DATABASE t%d TEMPLATE template0", ++count);
+	pg_do(server, sql);
+	snprintf(conninfo, sizeof(conninfo), "%s dbname=t%d", server, count);
+}
+
+static void sqlite_do(const char *sql)
+{
+	sqlite3 *db;
+
+	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+	sqlite3_close(db);
+}
+
 static int set_up(void **state)
 {
+	server = getenv("REPLANT_TEST_DATABASE");
+	if (server)
+		new_database();
 	memcpy(dir, dir_template, sizeof(dir));
 	if (!mkdtemp(dir))
 		return -1;
@@ -82,7 +137,7 @@ static void test_every_noun_fits_its_table(void **state)
 		assert_int_equal(s->ops->remove(s, *n, "x", NULL), -ENOENT);
 		/* Not null columns refuse the empty row; any other complaint is a mistake of the table. */
 		assert_int_equal(s->ops->put(s, *n, row, &e), -EIO);
-		assert_non_null(strstr(e.msg, "NOT NULL"));
+		assert_non_null(strstr(e.msg, server ? "not-null" : "NOT NULL"));
 	}
 	store_close(s);
 }
@@ -99,8 +154,10 @@ static void test_rows_survive(void **state)
 	job.error = json_pack("{s:s}", "code", "\303\274");
 	assert_int_equal(s->ops->put(s, &model_jobs, &job, NULL), 0);
 	store_close(s);
-	assert_int_equal(stat(path, &st), 0);
-	assert_int_equal(st.st_mode & 0777, 0600);
+	if (!server) {
+		assert_int_equal(stat(path, &st), 0);
+		assert_int_equal(st.st_mode & 0777, 0600);
+	}
 	s = open_store();
 	assert_int_equal(s->ops->get(s, &model_jobs, "job-1", &back, NULL), 0);
 	assert_int_equal(back.state, JOB_IN_ERROR);
@@ -152,6 +209,17 @@ static void test_codes_are_used_once_each(void **state)
 	c.revoked = true;
 	assert_int_equal(s->ops->put(s, &model_codes, &c, NULL), 0);
 	assert_int_equal(s->ops->code_use(s, "code-1", 99, NULL), -EACCES);
+	store_close(s);
+}
+
+static void test_nonces_serve_once(void **state)
+{
+	struct store *s = open_store();
+
+	assert_int_equal(s->ops->nonce_use(s, "a", 10, 20, NULL), 0);
+	assert_int_equal(s->ops->nonce_use(s, "a", 20, 30, NULL), -EEXIST);
+	assert_int_equal(s->ops->nonce_use(s, "b", 20, 30, NULL), 0);
+	assert_int_equal(s->ops->nonce_use(s, "a", 21, 30, NULL), 0);
 	store_close(s);
 }
 
@@ -239,14 +307,14 @@ static void test_a_later_schema_is_refused(void **state)
 {
 	struct store *s = open_store();
 	struct err e = {0};
-	sqlite3 *db;
 
 	store_close(s);
-	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-	assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 99", NULL, NULL, NULL), SQLITE_OK);
-	sqlite3_close(db);
+	if (server)
+		pg_do(conninfo, "UPDATE replant_schema SET version = 99");
+	else
+		sqlite_do("PRAGMA user_version = 99");
 	s = NULL;
-	assert_int_equal(store_open_sqlite(path, &s, &e), -EPROTO);
+	assert_int_equal(try_open(&s, &e), -EPROTO);
 	assert_non_null(strstr(e.msg, "later version"));
 }
 
@@ -314,6 +382,190 @@ static void test_change(void **state)
 	store_close(s);
 }
 
+static int count_up(void *row, void *arg, struct err *e)
+{
+	struct model_job *job = row;
+
+	job->number++;
+	return 0;
+}
+
+#define COUNTS 50
+
+static void *count_main(void *arg)
+{
+	struct store *s = arg;
+
+	for (int i = 0; i < COUNTS; i++) {
+		_cleanup_(model_job_release) struct model_job row = {0};
+
+		if (store_change(s, &model_jobs, "job-1", "updated", count_up, NULL, &row, NULL) < 0)
+			return s;
+	}
+	return NULL;
+}
+
+static int next_id(void *arg, uint64_t id, const char *type, const char *data)
+{
+	uint64_t *last = arg;
+
+	assert_true(id > *last);
+	*last = id;
+	return 0;
+}
+
+/* What one transaction reads, no other changes before its end; with PostgreSQL also when that one is another center's.
+ * And who follows the events misses none. */
+static void test_others_wait(void **state)
+{
+	_cleanup_(model_job_release) struct model_job row = {0};
+	struct model_job job = a_job("job-1", JOB_READY);
+	struct store *s = open_store(), *other = server ? open_store() : s;
+	uint64_t told = 0, seen = 0, first, last;
+	pthread_t threads[4];
+	void *failed;
+
+	put_region(s);
+	assert_int_equal(s->ops->put(s, &model_jobs, &job, NULL), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, count_main, i % 2 ? other : s), 0);
+	while (seen < ARRAY_SIZE(threads) * COUNTS) {
+		uint64_t before = told;
+
+		assert_int_equal(s->ops->events(s, told, 1, next_id, &told, NULL), 0);
+		seen += told != before;
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+		assert_int_equal(pthread_join(threads[i], &failed), 0);
+		assert_null(failed);
+	}
+	assert_int_equal(s->ops->get(s, &model_jobs, "job-1", &row, NULL), 0);
+	assert_int_equal(row.number, ARRAY_SIZE(threads) * COUNTS);
+	assert_int_equal(s->ops->event_range(s, &first, &last, NULL), 0);
+	assert_int_equal(last, told);
+	json_decref(job.parameters);
+	if (other != s)
+		store_close(other);
+	store_close(s);
+}
+
+static int add_name(void *arg, void *row)
+{
+	str_addf(arg, "%s ", ((struct model_source *)row)->name);
+	return 0;
+}
+
+static void put_source(struct store *s, int i, const char *name, const char *key, const char *value)
+{
+	char id[32];
+	struct model_source src = {.id = id,
+				   .name = (char *)(uintptr_t)name,
+				   .machine_id = id,
+				   .secret_hash = (char *)"h",
+				   .created = i,
+				   .tags = json_pack("{s:s}", key, value)};
+
+	snprintf(id, sizeof(id), "source-%d", i);
+	assert_int_equal(s->ops->put(s, &model_sources, &src, NULL), 0);
+	json_decref(src.tags);
+}
+
+/* Names are bytes: nothing in them means anything to a pattern, and case counts. */
+static void test_filters(void **state)
+{
+	static const struct {
+		struct store_filter f;
+		const char *found;
+	} cases[] = {
+	    {{"name", "we", STORE_PREFIX}, "web_2 web%1 "},
+	    {{"name", "web%", STORE_PREFIX}, "web%1 "},
+	    {{"name", "\303\274", STORE_PREFIX}, "\303\274ber "},
+	    {{"name", "", STORE_PREFIX}, "\303\274ber Web' web_2 web%1 "},
+	    {{"name", "Web'", STORE_EQUAL}, "Web' "},
+	    {{"state", "available", STORE_EQUAL}, "\303\274ber Web' web_2 web%1 "},
+	    {{"env", "x", STORE_TAG}, "web_2 web%1 "},
+	    {{"env", NULL, STORE_TAG}, "Web' web_2 web%1 "},
+	    {{"a'b\"", "$1", STORE_TAG}, "\303\274ber "},
+	    {{"nv", "x", STORE_TAG}, ""},
+	};
+	struct store *s = open_store();
+
+	put_source(s, 1, "web%1", "env", "x");
+	put_source(s, 2, "web_2", "env", "x");
+	put_source(s, 3, "Web'", "env", "y");
+	put_source(s, 4, "\303\274ber", "a'b\"", "$1");
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct store_filter two[] = {cases[i].f, {"state", "available"}};
+		_cleanup_(str_release) struct str found = {0};
+		struct store_query q = {.filters = two, .nfilters = 2};
+		uint64_t total = 0;
+
+		assert_int_equal(s->ops->list(s, &model_sources, &q, add_name, &found, &total, NULL), 0);
+		assert_string_equal(found.s ?: "", cases[i].found);
+	}
+	store_close(s);
+}
+
+/* The server was started again, or somebody ended our connections: the transaction that was on fails as a whole and
+ * says why, what comes next doesn't notice. */
+static void test_lost_connections(void **state)
+{
+	static const char end[] = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+				  "WHERE application_name = 'replantd' AND datname = current_database()";
+	_cleanup_(model_region_release) struct model_region r = {0};
+	struct err e = {0};
+	struct store *s;
+	uint64_t id;
+
+	if (!server)
+		skip();
+	s = open_store();
+	put_region(s);
+	assert_int_equal(s->ops->get(s, &model_regions, "local", &r, NULL), 0);
+	model_region_release(&r);
+	pg_do(conninfo, end);
+	assert_int_equal(s->ops->get(s, &model_regions, "local", &r, NULL), 0);
+	model_region_release(&r);
+	assert_int_equal(s->ops->event_add(s, 1, "a", "{}", &id, NULL), 0);
+	pg_do(conninfo, end);
+	assert_int_equal(s->ops->begin(s, NULL), 0);
+	assert_int_equal(s->ops->event_add(s, 1, "b", "{}", &id, NULL), 0);
+	pg_do(conninfo, end);
+	assert_int_equal(s->ops->event_add(s, 1, "c", "{}", &id, &e), -EIO);
+	assert_non_null(strstr(e.msg, "connection to the database was lost"));
+	assert_int_equal(s->ops->commit(s, &e), -EIO);
+	assert_int_equal(s->ops->event_range(s, &id, &id, NULL), 0);
+	assert_int_equal(id, 1);
+	/* What failed stays failed, though the connection is fine. */
+	assert_int_equal(s->ops->begin(s, NULL), 0);
+	assert_int_equal(s->ops->event_add(s, 1, "d", "{}", &id, NULL), 0);
+	assert_int_equal(s->ops->event_add(s, 1, NULL, "{}", &id, NULL), -EIO);
+	assert_int_equal(s->ops->commit(s, &e), -EIO);
+	assert_int_equal(s->ops->event_range(s, &id, &id, NULL), 0);
+	assert_int_equal(id, 1);
+	store_close(s);
+}
+
+static void test_what_leads_to_a_database(void **state)
+{
+	struct store *s = NULL;
+	bool password = true;
+	struct err e = {0};
+
+	if (!getenv("REPLANT_TEST_DATABASE"))
+		skip();
+	assert_int_equal(store_check_postgres("postgresql://u@h/db", &password, NULL), 0);
+	assert_false(password);
+	assert_int_equal(store_check_postgres("postgresql://u:p@h/db", &password, NULL), 0);
+	assert_true(password);
+	assert_int_equal(store_check_postgres("host=h password='p q'", &password, NULL), 0);
+	assert_true(password);
+	assert_int_equal(store_check_postgres("hst=h", &password, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "hst"));
+	assert_int_equal(store_open_postgres("host=/nowhere dbname=x", &s, &e), -EIO);
+	assert_non_null(strstr(e.msg, "cannot reach the database"));
+}
+
 int main(void)
 {
 #define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -322,11 +574,16 @@ int main(void)
 	    WITH_DIR(test_rows_survive),
 	    WITH_DIR(test_one_unfinished_job),
 	    WITH_DIR(test_codes_are_used_once_each),
+	    WITH_DIR(test_nonces_serve_once),
 	    WITH_DIR(test_events_are_bounded),
 	    WITH_DIR(test_rollback),
 	    WITH_DIR(test_kill_loses_nothing),
 	    WITH_DIR(test_a_later_schema_is_refused),
 	    WITH_DIR(test_change),
+	    WITH_DIR(test_others_wait),
+	    WITH_DIR(test_filters),
+	    WITH_DIR(test_lost_connections),
+	    cmocka_unit_test(test_what_leads_to_a_database),
 	    cmocka_unit_test(test_secrets),
 	};
 
