@@ -22,7 +22,9 @@ struct store;
  * up. *ret_token (the caller frees): the admin's token, also in STATE/admin-token. */
 int center_init(const char *state, const char *database, const char *const *addresses, size_t n, char **ret_token,
 		struct err *e);
-/* The database of a state directory; -ENOENT when none was set up in it. */
+/* -ENOENT when no center was set up in the directory. */
+int center_check(const char *state, struct err *e);
+/* Its database. */
 int center_open_store(const char *state, struct store **ret, struct err *e);
 
 typedef int (*center_provider_fn)(const char *kind, const struct provider_settings *s, struct provider **ret,

@@ -71,7 +71,10 @@ static int lock_state(const char *state, int *ret_fd, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/lock", state);
 	_cleanup_close_ int fd = -1;
+	int r = center_check(state, e);
 
+	if (r < 0)
+		return r;
 	if (!path)
 		return err_nomem(e);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);

@@ -120,18 +120,25 @@ static int open_database(const char *state, const char *database, struct store *
 	return path ? store_open_sqlite(path, ret, e) : err_nomem(e);
 }
 
+int center_check(const char *state, struct err *e)
+{
+	_cleanup_free_ char *file = str_printf("%s/replant.db", state), *line = str_printf("%s/database", state);
+
+	if (!file || !line)
+		return err_nomem(e);
+	if (access(file, F_OK) < 0 && access(line, F_OK) < 0)
+		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", state, state);
+	return 0;
+}
+
 int center_open_store(const char *state, struct store **ret, struct err *e)
 {
-	_cleanup_free_ char *path = str_printf("%s/replant.db", state), *database = NULL;
-	int r = read_database(state, &database, e);
+	_cleanup_free_ char *database = NULL;
+	int r = center_check(state, e);
 
-	if (r < 0)
-		return r;
-	if (!path)
-		return err_nomem(e);
-	if (!database && access(path, F_OK) < 0)
-		return err_set(e, -ENOENT, "'%s' holds no center; run 'replantd init --state %s' first", state, state);
-	return open_database(state, database, ret, e);
+	if (r == 0)
+		r = read_database(state, &database, e);
+	return r < 0 ? r : open_database(state, database, ret, e);
 }
 
 /* Only once: a database may be there before the directory is. */
