@@ -48,6 +48,8 @@ struct center_settings {
 	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */
 	double notify_pause;    /* before what couldn't be told is told again; the next are longer [10] */
 	double notify_timeout;  /* of one attempt [10] */
+	double lease;           /* how long others leave to a center that is silent what it had [60] */
+	const char *data_host;  /* where agents reach our receivers, when the store is shared; NULL: the url's */
 	unsigned failures_per_minute;
 	const char *trust; /* certificates (PEM) that web hooks and mail servers may have; NULL: the system's only */
 	const char *mail_server;   /* smtp://HOST[:PORT] or smtps://...; NULL: no mail */

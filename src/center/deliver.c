@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "center/notify.h"
 
+#define LEASE        "notices"
 #define LOOK_SECONDS 10.0 /* between looks without any news */
 #define TESTS_MAX    8u   /* at the same time */
 #define TRIM_BATCH   1000u
@@ -32,6 +33,7 @@ struct notify {
 	bool runs;
 	atomic_bool news, stopping;
 	/* the thread's own */
+	bool leased;
 	struct errand *errands;
 	double look; /* monotonic, when the next is due */
 
@@ -284,6 +286,17 @@ static int collect_active(void *arg, void *row)
 	return sub->active ? engine_ids_add(arg, sub->id) : 0;
 }
 
+/* Of several centers on a store one sends. */
+static bool is_ours(struct notify *n)
+{
+	if (n->leased && !share_holds(n->engine, LEASE)) {
+		share_drop(n->engine, LEASE);
+		n->leased = false;
+	}
+	n->leased = n->leased || share_take(n->engine, LEASE) == 0;
+	return n->leased;
+}
+
 static void look(struct notify *n)
 {
 	struct store *s = n->engine->store;
@@ -293,6 +306,8 @@ static void look(struct notify *n)
 	int r;
 
 	n->look = id_now_mono() + LOOK_SECONDS;
+	if (!is_ours(n))
+		return;
 	r = s->ops->list(s, &model_subscriptions, &q, collect_active, &subs, NULL, &e);
 	for (size_t i = 0; i < subs.n && r == 0; i++)
 		r = look_at(n, subs.v[i], &e);
@@ -446,6 +461,8 @@ static void *deliver_main(void *arg)
 	}
 	while (n->errands)
 		end(n, n->errands);
+	if (n->leased)
+		share_drop(n->engine, LEASE);
 	return NULL;
 }
 

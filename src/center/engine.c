@@ -133,12 +133,18 @@ static int reopen_run(struct engine *en, const struct model_job *job, struct err
 /* What the runner knew last becomes part of the row. */
 static void keep_live(struct engine *en, struct model_job *job)
 {
+	json_t *progress;
 	struct live *l;
 	ENGINE_LOCK(en);
 
 	l = engine_live(en, job->id);
-	if (l && l->progress)
+	if (l && l->progress) {
 		model_take_json(&job->progress, json_deep_copy(l->progress));
+		return;
+	}
+	progress = l ? NULL : share_progress(en, job->id);
+	if (progress)
+		model_take_json(&job->progress, progress);
 }
 
 /* What people are told of a job's new state; no event leaves it finished or in error. */
@@ -176,6 +182,8 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 		return err_nomem(e);
 	if (a->actions & JOB_DO_END_RUN)
 		r = end_run(en, job, now, e);
+	if (r == 0 && a->actions & JOB_DO_CANCEL)
+		r = share_call(en, job->id, true, e);
 	if (r == 0)
 		r = en->store->ops->put(en->store, &model_jobs, job, e);
 	if (r == 0)
@@ -306,6 +314,8 @@ static void api_job_live(void *arg, struct model_job *job)
 	ENGINE_LOCK(en);
 
 	l = job->state == JOB_RUNNING ? engine_live(en, job->id) : NULL;
+	if (!l && job->state == JOB_RUNNING)
+		share_overlay(en, job);
 	if (!l)
 		return;
 	if (l->progress)
@@ -320,6 +330,7 @@ static void api_job_live(void *arg, struct model_job *job)
 static void api_job_parameters(void *arg, const char *job, const json_t *parameters)
 {
 	struct engine *en = arg;
+	struct err e = {0};
 	struct live *l;
 
 	schedule_replan(en, job);
@@ -329,9 +340,11 @@ static void api_job_parameters(void *arg, const char *job, const json_t *paramet
 	if (l)
 		model_take_json(&l->parameters, json_deep_copy(parameters));
 	pthread_mutex_unlock(&en->lock);
+	if (!l && share_call(en, job, false, &e) < 0)
+		log_warn("job %s: %s", job, e.msg);
 }
 
-static json_t *tick_json(const struct live *l)
+json_t *engine_tick_json(const struct live *l)
 {
 	json_t *step = json_pack("{s:s, s:s}", "name", l->step_name, "text", l->step_text);
 	double percent, left;
@@ -352,7 +365,9 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 
 	for (struct live *l = en->live; l && list; l = l->next)
 		if (l->tick > *tick)
-			json_array_append_new(list, tick_json(l));
+			json_array_append_new(list, engine_tick_json(l));
+	if (list)
+		share_ticks(en, *tick, list);
 	*tick = en->tick;
 	return list;
 }
@@ -360,10 +375,14 @@ static json_t *api_job_ticks(void *arg, uint64_t *tick)
 /* What leaves the lock is a copy: a value that two threads hold may change under one of them. */
 static json_t *task_json(const struct live *l)
 {
+	/* Who is on another center's line comes to ours by its name. */
 	return json_pack("{s:s, s:s, s:s, s:s?, s:i, s:s, s:n, s:o, s:o}", "job", l->job, "run", l->run, "action",
-			 "send", "host", *l->host ? l->host : NULL, "port", (int)l->port, "psk", l->psk, "disks",
-			 "parameters", json_deep_copy(l->parameters), "log_at",
-			 l->logs ? json_integer((json_int_t)l->log_at) : json_null());
+			 "send", "host",
+			 *l->host                ? l->host
+			 : *l->engine->data_host ? l->engine->data_host
+						 : NULL,
+			 "port", (int)l->port, "psk", l->psk, "disks", "parameters", json_deep_copy(l->parameters),
+			 "log_at", l->logs ? json_integer((json_int_t)l->log_at) : json_null());
 }
 
 static void merge_progress(struct live *l, const json_t *report)
@@ -379,7 +398,7 @@ static void merge_progress(struct live *l, const json_t *report)
 	l->tick = ++l->engine->tick;
 }
 
-static void take_report(struct live *l, const struct model_task_request *t, const struct model_error_request *error)
+void engine_take_report(struct live *l, const struct model_task_request *t, const struct model_error_request *error)
 {
 	l->active = id_now_mono();
 	if (t->progress)
@@ -472,11 +491,13 @@ static int api_source_sync(void *arg, const char *source, const struct model_tas
 	l = engine_live_of_source(en, source);
 	/* A report on a run that is over, or of a job stopped meanwhile, is old news. */
 	if (l && task && strcmp(task->run, l->run) == 0)
-		take_report(l, task, error);
+		engine_take_report(l, task, error);
 	busy = l;
 	if (l && l->port && !l->cancel && !l->agent_failed)
 		next = task_json(l);
 	pthread_mutex_unlock(&en->lock);
+	if (!l)
+		busy = share_sync(en, source, task, error, &next);
 	if (task && task->state == TASK_DONE && keep_result(en, source, task, f) < 0) {
 		json_decref(next);
 		return -1;
@@ -620,7 +641,9 @@ static void save_progress(struct engine *en)
 		pthread_mutex_unlock(&en->lock);
 		if (!copy)
 			return;
+		share_fence(en, job);
 		engine_job_change(en, job, JOB_SYNCING, set_progress, copy, NULL);
+		share_fence(en, NULL);
 	}
 }
 
@@ -657,11 +680,14 @@ static int resume_job(void *arg, void *row)
 {
 	const struct model_job *job = row;
 	struct engine *en = arg;
+	int r;
 
 	if (has_runner(en, job->id))
 		return 0;
-	log_info("job %s: goes on with %s", job->id, model_job_stages[job->stage]);
-	return runner_ensure(en, job->id, job->source);
+	r = runner_ensure(en, job->id, job->source);
+	if (r == 0)
+		log_info("job %s: goes on with %s", job->id, model_job_stages[job->stage]);
+	return MIN(r, 0);
 }
 
 static int resume_jobs(struct engine *en, struct err *e)
@@ -700,7 +726,8 @@ static void *clockwork_main(void *arg)
 		pthread_mutex_unlock(&en->lock);
 		seen_tick(en);
 		save_progress(en);
-		if (now - resumed > 10) {
+		/* What another center left, soon. */
+		if (now - resumed > (en->store->share ? MIN(10, en->s.lease / 20) : 10)) {
 			resumed = now;
 			resume_left(en);
 		}
@@ -728,6 +755,8 @@ int engine_start(struct engine *en, struct err *e)
 {
 	int r = seen_load(en, e);
 
+	if (r == 0)
+		r = share_start(en, e);
 	joblog_sweep(en);
 	en->trim_wanted = true; /* what an earlier center couldn't do any more */
 	pace_load(en);
@@ -748,10 +777,11 @@ void engine_stop(struct engine *en)
 	pthread_mutex_lock(&en->lock);
 	en->stopping = true;
 	pthread_cond_broadcast(&en->changed);
-	while (en->live || en->tasks)
+	while (en->live || en->tasks || en->leaving)
 		pthread_cond_wait(&en->changed, &en->lock);
 	pthread_mutex_unlock(&en->lock);
 	if (en->clockwork_runs)
 		pthread_join(en->clockwork, NULL);
+	share_stop(en);
 	seen_free(en);
 }

@@ -67,6 +67,7 @@ struct live {
 	/* -- lock -- */
 	bool cancel; /* the current call is to give up */
 	bool again;  /* started once more while the runner was leaving */
+	bool lost;   /* the job may be another center's; nothing more is done here */
 	char step_name[32], step_text[160];
 	int stage; /* that step and pace are of */
 	struct pace pace;
@@ -93,7 +94,11 @@ struct seen {
 	double mono, wall; /* last heartbeat */
 	double stored;     /* wall time that the store knows */
 	bool online;       /* as last announced */
+	bool fresh;        /* other centers don't know of it yet */
 };
+
+struct hold;
+struct remote;
 
 /* Who does what with an image: boots one at a time, exports any number, removal alone. Under the lock. */
 enum image_use { IMAGE_BOOT, IMAGE_EXPORT, IMAGE_REMOVE, IMAGE_USES };
@@ -122,6 +127,7 @@ struct task {
 	enum task_kind kind;
 	char id[ID_MAX];
 	char image[ID_MAX]; /* marked as used until the end, or "" */
+	char lease[ID_MAX]; /* that is dropped at the end, or "" */
 	double noted;       /* monotonic, last progress written */
 	bool cancel;
 	struct task_outcome outcome;
@@ -152,6 +158,22 @@ struct engine {
 	struct notify *notify;   /* notify.h */
 	pthread_t clockwork;
 	bool clockwork_runs;
+
+	/* share.c; below the lock unless said otherwise */
+	char id[ID_MAX], data_host[256]; /* fixed */
+	unsigned char psk_key[32];       /* fixed */
+	pthread_mutex_t share_lock;      /* of taking and dropping leases; before the store's lock */
+	struct hold *holds;
+	uint64_t hold_serial;
+	struct remote *remotes;
+	double lease_until; /* what we have a lease of is ours at least until then */
+	unsigned leaving;   /* threads that are out of the lists but not gone */
+	bool share_ending;
+	uint64_t last_event; /* the keeper's */
+	pthread_t keeper, feeder;
+	bool keeper_runs;
+	pid_t watch;
+	int watch_fd;
 };
 
 static inline void engine_unlockp(struct engine **e)
@@ -175,6 +197,10 @@ struct api_engine engine_api(struct engine *en);
 int engine_job_event(struct engine *en, const char *job, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f);
 /* Reads, changes and writes a job in one transaction while it's in the stage. */
+/* What other people see of it, under the lock. New reference. */
+json_t *engine_tick_json(const struct live *l);
+/* What an agent said of the run, under the lock. */
+void engine_take_report(struct live *l, const struct model_task_request *t, const struct model_error_request *error);
 int engine_job_change(struct engine *en, const char *job, int stage, void (*change)(struct model_job *job, void *arg),
 		      void *arg, struct err *e);
 void engine_wake(struct engine *en);
@@ -191,6 +217,34 @@ int engine_ids_add(struct engine_ids *l, const char *id);
 struct live *engine_live(struct engine *en, const char *job); /* under the lock */
 struct live *engine_live_of_source(struct engine *en, const char *source);
 void engine_step(struct live *l, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* share.c: several centers on one store. Without a shared one all is ours. */
+int share_watch(struct engine *en, struct err *e);
+void share_unwatch(struct engine *en);
+int share_start(struct engine *en, struct err *e);
+void share_stop(struct engine *en);
+/* The right to work on the job, the image or what else has the name: 0, and share_drop() is due, which counts. Not in a
+ * transaction. */
+int share_take(struct engine *en, const char *name);
+void share_drop(struct engine *en, const char *name);
+bool share_holds(struct engine *en, const char *name);
+/* Under the lock: we may have no lease any more, because none could be renewed for too long. */
+bool share_over(const struct engine *en);
+/* The calling thread writes only as long as the lease is ours. */
+void share_fence(struct engine *en, const char *name);
+/* Asks whether the fence lets the calling thread write: -ECANCELED when it doesn't. Before what nobody else must do at
+ * the same time. */
+int share_confirm(struct engine *en, struct err *e);
+/* To the center that has the lease, if it is another: stop what is under way, or only look at the row again. */
+int share_call(struct engine *en, const char *name, bool stop, struct err *e);
+/* Under the lock, of what another center carries: its progress (new reference, NULL), its steps. */
+json_t *share_progress(struct engine *en, const char *job);
+void share_overlay(struct engine *en, struct model_job *job);
+void share_ticks(struct engine *en, uint64_t since, json_t *list);
+/* A heartbeat of a source whose job another center carries: true, *ret_task may be set. */
+bool share_sync(struct engine *en, const char *source, const struct model_task_request *task,
+		const struct model_error_request *error, json_t **ret_task);
+void share_psk(const struct engine *en, const char *run, char ret[65]);
 
 /* schedule.c: the runs of a job */
 /* Before the job takes the answer's state: numbers, what began the run, when the next is due. */
@@ -237,7 +291,7 @@ void joblog_close(struct joblog_feed *f);
 int bundle_make(void *arg, const char *job, const json_t *scope, bool (*has)(const json_t *scope, const json_t *tags),
 		int *ret_fd, struct api_fault *f);
 
-/* runner.c */
+/* runner.c: 0; 1 when another center carries the job; negative errno. */
 int runner_ensure(struct engine *en, const char *job, const char *source);
 void runner_free(struct live *l);
 
@@ -267,6 +321,9 @@ double seen_ago(struct engine *en, const char *source); /* seconds; big when nev
 bool seen_online(struct engine *en, const char *source);
 void seen_forget(struct engine *en, const char *source);
 void seen_refresh(struct engine *en, const char *source);
+/* Another center heard of it so many seconds ago; whom we heard of since the last call: [{"source","ago"}]. */
+void seen_hear(struct engine *en, const char *source, double ago);
+json_t *seen_take_fresh(struct engine *en);
 /* Announces who went and who came, writes what the store should know. */
 void seen_tick(struct engine *en);
 int seen_load(struct engine *en, struct err *e);

@@ -12,7 +12,7 @@
 #include "store/store.h"
 
 struct options {
-	const char *state, *database, *database_file, *listen, *user, *cache;
+	const char *state, *database, *database_file, *listen, *data_host, *user, *cache;
 	const char *trust, *mail_server, *mail_from, *mail_user, *mail_password;
 	struct opt_list address;
 	bool log_json, verbose;
@@ -74,6 +74,7 @@ static int run_serve(void *options, int argc, char **argv)
 	const char *cache = getenv("REPLANT_CACHE");
 	struct center_settings s = {.state = o->state,
 				    .listen = o->listen,
+				    .data_host = o->data_host,
 				    .user = o->user          ? o->user
 					    : geteuid() == 0 ? "nobody"
 							     : NULL,
@@ -112,6 +113,8 @@ static const struct opt init_opts[] = {
 static const struct opt serve_opts[] = {
     STATE,
     {"listen", 'l', OPT_STRING, offsetof(struct options, listen), "ADDR:PORT", "where to listen (0.0.0.0:8443)"},
+    {"data-host", 0, OPT_STRING, offsetof(struct options, data_host), "NAME",
+     "where agents reach this center's receivers, when several centers share a database (the host of STATE/url)"},
     {"user", 'u', OPT_STRING, offsetof(struct options, user), "NAME",
      "user of receivers and virtual machines when started as root (nobody)"},
     {"cache", 0, OPT_STRING, offsetof(struct options, cache), "DIR",

@@ -1,5 +1,5 @@
 /* What is under way with an image, so that two don't get into each other's way. Only in memory: after a start of
- * the center nothing is under way. */
+ * the center nothing is under way. Of several centers one has the image, as long as it has a mark on it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ static bool mark_refuses(const struct image_mark *m, enum image_use use)
 				     : false;
 }
 
-bool image_mark(struct engine *en, const char *image, enum image_use use)
+static bool mark(struct engine *en, const char *image, enum image_use use)
 {
 	struct image_mark **p, *m;
 	ENGINE_LOCK(en);
@@ -44,7 +44,17 @@ bool image_mark(struct engine *en, const char *image, enum image_use use)
 	return true;
 }
 
-void image_unmark(struct engine *en, const char *image, enum image_use use)
+bool image_mark(struct engine *en, const char *image, enum image_use use)
+{
+	if (share_take(en, image) < 0)
+		return false;
+	if (mark(en, image, use))
+		return true;
+	share_drop(en, image);
+	return false;
+}
+
+static void unmark(struct engine *en, const char *image, enum image_use use)
 {
 	struct image_mark **p, *m;
 	ENGINE_LOCK(en);
@@ -58,4 +68,10 @@ void image_unmark(struct engine *en, const char *image, enum image_use use)
 		free(m);
 	}
 	pthread_cond_broadcast(&en->changed);
+}
+
+void image_unmark(struct engine *en, const char *image, enum image_use use)
+{
+	unmark(en, image, use);
+	share_drop(en, image);
 }

@@ -56,6 +56,35 @@ static int prepare(struct live *l, struct model_job *job, struct engine_failure 
 			   str_bytes(have, a, sizeof(a)), str_bytes(used, b, sizeof(b)));
 }
 
+/* A store that can't be read or written (a full disk) is waited for: nothing else would carry the job on. */
+static void store_pause(struct live *l, const char *why)
+{
+	double end = id_now_mono() + ENGINE_STORE_PAUSE;
+
+	log_error("job %s: %s; trying again", l->job, why);
+	while (id_now_mono() < end && !runner_cancelled(l))
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+}
+
+/* Before the next step changes what lies in the region: is the job still ours? */
+static bool confirm(struct live *l)
+{
+	struct engine *en = l->engine;
+	struct err e = {0};
+	int r;
+
+	while ((r = share_confirm(en, &e)) < 0 && r != -ECANCELED) {
+		store_pause(l, e.msg);
+		if (runner_cancelled(l))
+			return false;
+	}
+	if (r < 0) {
+		ENGINE_LOCK(en);
+		l->lost = true;
+	}
+	return r == 0 && !runner_cancelled(l);
+}
+
 /* ---- processing: convert, make the image, boot it ---- */
 
 /* What a machine says on its serial line. */
@@ -307,10 +336,17 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 	request = meta ? request_of(l, job, &src, meta) : NULL;
 	if (!request)
 		return runner_fail(f, "internal", true, "out of memory");
+	engine_step(l, "convert", "preparing the system for its new home");
+	l->converted = false;
+	pace_begin(l, PACE_CONVERT);
+	if (!confirm(l))
+		return -1;
 	if (convert(l, request, &report, &e) < 0)
 		return fail_err(f, "convert_failed", &e);
 	engine_step(l, "image", "making the image");
 	pace_begin(l, PACE_IMAGE);
+	if (!confirm(l))
+		return -1;
 	if (p->ops->image_create(p, l->job, id, meta, &manifest, &e) < 0)
 		return fail_err(f, "image_failed", &e);
 	pace_end(l, true);
@@ -423,6 +459,8 @@ static int clean(struct live *l, struct model_job *job, struct engine_failure *f
 
 	engine_step(l, "cleaning", "removing what isn't needed any more");
 	pace_begin(l, PACE_CLEANING);
+	if (!confirm(l))
+		return -1;
 	if (p->ops->job_remove(p, l->job, &e) < 0)
 		return fail_err(f, "clean_failed", &e);
 	task_trim(l->engine);
@@ -476,14 +514,11 @@ static bool is_stopping(struct engine *en)
 	return en->stopping;
 }
 
-/* A store that can't be read or written (a full disk) is waited for: nothing else would carry the job on. */
-static void store_pause(struct live *l, const char *why)
+static bool is_lost(struct live *l)
 {
-	double end = id_now_mono() + ENGINE_STORE_PAUSE;
+	ENGINE_LOCK(l->engine);
 
-	log_error("job %s: %s; trying again", l->job, why);
-	while (id_now_mono() < end && !runner_cancelled(l))
-		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+	return l->lost || share_over(l->engine);
 }
 
 /* Tells the state machine until it has heard, or has a reason not to listen. */
@@ -494,7 +529,7 @@ static void tell(struct live *l, int stage, enum job_event event, const struct e
 
 		if (engine_job_event(l->engine, l->job, stage, event, failure, &fault) == 0 ||
 		    strcmp(fault.code, "invalid_state") == 0 || strcmp(fault.code, "not_found") == 0 ||
-		    is_stopping(l->engine))
+		    is_stopping(l->engine) || is_lost(l))
 			return;
 		store_pause(l, fault.message);
 	}
@@ -507,11 +542,15 @@ static bool carry_on(struct live *l)
 	struct engine_failure failure = {0};
 	struct engine *en = l->engine;
 	struct err e = {0};
+	bool lost;
 	int r;
 
 	pthread_mutex_lock(&en->lock);
 	l->cancel = l->again = false;
+	lost = l->lost || share_over(en);
 	pthread_mutex_unlock(&en->lock);
+	if (lost)
+		return false;
 	r = en->store->ops->get(en->store, &model_jobs, l->job, &job, &e);
 	if (r < 0 && r != -ENOENT) {
 		store_pause(l, e.msg);
@@ -547,28 +586,44 @@ static bool leave(struct live *l)
 	struct live **p;
 	ENGINE_LOCK(en);
 
-	if (l->again && !en->stopping)
+	if (l->again && !en->stopping && !l->lost && !share_over(en))
 		return false;
 	for (p = &en->live; *p != l; p = &(*p)->next)
 		;
 	*p = l->next;
 	runner_free(l);
+	en->leaving++;
 	pthread_cond_broadcast(&en->changed);
 	return true;
+}
+
+static void left(struct engine *en)
+{
+	ENGINE_LOCK(en);
+
+	en->leaving--;
+	pthread_cond_broadcast(&en->changed);
 }
 
 static void *runner_main(void *arg)
 {
 	struct live *l = arg;
+	struct engine *en = l->engine;
+	char job[ID_MAX];
 
+	snprintf(job, sizeof(job), "%s", l->job);
+	share_fence(en, job);
 	do {
 		while (carry_on(l))
 			;
 	} while (!leave(l));
+	share_fence(en, NULL);
+	share_drop(en, job);
+	left(en);
 	return NULL;
 }
 
-int runner_ensure(struct engine *en, const char *job, const char *source)
+static int ensure(struct engine *en, const char *job, const char *source)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
@@ -579,7 +634,7 @@ int runner_ensure(struct engine *en, const char *job, const char *source)
 	l = engine_live(en, job);
 	if (l) {
 		l->again = true;
-		return 0;
+		return 1;
 	}
 	l = en->stopping ? NULL : calloc(1, sizeof(*l));
 	if (!l)
@@ -598,4 +653,18 @@ int runner_ensure(struct engine *en, const char *job, const char *source)
 	l->next = en->live;
 	en->live = l;
 	return 0;
+}
+
+int runner_ensure(struct engine *en, const char *job, const char *source)
+{
+	int r = share_take(en, job);
+
+	/* Who has it looks for itself. */
+	if (r < 0)
+		return r == -EBUSY ? 1 : r;
+	r = ensure(en, job, source);
+	/* The runner that is there has the lease already. */
+	if (r != 0)
+		share_drop(en, job);
+	return MIN(r, 0);
 }

@@ -57,6 +57,35 @@ void seen_touch(struct engine *en, const char *source)
 		return; /* out of memory: the source is late, no more */
 	s->mono = id_now_mono();
 	s->wall = id_now();
+	s->fresh = true;
+}
+
+void seen_hear(struct engine *en, const char *source, double ago)
+{
+	struct seen *s;
+	ENGINE_LOCK(en);
+
+	s = seen_add(en, source);
+	if (!s)
+		return;
+	s->mono = MAX(s->mono, id_now_mono() - ago);
+	s->wall = MAX(s->wall, id_now() - ago);
+}
+
+json_t *seen_take_fresh(struct engine *en)
+{
+	json_t *list = json_array();
+	double now = id_now_mono();
+	ENGINE_LOCK(en);
+
+	for (size_t i = 0; i < ENGINE_SEEN_BUCKETS; i++)
+		for (struct seen *s = en->seen[i]; s; s = s->next) {
+			if (!s->fresh)
+				continue;
+			s->fresh = false;
+			json_array_append_new(list, json_pack("{s:s, s:f}", "source", s->source, "ago", now - s->mono));
+		}
+	return list;
 }
 
 double seen_ago(struct engine *en, const char *source)

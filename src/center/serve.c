@@ -163,6 +163,7 @@ static void apply_defaults(struct center_settings *s)
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
 	s->last_word = s->last_word > 0 ? s->last_word : 3;
 	s->tick = s->tick > 0 ? s->tick : 1;
+	s->lease = s->lease > 0 ? s->lease : 60;
 	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;
 	s->notify_pause = s->notify_pause > 0 ? s->notify_pause : 10;
 	s->notify_timeout = s->notify_timeout > 0 ? s->notify_timeout : 10;
@@ -226,6 +227,21 @@ static int read_access_key(const char *state, unsigned char ret[API_ACCESS_KEY],
 	return r;
 }
 
+/* Where agents reach what listens here: of several centers each has to say so. */
+static void set_data_host(struct engine *en, const char *url)
+{
+	const char *host = url && str_starts(url, "https://") ? url + strlen("https://") : "", *end;
+	bool bracket = *host == '[';
+
+	if (en->s.data_host || !en->store->share) {
+		snprintf(en->data_host, sizeof(en->data_host), "%s", en->s.data_host ? en->s.data_host : "");
+		return;
+	}
+	host += bracket;
+	end = strchr(host, bracket ? ']' : ':');
+	snprintf(en->data_host, sizeof(en->data_host), "%.*s", end ? (int)(end - host) : (int)strlen(host), host);
+}
+
 static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set, struct err *e)
 {
 	_cleanup_free_ char *url = read_url(en->state);
@@ -247,6 +263,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	};
 	int r = parse_listen(en->s.listen, en->listen, sizeof(en->listen), &as.port, e);
 
+	set_data_host(en, url);
 	if (r == 0)
 		r = read_access_key(en->state, access_key, e);
 	if (r == 0)
@@ -326,6 +343,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	apply_defaults(&en->s);
 	pthread_mutex_init(&en->lock, NULL);
 	pthread_mutex_init(&en->log_lock, NULL);
+	pthread_mutex_init(&en->share_lock, NULL);
 	engine_cond_init(&en->changed);
 	if (!realpath(s->state, en->state)) {
 		r = err_sys(e, "cannot use state directory '%s'", s->state);
@@ -346,11 +364,15 @@ int center_serve(const struct center_settings *s, struct err *e)
 		r = lock_state(en->state, &lock, e);
 	if (r == 0)
 		r = center_open_store(en->state, &en->store, e);
+	if (r == 0 && en->store->share)
+		r = share_watch(en, e);
 	if (r == 0)
 		r = serve_open(en, &set, e);
+	share_unwatch(en);
 	store_close(en->store);
 	pthread_cond_destroy(&en->changed);
 	pthread_mutex_destroy(&en->log_lock);
+	pthread_mutex_destroy(&en->share_lock);
 	pthread_mutex_destroy(&en->lock);
 	free(en);
 	return r;

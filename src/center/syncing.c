@@ -35,7 +35,7 @@ bool runner_cancelled(void *arg)
 	struct live *l = arg;
 	ENGINE_LOCK(l->engine);
 
-	return l->cancel || l->engine->stopping;
+	return l->cancel || l->lost || l->engine->stopping || share_over(l->engine);
 }
 
 /* ---- the run's row ---- */
@@ -417,6 +417,8 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	id_new("run", run);
 	id_random(raw, sizeof(raw));
 	str_hex(raw, sizeof(raw), psk);
+	if (l->engine->store->share)
+		share_psk(l->engine, run, psk);
 	OPENSSL_cleanse(raw, sizeof(raw));
 	r = open_run(l, job, run, &e);
 	if (r < 0)

@@ -40,7 +40,7 @@ static bool task_cancelled(void *arg)
 	struct task *t = arg;
 	ENGINE_LOCK(t->engine);
 
-	return t->cancel || t->engine->stopping;
+	return t->cancel || t->engine->stopping || share_over(t->engine);
 }
 
 /* ---- boot ---- */
@@ -146,14 +146,19 @@ static bool image_in_job(struct engine *en, const struct model_image *im)
 	       schedule_has_image(&job) && strcmp(job.image, im->id) == 0;
 }
 
-/* image_mark() of one that isn't partly gone. */
-static bool mark_whole(struct engine *en, const char *image, enum image_use use)
+static bool is_whole(struct engine *en, const char *image)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 
+	return en->store->ops->get(en->store, &model_images, image, &im, NULL) == 0 && !im.deleting;
+}
+
+/* image_mark() of one that isn't partly gone. */
+static bool mark_whole(struct engine *en, const char *image, enum image_use use)
+{
 	if (!image_mark(en, image, use))
 		return false;
-	if (en->store->ops->get(en->store, &model_images, image, &im, NULL) == 0 && !im.deleting)
+	if (is_whole(en, image))
 		return true;
 	image_unmark(en, image, use);
 	return false;
@@ -334,7 +339,8 @@ static int set_export(void *row, void *arg, struct err *e)
 	return 0;
 }
 
-static void save_export(struct engine *en, const char *id, int state, double percent, uint64_t size,
+/* False when there is none any more. */
+static bool save_export(struct engine *en, const char *id, int state, double percent, uint64_t size,
 			const struct err *failure, bool announce)
 {
 	_cleanup_(model_export_release) struct model_export x = {0};
@@ -347,6 +353,7 @@ static void save_export(struct engine *en, const char *id, int state, double per
 	if (store_change(en->store, &model_exports, id, announce ? "updated" : NULL, set_export, &news, &x, &e) < 0)
 		log_error("export %s: %s", id, e.msg);
 	engine_wake(en);
+	return e.code != -ENOENT;
 }
 
 static void export_event(void *arg, const json_t *event)
@@ -384,8 +391,10 @@ static void run_export(struct task *t)
 		unlink(path);
 	if (r < 0 && task_cancelled(t))
 		return;
-	save_export(en, t->id, r < 0 ? EXPORT_IN_ERROR : EXPORT_FINISHED, r < 0 ? x.percent : 100,
-		    r < 0 ? 0 : (uint64_t)st.st_size, r < 0 ? &e : NULL, true);
+	/* One that was removed by way of another center. */
+	if (!save_export(en, t->id, r < 0 ? EXPORT_IN_ERROR : EXPORT_FINISHED, r < 0 ? x.percent : 100,
+			 r < 0 ? 0 : (uint64_t)st.st_size, r < 0 ? &e : NULL, true))
+		unlink(path);
 }
 
 int task_export(void *arg, const char *export, struct api_fault *f)
@@ -398,6 +407,9 @@ int task_export(void *arg, const char *export, struct api_fault *f)
 	if (en->store->ops->get(en->store, &model_exports, export, &x, &e) < 0)
 		return api_fault_err(f, &e);
 	if (!mark_whole(en, x.image, IMAGE_EXPORT)) {
+		/* The center that has the image finds the row. */
+		if (en->store->share && is_whole(en, x.image))
+			return 0;
 		/* Its row must not keep the image's. */
 		if (store_forget(en->store, &model_exports, export, &e) < 0)
 			return api_fault_err(f, &e);
@@ -486,7 +498,9 @@ static void run_remove_job(struct task *t)
 	wait_for_runner(t);
 	if (task_cancelled(t))
 		return;
-	r = s->ops->get(s, &model_jobs, t->id, &job, &e);
+	r = share_confirm(en, &e);
+	if (r == 0)
+		r = s->ops->get(s, &model_jobs, t->id, &job, &e);
 	if (r == 0)
 		r = remove_pending(en, &job, &e);
 	if (r == 0)
@@ -596,6 +610,7 @@ static void *task_main(void *arg)
 	struct task *t = arg, **p;
 	struct engine *en = t->engine;
 
+	share_fence(en, *t->lease ? t->lease : t->image);
 	switch (t->kind) {
 	case TASK_BOOT:
 		run_boot(t);
@@ -613,8 +628,11 @@ static void *task_main(void *arg)
 		run_trim(t);
 		break;
 	}
+	share_fence(en, NULL);
 	if (*t->image)
 		image_unmark(en, t->image, uses[t->kind]);
+	if (*t->lease)
+		share_drop(en, t->lease);
 	pthread_mutex_lock(&en->lock);
 	if (t->waiter) {
 		*t->waiter = t->outcome;
@@ -629,8 +647,9 @@ static void *task_main(void *arg)
 	return NULL;
 }
 
-static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
-			  struct task_outcome *waiter)
+/* What no image's mark covers has a lease of its own. */
+static int task_begin(struct engine *en, enum task_kind kind, const char *id, const char *image, const char *lease,
+		      struct task_outcome *waiter)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
@@ -647,6 +666,7 @@ static int task_start_for(struct engine *en, enum task_kind kind, const char *id
 	t->kind = kind;
 	snprintf(t->id, sizeof(t->id), "%s", id);
 	snprintf(t->image, sizeof(t->image), "%s", image ? image : "");
+	snprintf(t->lease, sizeof(t->lease), "%s", lease);
 	t->waiter = waiter;
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
@@ -659,6 +679,20 @@ static int task_start_for(struct engine *en, enum task_kind kind, const char *id
 	t->next = en->tasks;
 	en->tasks = t;
 	return 0;
+}
+
+static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
+			  struct task_outcome *waiter)
+{
+	const char *lease = kind == TASK_REMOVE_JOB ? id : kind == TASK_TRIM ? "trim" : "";
+	int r = *lease ? share_take(en, lease) : 0;
+
+	if (r < 0)
+		return r == -EBUSY ? 1 : r;
+	r = task_begin(en, kind, id, image, lease, waiter);
+	if (r != 0 && *lease)
+		share_drop(en, lease);
+	return r;
 }
 
 int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image)

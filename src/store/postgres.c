@@ -157,7 +157,7 @@ static void reader_give(struct pg_store *s, PGconn *c)
 
 /* ---- statements ---- */
 
-static int run(PGconn *c, const struct pg_query *q, PGresult **ret, struct err *e)
+int pg_run(PGconn *c, const struct pg_query *q, PGresult **ret, struct err *e)
 {
 	_cleanup_result_ PGresult *res = NULL;
 	Oid types[PG_VALUES_MAX];
@@ -192,15 +192,15 @@ int pg_read(struct pg_store *s, const struct pg_query *q, PGresult **ret, struct
 	int r = -EIO;
 
 	if (mine(s))
-		return run(s->writer, q, ret, e);
+		return pg_run(s->writer, q, ret, e);
 	c = reader_take(s);
 	/* A connection that was left alone may have ended meanwhile. */
 	if (c)
-		r = run(c, q, ret, e);
+		r = pg_run(c, q, ret, e);
 	if (!c || PQstatus(c) != CONNECTION_OK) {
 		PQfinish(c);
 		c = connect_to(s->conninfo, e);
-		r = c ? run(c, q, ret, e) : -EIO;
+		r = c ? pg_run(c, q, ret, e) : -EIO;
 	}
 	reader_give(s, c);
 	return r;
@@ -223,6 +223,8 @@ static int begin_once(struct pg_store *s, struct err *e)
 	if (!s->writer)
 		return -EIO;
 	r = say(s->writer, "BEGIN; SELECT pg_advisory_xact_lock(" PG_LOCK ")", NULL, e);
+	if (r == 0)
+		r = pg_check_fence(s, e);
 	if (r == 0)
 		return 0;
 	if (PQstatus(s->writer) != CONNECTION_OK || say(s->writer, "ROLLBACK", NULL, NULL) < 0) {
@@ -289,11 +291,11 @@ int pg_write(struct pg_store *s, const struct pg_query *q, PGresult **ret, struc
 	int r;
 
 	if (mine(s))
-		return run(s->writer, q, ret, e);
+		return pg_run(s->writer, q, ret, e);
 	r = pq_begin(&s->base, e);
 	if (r < 0)
 		return r;
-	r = run(s->writer, q, &res, e);
+	r = pg_run(s->writer, q, &res, e);
 	if (r < 0) {
 		pq_rollback(&s->base);
 		return r;
@@ -699,7 +701,8 @@ static int schema_version(struct pg_store *s, size_t *ret, struct err *e)
 	int r = say(s->writer, "CREATE TABLE IF NOT EXISTS replant_schema (version bigint NOT NULL)", NULL, e);
 
 	if (r == 0)
-		r = run(s->writer, &(struct pg_query){"SELECT coalesce(max(version), 0) FROM replant_schema"}, &res, e);
+		r = pg_run(s->writer, &(struct pg_query){"SELECT coalesce(max(version), 0) FROM replant_schema"}, &res,
+			   e);
 	if (r == 0)
 		*ret = (size_t)number(res, 0, 0);
 	return r;
@@ -771,6 +774,7 @@ int store_open_postgres(const char *conninfo, struct store **ret, struct err *e)
 		return err_nomem(e);
 	}
 	s->base.ops = &postgres_ops;
+	s->base.share = &pg_share_ops;
 	s->audit_count = STORE_AUDIT_TRIM_EVERY - 1; /* the first one trims: a center may be restarted often */
 	pthread_mutex_init(&s->write_lock, NULL);
 	pthread_mutex_init(&s->pool_lock, NULL);

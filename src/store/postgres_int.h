@@ -4,6 +4,7 @@
 #include <libpq-fe.h>
 #include <pthread.h>
 
+#include "base/id.h"
 #include "store/store_int.h"
 
 struct err;
@@ -22,6 +23,7 @@ struct pg_store {
 	pthread_mutex_t write_lock; /* held through a transaction */
 	PGconn *writer;
 	uint64_t event_count, audit_count; /* since the last trim */
+	char center[ID_MAX], lease[32];    /* whose leases are ours, and their seconds as text */
 
 	pthread_mutex_t pool_lock; /* of what follows */
 	pthread_cond_t pool_free;
@@ -53,5 +55,12 @@ static inline void pg_clearp(PGresult **r)
 int pg_read(struct pg_store *s, const struct pg_query *q, PGresult **ret, struct err *e);
 /* Writes: in the calling thread's transaction, or in one of its own. */
 int pg_write(struct pg_store *s, const struct pg_query *q, PGresult **ret, struct err *e);
+/* On one connection; other threads must not use it meanwhile. */
+int pg_run(PGconn *c, const struct pg_query *q, PGresult **ret, struct err *e);
 /* Rows that a write changed. */
 size_t pg_changed(const PGresult *r);
+
+/* ---- postgres_share.c ---- */
+extern const struct store_share_ops pg_share_ops;
+/* -ECANCELED: what the calling thread has its right to write from is another center's. */
+int pg_check_fence(struct pg_store *s, struct err *e);

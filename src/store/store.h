@@ -78,8 +78,42 @@ struct store_ops {
 	void (*close)(struct store *s);
 };
 
+/*
+ * ---- several centers on one store ----
+ * A lease is the right to work on something that has a name (a job, an image): one center has it, until it drops it or
+ * lets it run out. Time is the database's.
+ */
+typedef void (*store_renewed_fn)(void *arg, const char *name, uint64_t stops, uint64_t news);
+typedef void (*store_other_fn)(void *arg, const char *name, const json_t *what);
+typedef void (*store_hearing_fn)(void *arg, const char *source, double ago);
+
+struct store_share_ops {
+	/* Who we are, and how long our leases last. Before everything else. What `gone` had ("": nobody) is free. */
+	int (*join)(struct store *s, const char *center, const char *gone, double seconds, struct err *e);
+	/* -EBUSY: it is another's. */
+	int (*take)(struct store *s, const char *name, struct err *e);
+	int (*drop)(struct store *s, const char *name, struct err *e);
+	/* [{"name","view"}]: what we have lasts on, and others see the view. Told are those that are ours still, with
+	 * the calls so far. */
+	int (*renew)(struct store *s, const json_t *leases, store_renewed_fn each, void *arg, struct err *e);
+	/* Others' leases with their views, NULL for none. */
+	int (*others)(struct store *s, store_other_fn each, void *arg, struct err *e);
+	/* To who has the lease: stop what you are doing and look, or only look. Also in a transaction. */
+	int (*call)(struct store *s, const char *name, bool stop, struct err *e);
+	/* [{"source","ago"}] that we heard of; those that another heard of in the last so many seconds. */
+	int (*heard)(struct store *s, const json_t *list, struct err *e);
+	int (*hearings)(struct store *s, double seconds, store_hearing_fn each, void *arg, struct err *e);
+	/* For who has the job's lease, and what came for us, which is taken; oldest first. */
+	int (*report)(struct store *s, const char *job, const json_t *body, struct err *e);
+	int (*reports)(struct store *s, store_other_fn each, void *arg, struct err *e);
+	/* From now on the calling thread changes nothing in the store unless that lease is ours at that moment: else
+	 * -ECANCELED. NULL: whatever it likes. */
+	void (*fence)(struct store *s, const char *name);
+};
+
 struct store {
 	const struct store_ops *ops;
+	const struct store_share_ops *share; /* NULL: one center has it to itself */
 };
 
 /* A file of ours (0600), made when missing and brought to this program's schema; refuses one of a later

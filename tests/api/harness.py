@@ -83,7 +83,8 @@ class Database:
 
 
 class Center:
-    def __init__(self, folder, **env):
+    def __init__(self, folder, joins=None, **env):
+        """joins: another center, whose database this one shares."""
         self.folder = pathlib.Path(folder)
         self.state, self.script = self.folder / "state", self.folder / "script"
         self.script.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,8 @@ class Center:
         self.log = open(self.folder / "log", "a+b")
         self.process = None
         self.port = 0
+        if joins:
+            shutil.copytree(joins.state, self.state)
         if not self.state.exists():
             subprocess.run([self.program, "init", self.state], check=True, env=self.env)
         self.token = (self.state / "admin-token").read_text().strip()

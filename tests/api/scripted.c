@@ -538,6 +538,8 @@ int main(int argc, char **argv)
 		s.retry_pause = 0.05;
 		s.last_word = number("WORD", 0.2);
 		s.tick = number("TICK", 0.1);
+		s.lease = number("LEASE", 0);
+		s.data_host = getenv("DATA_HOST");
 		s.renew_check = number("RENEW_CHECK", 0);
 		s.notify_pause = number("NOTIFY_PAUSE", 0.1);
 		s.notify_timeout = number("NOTIFY_TIMEOUT", 2);
