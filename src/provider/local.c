@@ -482,6 +482,8 @@ static void local_close(struct provider *p)
 	struct local *l = local_of(p);
 
 	pthread_mutex_destroy(&l->lock);
+	if (l->chain_locks >= 0)
+		close(l->chain_locks);
 	free(l->dir);
 	free(l->cache);
 	free(l->programs);
@@ -525,6 +527,7 @@ static int local_open(const struct provider_settings *s, struct provider **ret, 
 	if (!l)
 		return err_nomem(e);
 	l->p.ops = &local_ops;
+	l->chain_locks = -1;
 	pthread_mutex_init(&l->lock, NULL);
 	l->dir = local_absolute(s->dir, e);
 	l->cache = l->dir ? local_absolute(s->cache, e) : NULL;
@@ -538,6 +541,11 @@ static int local_open(const struct provider_settings *s, struct provider **ret, 
 		r = local_path(l, &path, e, "%s", subdirs[i]);
 		if (r == 0)
 			r = io_mkdirs(path.s, 0755, e);
+	}
+	r = r ?: local_path(l, &path, e, "locks");
+	if (r == 0) {
+		l->chain_locks = open(path.s, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		r = l->chain_locks < 0 ? err_sys(e, "cannot open '%s'", path.s) : 0;
 	}
 	if (r < 0) {
 		local_close(&l->p);

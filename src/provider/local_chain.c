@@ -45,6 +45,16 @@ static struct local_chain_use **use_find(struct local *l, const char *chain)
 	return p;
 }
 
+/* For other centers on the same storage: the chain's byte. The kernel lets go of it with the process. */
+static bool use_lock(const struct local *l, const char *chain, short type)
+{
+	struct flock lk = {.l_type = type, .l_whence = SEEK_SET, .l_len = 1};
+	const char *hex = strchr(chain, '-');
+
+	lk.l_start = hex ? (off_t)(strtoull(hex + 1, NULL, 16) & (INT64_MAX >> 1)) : 0;
+	return fcntl(l->chain_locks, F_OFD_SETLK, &lk) == 0;
+}
+
 /* False when it must wait, or there is no memory. */
 static bool use_take(struct local *l, const char *chain, bool own)
 {
@@ -57,6 +67,12 @@ static bool use_take(struct local *l, const char *chain, bool own)
 		snprintf((*p)->chain, ID_MAX, "%s", chain);
 	u = *p;
 	ok = u && !u->owned && (!own || !u->shared);
+	if (ok && !u->shared)
+		ok = use_lock(l, chain, own ? F_WRLCK : F_RDLCK);
+	if (u && !u->shared && !u->owned && !ok) {
+		*p = u->next;
+		free(u);
+	}
 	if (ok && own)
 		u->owned = true;
 	else if (ok)
@@ -78,6 +94,7 @@ static void use_leave(struct local *l, const char *chain, bool own)
 	else
 		u->shared--;
 	if (!u->shared && !u->owned) {
+		use_lock(l, chain, F_UNLCK);
 		*p = u->next;
 		free(u);
 	}

@@ -21,6 +21,7 @@ struct local {
 	char *dir, *cache, *programs, *user; /* user: NULL unless we are root */
 	pthread_mutex_t lock;
 	struct local_chain_use *uses; /* (lock) */
+	int chain_locks;              /* DIR/locks: a byte of it for each chain, for centers that share DIR */
 };
 
 #define LOCAL_DISKS_MAX 64
