@@ -251,17 +251,11 @@ static int filter_add(struct filters *f, const char *name, const char *value)
 /* What the token is limited to. */
 static int filter_scope(struct filters *f)
 {
-	const char *key;
-	json_t *value;
-
 	if (!f->q->scope || !api_scope_noun(f->noun))
 		return 0;
-	json_object_foreach(f->q->scope, key, value)
-	{
-		if (f->n == FILTERS_MAX)
-			return api_refuse(f->q, 400, "bad_parameter", NULL, "these are too many filters");
-		f->v[f->n++] = (struct store_filter){key, json_string_value(value), STORE_TAG};
-	}
+	if (f->n + json_object_size(f->q->scope) > FILTERS_MAX)
+		return api_refuse(f->q, 400, "bad_parameter", NULL, "these are too many filters");
+	f->n = api_scope_filters(f->q, f->v, f->n, FILTERS_MAX);
 	return 0;
 }
 

@@ -207,6 +207,10 @@ int api_access_secret(const struct api *a, const char *key, char ret[STORE_SECRE
 bool api_scope_has(const json_t *scope, const json_t *tags);
 /* Can things of that noun have tags? */
 bool api_scope_noun(const struct model_noun *n);
+/* May the request's token see something with these tags? */
+bool api_scope_sees(const struct api_request *q, const json_t *tags);
+/* Adds what narrows a listing of such things to it; how many there are then. */
+size_t api_scope_filters(const struct api_request *q, struct store_filter *f, size_t n, size_t max);
 /* Before the handler: may the token use the route, and see {id}? */
 int api_scope_check(struct api_request *q);
 /* The same of a thing that the request names. */

@@ -146,8 +146,17 @@ int api_post_export(struct api_request *q)
 	return api_answer_row(q, 202, &model_exports, &x);
 }
 
+/* An export has no tags of its own. */
 int api_list_exports(struct api_request *q)
 {
+	const char *image = api_query(q, "image");
+
+	if (q->scope && !image)
+		return api_refuse(
+		    q, 403, "forbidden", "image",
+		    "this token is limited to things with certain tags: name the image whose exports it wants");
+	if (q->scope && api_scope_row(q, &model_images, image) < 0)
+		return -1;
 	return api_list(q, &model_exports, NULL);
 }
 

@@ -107,7 +107,10 @@ static int check_new_job(struct api_request *q, const struct model_source *src, 
 	_cleanup_(model_region_release) struct model_region r = {0};
 	struct store *s = q->api->s.store;
 
-	if (s->ops->unfinished_job(s, src->id, &other, NULL) == 0)
+	if (s->ops->unfinished_job(s, src->id, &other, NULL) == 0 && !api_scope_sees(q, other.tags))
+		return api_refuse(q, 409, "source_in_use", "source",
+				  "source '%s' has a job that your token may not see", src->id);
+	if (other.id)
 		return api_refuse(q, 409, "source_in_use", "source",
 				  "source '%s' already has job '%s', which is %s; "
 				  "finish or delete it first",
@@ -184,7 +187,7 @@ static int find_made(struct api_request *q, const char *token, const char *diges
 
 	if (r < 0)
 		return api_fail(q, &e);
-	if (r && q->scope && !api_scope_has(q->scope, ret->tags))
+	if (r && !api_scope_sees(q, ret->tags))
 		return api_refuse(q, 409, "token_reused", "client_token",
 				  "another request came with this token before");
 	if (r && strcmp(ret->client_digest, digest) != 0)
@@ -248,7 +251,7 @@ static int put_job(struct api_request *q, const struct model_job_request *in, st
 	if (!id_is("source", in->source))
 		return api_refuse(q, 400, "bad_field", "source", "'%.64s' is not the id of a source", in->source);
 	r = s->ops->get(s, &model_sources, in->source, &src, &e);
-	if (r == -ENOENT || (r == 0 && q->scope && !api_scope_has(q->scope, src.tags)))
+	if (r == -ENOENT || (r == 0 && !api_scope_sees(q, src.tags)))
 		return api_refuse(q, 400, "bad_field", "source", "there is no source '%s'", in->source);
 	if (r < 0)
 		return api_fail(q, &e);

@@ -1,4 +1,5 @@
 /* Regions: where images are made, and the addresses that data reaches them by. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <string.h>
 
@@ -32,6 +33,12 @@ int api_get_region(struct api_request *q)
 /* A host's name or address, which agents are told; "" for none. */
 static int check_host(struct api_request *q, const char *field, const char *host)
 {
+	struct in6_addr in6;
+
+	/* With a colon it is no name, and no port belongs to it. */
+	if (host && strchr(host, ':') && inet_pton(AF_INET6, host, &in6) != 1)
+		return api_refuse(q, 400, "bad_field", field, "'%.64s' is no address; leave out port and brackets",
+				  host);
 	if (!host || strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:") == strlen(host))
 		return 0;
 	return api_refuse(q, 400, "bad_field", field, "'%.64s' is neither a name nor an address", host);

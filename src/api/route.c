@@ -109,10 +109,13 @@ const struct api_route api_routes[] = {
     {"POST", "/v1/images/{id}/exports", API_OPERATOR, API_JSON, "image", NULL, "createExport", api_post_export,
      API_SCOPE_ROW},
 
-    {"GET", "/v1/exports", API_VIEWER, API_NO_BODY, NULL, PAGE " image", "listExports", api_list_exports},
-    {"GET", "/v1/exports/{id}", API_VIEWER, API_NO_BODY, "export", NULL, "getExport", api_get_export},
-    {"DELETE", "/v1/exports/{id}", API_OPERATOR, API_NO_BODY, "export", NULL, "deleteExport", api_delete_export},
-    {"GET", "/v1/exports/{id}/data", API_OPERATOR, API_NO_BODY, "export", NULL, "getExportData", api_get_export_data},
+    {"GET", "/v1/exports", API_VIEWER, API_NO_BODY, NULL, PAGE " image", "listExports", api_list_exports,
+     API_SCOPE_HANDLER},
+    {"GET", "/v1/exports/{id}", API_VIEWER, API_NO_BODY, "export", NULL, "getExport", api_get_export, API_SCOPE_ROW},
+    {"DELETE", "/v1/exports/{id}", API_OPERATOR, API_NO_BODY, "export", NULL, "deleteExport", api_delete_export,
+     API_SCOPE_ROW},
+    {"GET", "/v1/exports/{id}/data", API_OPERATOR, API_NO_BODY, "export", NULL, "getExportData", api_get_export_data,
+     API_SCOPE_ROW},
 
     {"GET", "/v1/events", API_VIEWER, API_NO_BODY, NULL, "since", "streamEvents", api_get_events, API_SCOPE_HANDLER},
 

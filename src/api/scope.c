@@ -19,6 +19,22 @@ bool api_scope_has(const json_t *scope, const json_t *tags)
 	return true;
 }
 
+bool api_scope_sees(const struct api_request *q, const json_t *tags)
+{
+	return !q->scope || api_scope_has(q->scope, tags);
+}
+
+size_t api_scope_filters(const struct api_request *q, struct store_filter *f, size_t n, size_t max)
+{
+	const char *key;
+	json_t *value;
+
+	must(n + json_object_size(q->scope) <= max);
+	json_object_foreach(q->scope, key, value) f[n++] =
+	    (struct store_filter){key, json_string_value(value), STORE_TAG};
+	return n;
+}
+
 static const struct model_noun *noun_of(const char *name)
 {
 	for (size_t i = 0; model_nouns[i]; i++)
@@ -64,12 +80,22 @@ int api_scope_row(struct api_request *q, const struct model_noun *n, const char 
 	return q->scope ? check_row(q, n, id) : 0;
 }
 
+/* A file of an image is seen by who sees the image. */
+static int check_export(struct api_request *q)
+{
+	_cleanup_(model_export_release) struct model_export x = {0};
+
+	return api_row(q, &model_exports, &x) < 0 ? -1 : check_row(q, &model_images, x.image);
+}
+
 int api_scope_check(struct api_request *q)
 {
 	const struct model_noun *n = q->route->noun ? noun_of(q->route->noun) : NULL;
 
 	if (!q->scope || q->route->scope == API_SCOPE_SHARED || q->route->scope == API_SCOPE_HANDLER)
 		return 0;
+	if (q->route->scope == API_SCOPE_ROW && n == &model_exports)
+		return check_export(q);
 	if (q->route->scope == API_SCOPE_ROW && n && api_scope_noun(n))
 		return check_row(q, n, q->id);
 	return api_refuse(q, 403, "forbidden", NULL,

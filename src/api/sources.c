@@ -32,8 +32,10 @@ int api_get_source(struct api_request *q)
 		return -1;
 	o = model_json(&model_sources, &src, false, id_now());
 	if (o)
-		json_object_set_new(
-		    o, "job", s->ops->unfinished_job(s, src.id, &job, NULL) == 0 ? json_string(job.id) : json_null());
+		json_object_set_new(o, "job",
+				    s->ops->unfinished_job(s, src.id, &job, NULL) == 0 && api_scope_sees(q, job.tags)
+					? json_string(job.id)
+					: json_null());
 	return api_answer(q, 200, o);
 }
 
@@ -74,6 +76,8 @@ static int remove_source(struct api_request *q, struct err *e)
 	struct store *s = q->api->s.store;
 	int r = s->ops->unfinished_job(s, q->id, &job, NULL);
 
+	if (r == 0 && !api_scope_sees(q, job.tags))
+		return err_set(e, -EBUSY, "the source has a job that your token may not see");
 	if (r == 0)
 		return err_set(e, -EBUSY, "the source has job '%s', which is %s; delete that first", job.id,
 			       model_job_states[job.state]);
@@ -94,8 +98,8 @@ static int remove_job(struct api_request *q)
 	if (strcmp(force, "true") != 0)
 		return api_refuse(q, 400, "bad_parameter", "force", "'force' must be true or false, not '%.32s'",
 				  force);
-	if (s->ops->unfinished_job(s, q->id, &job, NULL) < 0)
-		return 0;
+	if (s->ops->unfinished_job(s, q->id, &job, NULL) < 0 || !api_scope_sees(q, job.tags))
+		return 0; /* the removal says what is in its way */
 	return en->job_event(en->arg, job.id, JOB_DELETE, &q->fault);
 }
 

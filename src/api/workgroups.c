@@ -7,7 +7,7 @@
 
 /* What the newest job of each of its sources says. */
 struct wave {
-	struct store *store;
+	struct api_request *q;
 	size_t sources, begun, last, over;
 	json_t *in_error, *unrelated, *not_passed; /* ids of sources */
 };
@@ -22,10 +22,11 @@ static int take_job(void *arg, void *row)
 }
 
 /* 1: it has one. */
-static int newest_job(struct store *s, const char *source, struct model_job *ret, struct err *e)
+static int newest_job(struct api_request *q, const char *source, struct model_job *ret, struct err *e)
 {
-	const struct store_filter f = {"source", source, STORE_EQUAL};
-	const struct store_query sq = {.filters = &f, .nfilters = 1, .limit = 1};
+	struct store_filter f[1 + MODEL_TAGS_MAX] = {{"source", source, STORE_EQUAL}};
+	const struct store_query sq = {.filters = f, .nfilters = api_scope_filters(q, f, 1, ARRAY_SIZE(f)), .limit = 1};
+	struct store *s = q->api->s.store;
 
 	return s->ops->list(s, &model_jobs, &sq, take_job, ret, NULL, e);
 }
@@ -38,7 +39,7 @@ static void note(json_t *list, const char *id)
 static int look_at(struct wave *w, const char *source, struct err *e)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
-	int r = newest_job(w->store, source, &job, e);
+	int r = newest_job(w->q, source, &job, e);
 	const char *code = json_string_value(json_object_get(job.error, "code")) ?: "";
 
 	if (r < 0)
@@ -80,11 +81,8 @@ static int sources_of(struct api_request *q, const char *group, struct ids *ret,
 	struct store_filter f[1 + MODEL_TAGS_MAX] = {{"workgroup", group, STORE_EQUAL}};
 	struct store_query sq = {.filters = f, .nfilters = 1};
 	struct store *s = q->api->s.store;
-	const char *key;
-	json_t *value;
 
-	json_object_foreach(q->scope, key, value) if (sq.nfilters < ARRAY_SIZE(f)) f[sq.nfilters++] =
-	    (struct store_filter){key, json_string_value(value), STORE_TAG};
+	sq.nfilters = api_scope_filters(q, f, 1, ARRAY_SIZE(f));
 	return s->ops->list(s, &model_sources, &sq, add_id, ret, NULL, e);
 }
 
@@ -108,7 +106,7 @@ static int add_wave(struct api_request *q, const char *group, json_t *o, struct 
 {
 	_cleanup_json_ json_t *in_error = json_array(), *unrelated = json_array(), *not_passed = json_array();
 	struct wave w = {
-	    .store = q->api->s.store, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
+	    .q = q, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
 	json_t *warnings = json_array();
 	struct ids l = {0};
 	int r = sources_of(q, group, &l, e);
@@ -223,6 +221,10 @@ static int all_jobs(struct api_request *q, enum job_event event)
 		json_t *o = json_pack("{s:s, s:n, s:n}", "source", l.v[i], "job", "error");
 
 		r = s->ops->unfinished_job(s, l.v[i], &job, &e);
+		if (r == 0 && !api_scope_sees(q, job.tags)) {
+			model_job_release(&job);
+			r = -ENOENT;
+		}
 		if (r == -ENOENT)
 			api_fault_set(&fault, 409, "no_job", NULL, "the source has no unfinished job");
 		else if (r == 0)

@@ -259,13 +259,13 @@ static int save_image(struct live *l, struct model_job *job, const char *id, jso
 		return err_nomem(e);
 	model_take_json(&im.manifest, json_incref(manifest));
 	model_take_json(&im.report, json_incref(report));
-	model_take_json(&im.tags, json_incref(job->tags));
 	r = s->ops->begin(s, e);
 	if (r < 0)
 		return r;
-	r = s->ops->put(s, &model_images, &im, e);
+	r = s->ops->get(s, &model_jobs, l->job, &now, e);
+	model_take_json(&im.tags, json_incref(now.tags)); /* as they are now: who may see it goes by them */
 	if (r == 0)
-		r = s->ops->get(s, &model_jobs, l->job, &now, e);
+		r = s->ops->put(s, &model_images, &im, e);
 	if (r == 0 && (model_set(&now.image, id) < 0 || model_set(&now.image_pending, id) < 0 ||
 		       model_set(&job->image, id) < 0 || model_set(&job->image_pending, id) < 0))
 		r = err_nomem(e);

@@ -424,6 +424,8 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 	if (r < 0)
 		return runner_fail(f, "internal", false, "%s", e.msg);
 	r = find_way(l, job, &way, &e);
+	if (r == -EINVAL)
+		return runner_fail(f, "no_private_address", false, "%s", e.msg);
 	if (r < 0)
 		return runner_fail(f, "internal", false, "%s", e.msg);
 	if (*way.listen)

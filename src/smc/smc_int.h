@@ -25,6 +25,7 @@ struct smc {
 	const struct smc_request *in;
 	struct smc_param *params;
 	size_t n;
+	json_t *names; /* of the parameters, a set */
 	char key[ID_MAX], request_id[40];
 	json_t *answer; /* but for RequestId */
 	struct smc_fault fault;

@@ -177,7 +177,7 @@ static int put_common(struct smc *c, json_t *body, json_t *parameters)
 {
 	static const struct words texts[] = {
 	    {"name", "Name"}, {"description", "Description"}, {"image_name", "ImageName"}, {NULL, NULL}};
-	uint64_t hours = 0, images = 0;
+	uint64_t hours = 0, images = 0, net = 0;
 	int given;
 
 	for (const struct words *w = texts; w->ours; w++)
@@ -194,9 +194,10 @@ static int put_common(struct smc *c, json_t *body, json_t *parameters)
 	if (given < 0 || put_start(c, body) < 0 || put_replication(c, parameters) < 0 ||
 	    put_instance_type(c, parameters) < 0 || put_license(c, parameters) < 0)
 		return -1;
-	if (smc_param(c, "NetMode"))
-		smc_put(parameters, "network", strcmp(smc_param(c, "NetMode"), "2") == 0 ? "private" : "public");
-	return 0;
+	given = smc_uint(c, "NetMode", 0, 2, &net);
+	if (given > 0)
+		smc_put(parameters, "network", net == 2 ? "private" : "public");
+	return MIN(given, 0);
 }
 
 /* RunOnce=false: again and again, and then it must be said how often. */
@@ -275,14 +276,31 @@ static int check_names(struct smc *c, const char *but)
 	return 0;
 }
 
-/* A creation that is asked for once more has taken its names itself. */
-static int check_new_names(struct smc *c)
+/* The job that the same request made before; *ret stays NULL when there is none. */
+static int find_made(struct smc *c, json_t **ret)
 {
-	bool again = false;
+	_cleanup_json_ json_t *got = NULL;
+	const char *token = smc_param(c, "ClientToken");
 
-	if (is_taken(c, "client_token", smc_param(c, "ClientToken"), "", &again) < 0)
+	if (token && smc_call(c, "GET", json_pack("{s:s}", "client_token", token), NULL, &got, "/v1/jobs") < 0)
 		return -1;
-	return again ? 0 : check_names(c, "");
+	*ret = json_incref(json_array_get(json_object_get(got, "items"), 0));
+	return 0;
+}
+
+/* What only a new job has to keep: its names are free, its source is there, its end is counted from now. */
+static int check_new(struct smc *c, const json_t *source, json_t *body)
+{
+	_cleanup_json_ json_t *made = NULL;
+
+	if (find_made(c, &made) < 0)
+		return -1;
+	if (made)
+		return put_valid(c, json_number_value(json_object_get(made, "created")), body);
+	if (strcmp(smc_text(source, "state"), "unavailable") == 0)
+		return smc_fail(c, 400, "SourceServerState.Invalid",
+				"the source's state Unavailable is invalid; allowed only in Available");
+	return put_valid(c, c->in->now, body) < 0 ? -1 : check_names(c, "");
 }
 
 static int read_source(struct smc *c, const char *id, json_t **ret)
@@ -304,13 +322,9 @@ int smc_create_job(struct smc *c)
 	if (!smc_param(c, "RegionId"))
 		return smc_fail(c, 400, "MissingParameter", "the parameter RegionId is mandatory for this action");
 	if (smc_id(c, "SourceId", "source", id) < 0 || check_kinds(c) < 0 || put_common(c, body, parameters) < 0 ||
-	    put_run_once(c, parameters) < 0 || put_valid(c, c->in->now, body) < 0 || smc_tags(c, &tags) < 0 ||
-	    read_region(c, body) < 0 || read_source(c, id, &source) < 0 || smc_check_plan(c, source) < 0 ||
-	    check_new_names(c) < 0)
+	    put_run_once(c, parameters) < 0 || smc_tags(c, &tags) < 0 || read_region(c, body) < 0 ||
+	    read_source(c, id, &source) < 0 || smc_check_plan(c, source) < 0 || check_new(c, source, body) < 0)
 		return -1;
-	if (strcmp(smc_text(source, "state"), "unavailable") == 0)
-		return smc_fail(c, 400, "SourceServerState.Invalid",
-				"the source's state Unavailable is invalid; allowed only in Available");
 	smc_put(body, "source", id);
 	if (tags)
 		json_object_set(body, "tags", tags);
@@ -439,6 +453,15 @@ static void put_parameters(json_t *o, const json_t *p)
 	smc_put(o, "LicenseType", strcmp(smc_text(p, "license"), "byol") == 0 ? "BYOL" : "");
 }
 
+/* What went away since the list was made is no fault of the request. */
+static int gone(struct smc *c)
+{
+	if (c->refusal.status != 404)
+		return -1;
+	c->fault = (struct smc_fault){0};
+	return 0;
+}
+
 static int put_runs(struct smc *c, json_t *o, const json_t *job)
 {
 	json_t *items = json_array(), *run;
@@ -448,7 +471,7 @@ static int put_runs(struct smc *c, json_t *o, const json_t *job)
 	smc_put_list(o, "ReplicationJobRuns", "ReplicationJobRun", items);
 	if (smc_call(c, "GET", json_pack("{s:s}", "limit", "20"), NULL, &got, "/v1/jobs/%s/runs", smc_text(job, "id")) <
 	    0)
-		return c->refusal.status == 404 ? 0 : -1;
+		return gone(c);
 	json_array_foreach(json_object_get(got, "items"), i, run)
 	{
 		json_t *r = json_object();
@@ -469,10 +492,7 @@ static int put_source(struct smc *c, json_t *o, const json_t *job)
 
 	smc_put_id(o, "SourceId", json_object_get(job, "source"));
 	if (smc_call(c, "GET", NULL, NULL, &source, "/v1/sources/%s", smc_text(job, "source")) < 0) {
-		if (c->refusal.status != 404)
-			return -1;
-		c->fault = (struct smc_fault){0};
-		return 0;
+		return gone(c);
 	}
 	smc_put_id(o, "WorkgroupId", json_object_get(source, "workgroup"));
 	smc_put_disks(o, source);
@@ -495,7 +515,8 @@ static int add_job(struct smc *c, const json_t *job, json_t *items)
 	smc_put(o, "Status", theirs(statuses, state));
 	smc_put(o, "BusinessStatus", running ? theirs(stages, smc_text(job, "stage")) : "");
 	json_object_set_new(o, "Progress", json_real(progress_of(job)));
-	smc_put(o, "StatusInfo", error ? smc_text(error, "message") : smc_text(json_object_get(job, "step"), "text"));
+	smc_put(o, "StatusInfo",
+		json_is_object(error) ? smc_text(error, "message") : smc_text(json_object_get(job, "step"), "text"));
 	smc_put(o, "ErrorCode", smc_text(error, "code"));
 	smc_put(o, "TargetType", "Image");
 	smc_put(o, "ImageName", smc_text(job, "image_name"));
@@ -536,19 +557,29 @@ static int read_none(struct smc *c, bool *ret)
 	return 0;
 }
 
-/* Both lists at once: the jobs of the one that are of sources of the other. */
-static void keep_sources(json_t *rows, const json_t *sources)
+static bool is_among(const json_t *ids, const char *id)
 {
-	for (size_t i = json_array_size(rows); i-- > 0;) {
-		const char *source = smc_text(json_array_get(rows, i), "source");
-		bool found = false;
-		json_t *id;
-		size_t k;
+	json_t *one;
+	size_t i;
 
-		json_array_foreach(sources, k, id) found = found || strcmp(json_string_value(id), source) == 0;
-		if (!found)
+	json_array_foreach(ids, i, one) if (strcmp(json_string_value(one), id) == 0) return true;
+	return false;
+}
+
+/* Both lists at once: of the jobs of the one those that are of sources of the other, a page of them; how many there
+ * are. */
+static uint64_t keep_sources(json_t *rows, const json_t *sources, const struct smc_page *p)
+{
+	uint64_t total, from = (p->number - 1) * p->size;
+
+	for (size_t i = json_array_size(rows); i-- > 0;)
+		if (!is_among(sources, smc_text(json_array_get(rows, i), "source")))
 			json_array_remove(rows, i);
-	}
+	total = json_array_size(rows);
+	for (size_t i = json_array_size(rows); i-- > 0;)
+		if (i < from || i >= from + p->size)
+			json_array_remove(rows, i);
+	return total;
 }
 
 int smc_describe_jobs(struct smc *c)
@@ -556,6 +587,7 @@ int smc_describe_jobs(struct smc *c)
 	_cleanup_json_ json_t *query = json_object(), *jobs = NULL, *sources = NULL, *rows = NULL;
 	json_t *items = json_array(), *row;
 	struct smc_page p;
+	const struct smc_page all = {1, SMC_IDS_MAX};
 	uint64_t total = 0;
 	bool none = false, both;
 	size_t i;
@@ -569,15 +601,11 @@ int smc_describe_jobs(struct smc *c)
 	    read_region(c, query) < 0 || smc_tag_filter(c, query) < 0)
 		return -1;
 	both = jobs && sources;
-	if (both) /* at most 50, and filtered here: all of them at once */
-		p = (struct smc_page){1, SMC_IDS_MAX};
 	if (!none && smc_list(c, "/v1/jobs", take_ptr(&query), jobs ? take_ptr(&jobs) : json_incref(sources),
-			      both || !sources ? NULL : "source", &p, &rows, &total) < 0)
+			      both || !sources ? NULL : "source", both ? &all : &p, &rows, &total) < 0)
 		return -1;
-	if (both) {
-		keep_sources(rows, sources);
-		total = json_array_size(rows);
-	}
+	if (both)
+		total = keep_sources(rows, sources, &p);
 	json_array_foreach(rows, i, row) if (add_job(c, row, items) < 0) return -1;
 	smc_put_page(c, &p, total);
 	return 0;

@@ -18,7 +18,7 @@ static int add(struct smc *c, char *name, char *value)
 		smc_fail(c, 400, "InvalidParameter", "a parameter is not UTF-8");
 	else if (c->n == SMC_PARAMS_MAX)
 		smc_fail(c, 400, "InvalidParameter", "more than %u parameters", SMC_PARAMS_MAX);
-	else if (name && smc_param(c, name))
+	else if (name && json_object_get(c->names, name))
 		smc_bad(c, name, "given twice");
 	else
 		v = check ? realloc(c->params, (c->n + 1) * sizeof(*v)) : NULL;
@@ -29,7 +29,7 @@ static int add(struct smc *c, char *name, char *value)
 	}
 	c->params = v;
 	v[c->n++] = (struct smc_param){name, value};
-	return 0;
+	return json_object_set_new(c->names, name, json_true()) < 0 ? smc_nomem(c) : 0;
 }
 
 /* One part of application/x-www-form-urlencoded; NULL when it can't be. */
@@ -89,6 +89,9 @@ int smc_params_read(struct smc *c)
 {
 	const char *type = c->in->header(c->in->header_arg, "content-type");
 
+	c->names = json_object();
+	if (!c->names)
+		return smc_nomem(c);
 	for (size_t i = 0; i < c->in->nquery; i++)
 		if (add(c, strdup(c->in->query[i].name), strdup(c->in->query[i].value)) < 0)
 			return -1;
@@ -107,6 +110,8 @@ void smc_params_release(struct smc *c)
 		free(c->params[i].value);
 	}
 	free(c->params);
+	json_decref(c->names);
+	c->names = NULL;
 	c->params = NULL;
 	c->n = 0;
 }

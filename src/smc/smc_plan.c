@@ -41,15 +41,37 @@ static int check_flag(struct plan *p, const char *name, bool must_be, const char
 	return v == must_be ? 0 : smc_bad(p->c, name, "%s", why);
 }
 
+/* The filesystem of that disk that is mounted there, and its size. */
+static bool is_mounted(const struct plan *p, size_t disk, const char *path, uint64_t *ret_size)
+{
+	const json_t *inventory = json_object_get(p->source, "inventory");
+	json_t *fs, *name;
+	size_t i, k;
+
+	json_array_foreach(json_object_get(inventory, "filesystems"), i, fs)
+	{
+		if (strcmp(smc_text(json_array_get(json_object_get(fs, "mounts"), 0), "point"), path) != 0)
+			continue;
+		json_array_foreach(json_object_get(fs, "disks"), k,
+				   name) if (strcmp(json_string_value(name) ?: "", p->disks[disk].name) == 0)
+		{
+			*ret_size = (uint64_t)json_integer_value(json_object_get(fs, "size"));
+			return true;
+		}
+	}
+	return false;
+}
+
 /* PREFIX.N.Device or .Path, .SizeBytes, .Block */
 static int check_parts(struct plan *p, const char *prefix, size_t disk)
 {
 	const json_t *parts = json_object_get(p->disks[disk].disk, "partitions");
 
 	for (unsigned i = 1; i <= PARTS_MAX + 1; i++) {
-		uint64_t size, index;
-		char name[80], device[80], *end;
+		char name[80], device[80], path[80], *end;
+		uint64_t size, index, is = 0;
 		const char *s;
+		int given;
 
 		snprintf(name, sizeof(name), "%s.%u.", prefix, i);
 		if (!smc_param_any(p->c, name))
@@ -66,10 +88,19 @@ static int check_parts(struct plan *p, const char *prefix, size_t disk)
 		if (s && (!end || (size_t)strtoull(s, NULL, 10) != disk ||
 			  str_u64(end + 1, 0, json_array_size(parts) - (json_array_size(parts) > 0), &index) < 0))
 			return smc_bad(p->c, device, "the source has no partition '%.32s' on that disk", s);
-		if (smc_uint(p->c, name, 1, UINT64_MAX, &size) <= 0)
-			continue;
-		if (s && size != (uint64_t)json_integer_value(json_object_get(json_array_get(parts, index), "size")))
-			return smc_bad(p->c, name, "partitions keep their size; leave it out");
+		snprintf(path, sizeof(path), "%s.%u.Path", prefix, i);
+		if (smc_param(p->c, path) && !is_mounted(p, disk, smc_param(p->c, path), &is))
+			return smc_bad(p->c, path, "the source has no filesystem there on that disk");
+		if (s)
+			is = (uint64_t)json_integer_value(json_object_get(json_array_get(parts, index), "size"));
+		given = smc_uint(p->c, name, 1, UINT64_MAX, &size);
+		if (given < 0)
+			return -1;
+		if (given && !s && !smc_param(p->c, path))
+			return smc_bad(p->c, name, "goes with Device or Path");
+		if (given && size != is)
+			return smc_bad(p->c, name, "partitions keep their size, %llu; say that, or nothing",
+				       (unsigned long long)is);
 	}
 	return 0;
 }

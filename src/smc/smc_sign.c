@@ -302,15 +302,15 @@ bool smc_verify(struct smc *c, bool *ret_denied)
 	char secret[SMC_SECRET_MAX], ours[2 * EVP_MAX_MD_SIZE + 1];
 	int r;
 
-	*ret_denied = false;
+	*ret_denied = true; /* whoever has shown no right signature, for whatever reason */
 	if ((is_acs3(c) ? read_acs3(c, &s) : read_v1(c, &s)) < 0)
 		return false;
 	r = strlen(s.key) < ID_MAX ? c->service->secret(c->service->arg, s.key, secret) : -ENOENT;
 	if (r < 0 && r != -ENOENT) {
+		*ret_denied = false;
 		smc_fail(c, 500, "InternalError", "the access key can't be looked up");
 		return false;
 	}
-	*ret_denied = true;
 	if (r < 0) {
 		smc_fail(c, 404, "InvalidAccessKeyId.NotFound", "the specified access key is not found");
 		return false;

@@ -53,6 +53,7 @@ size_t smc_disks(const json_t *source, struct smc_disk ret[SMC_DISKS_MAX])
 	const json_t *inventory = json_object_get(source, "inventory");
 	json_t *disk;
 	size_t i, n = 0, system = 0;
+	bool found = false;
 
 	json_array_foreach(json_object_get(inventory, "disks"), i, disk)
 	{
@@ -60,8 +61,10 @@ size_t smc_disks(const json_t *source, struct smc_disk ret[SMC_DISKS_MAX])
 			break;
 		ret[n] = (struct smc_disk){(uint64_t)json_integer_value(json_object_get(disk, "size")), disk,
 					   smc_text(disk, "name")};
-		if (is_system(inventory, ret[n].name))
+		if (!found && is_system(inventory, ret[n].name)) {
 			system = n;
+			found = true;
+		}
 		n++;
 	}
 	if (n && system) {
@@ -220,8 +223,7 @@ static json_t *system_info(const json_t *source)
 
 static const struct {
 	const char *ours, *theirs;
-} states[] = {
-    {"available", "Available"}, {"in_use", "InUse"}, {"unavailable", "Unavailable"}, {"deleting", "Deleting"}};
+} states[] = {{"available", "Available"}, {"in_use", "InUse"}, {"unavailable", "Unavailable"}};
 
 /* The newest job of a source. */
 static int put_last_job(struct smc *c, json_t *o, const json_t *id)
@@ -261,10 +263,29 @@ static int add_source(struct smc *c, const json_t *source, json_t *items)
 	return put_last_job(c, o, json_object_get(source, "id"));
 }
 
+/* A list leaves out inventories that are big. */
+static int add_whole(struct smc *c, const json_t *row, json_t *items)
+{
+	_cleanup_json_ json_t *whole = NULL;
+
+	if (json_is_object(json_object_get(row, "inventory")))
+		return add_source(c, row, items);
+	if (smc_call(c, "GET", NULL, NULL, &whole, "/v1/sources/%s", smc_text(row, "id")) == 0)
+		return add_source(c, whole, items);
+	if (c->refusal.status != 404)
+		return -1;
+	c->fault = (struct smc_fault){0};
+	return 0;
+}
+
 static int read_state(struct smc *c, json_t *query, bool *ret_none)
 {
 	const char *state = smc_param(c, "State");
 
+	if (state && strcmp(state, "Deleting") == 0) { /* sources go at once */
+		*ret_none = true;
+		return 0;
+	}
 	for (size_t i = 0; state && i < ARRAY_SIZE(states); i++)
 		if (strcmp(states[i].theirs, state) == 0) {
 			smc_put(query, "state", states[i].ours);
@@ -293,11 +314,13 @@ static int read_job(struct smc *c, json_t **ids, bool *ret_none)
 	if (smc_id(c, "JobId", "job", id) < 0)
 		return -1;
 	if (smc_call(c, "GET", NULL, NULL, &job, "/v1/jobs/%s", id) < 0) {
-		*ret_none = c->refusal.status == 404;
-		c->fault.status = *ret_none ? 0 : c->fault.status;
-		return *ret_none ? 0 : -1;
+		if (c->refusal.status != 404)
+			return -1;
+		c->fault = (struct smc_fault){0};
+		*ret_none = true;
+		return 0;
 	}
-	*ret_none = *ids && !has_id(*ids, smc_text(job, "source"));
+	*ret_none = *ret_none || (*ids && !has_id(*ids, smc_text(job, "source")));
 	json_decref(*ids);
 	*ids = json_pack("[O]", json_object_get(job, "source"));
 	return 0;
@@ -346,7 +369,7 @@ int smc_describe_sources(struct smc *c)
 		return -1;
 	if (!none && smc_list(c, "/v1/sources", take_ptr(&query), take_ptr(&ids), NULL, &p, &rows, &total) < 0)
 		return -1;
-	json_array_foreach(rows, i, row) if (add_source(c, row, items) < 0) return -1;
+	json_array_foreach(rows, i, row) if (add_whole(c, row, items) < 0) return -1;
 	smc_put_page(c, &p, total);
 	return 0;
 }

@@ -301,9 +301,9 @@ def test_a_token_that_is_limited_to_tags(fresh):
         got = my(method, path, None if method in ("GET", "DELETE") else {})
         assert (got.status, got.code) == (404, "not_found"), (method, path, got)
     assert my("POST", "/v1/jobs", {"source": others.source}).field == "source"
-    for method, path in [("POST", "/v1/codes"), ("GET", "/v1/codes"), ("POST", "/v1/templates"), ("GET", "/v1/exports"), ("GET", "/metrics"),
+    for method, path in [("POST", "/v1/codes"), ("GET", "/v1/codes"), ("POST", "/v1/templates"), ("GET", "/v1/exports"), ("GET", f"/v1/exports?image=image-{0:016x}"), ("GET", "/metrics"),
                          ("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("GET", "/v1/subscriptions")]:
-        assert my(method, path, {} if method == "POST" else None).status == 403, path
+        assert my(method, path, {} if method == "POST" else None).status == (404 if "image=" in path else 403), path
     for path in ("/v1/regions", "/v1/regions/local", "/v1/templates", "/v1/version"):
         assert my("GET", path).status == 200, path
     # What it makes has the tags, and they stay.
@@ -325,7 +325,18 @@ def test_a_token_that_is_limited_to_tags(fresh):
     image = center.wait_job(job["id"])["image"]
     assert [i["id"] for i in my("GET", "/v1/images").json["items"]] == [image]
     assert my("GET", f"/v1/images/{image}").status == 200
+    export = my("POST", f"/v1/images/{image}/exports", {"format": "raw"}).json["id"]
+    assert my("GET", f"/v1/exports?image={image}").json["total"] == 1
+    wait_for("export", lambda: my("GET", f"/v1/exports/{export}").json["state"] == "finished")
+    assert my("DELETE", f"/v1/exports/{export}").status == 204
     assert center.job(foreign)["state"] == "ready"
+    # A job without the tags, on a source that has them.
+    hidden = center.new_job(mine.source)
+    assert my("GET", f"/v1/sources/{mine.source}").json["job"] is None
+    for got in (my("POST", "/v1/jobs", {"source": mine.source}), my("DELETE", f"/v1/sources/{mine.source}?force=true"),
+                my("POST", f"/v1/workgroups/{group['id']}/start", {})):
+        assert hidden not in got.raw.decode() and (got.status == 409 or got.json["items"][0]["error"]["code"] == "no_job"), got
+    assert center.job(hidden)["state"] == "ready"
     # Nor is it told of.
     told = events_seen(center, token)
     assert {job["id"], image, group["id"]} <= set(told) and not {foreign, others.source} & set(told), told

@@ -196,7 +196,8 @@ def test_body_of_another_kind_or_size(smc):
 def test_wrong_signatures_are_counted(fresh):
     smc = Smc(fresh(FAILURES=10))
     params = smc.params("DescribeSourceServers", {})
-    codes = [fault(smc.send("POST", dict(params, Signature="x")))[1] for _ in range(11)]
+    assert fault(smc.send("POST", {"Action": "DescribeSourceServers"}))[1] == "MissingParameter"  # counts as well
+    codes = [fault(smc.send("POST", dict(params, Signature="x")))[1] for _ in range(10)]
     assert codes[0] == "SignatureDoesNotMatch" and codes[-1] == "Throttling"
 
 
@@ -379,6 +380,10 @@ def test_the_same_creation_twice(center, smc):
     ({"SystemDiskPart.1.Device": "0_0", "SystemDiskPart.1.SizeBytes": "5"}, "InvalidParameter"),
     ({"SystemDiskPart.1.Device": "0_0", "SystemDiskPart.1.Block": "false"}, "InvalidParameter"),
     ({"Disks.System.LVM": "true"}, "InvalidParameter"),
+    ({"Disks.System.Part.1.Path": "/nowhere"}, "InvalidParameter"),
+    ({"Disks.System.Part.1.Path": "/boot", "Disks.System.Part.1.SizeBytes": "5"}, "InvalidParameter"),
+    ({"Disks.System.Part.1.SizeBytes": "5"}, "InvalidParameter"),
+    ({"Name": "", "NetMode": "02"}, "InvalidParameter"),  # private, too
     ({"Tag.1.Value": "v"}, "InvalidParameter.TagValue"),
     ({"Tag.1.Key": "acs:x"}, "InvalidParameter.TagKey"),
 ])
@@ -404,7 +409,7 @@ def test_a_job_from_start_to_end(center, smc):
     task = agent.wait_task()
     agent.report(task["run"], progress={"phase": "full", "percent": 42.5, "bytes_total": 100, "bytes_done": 42, "round": 1})
     now = describe(smc, job)
-    assert (now["Status"], now["BusinessStatus"], now["Progress"]) == ("Running", "Syncing", 42)
+    assert (now["Status"], now["BusinessStatus"], now["Progress"]) == ("Running", "Syncing", 42) and now["StatusInfo"]
     assert smc.ok("DescribeReplicationJobs", Status="Running", BusinessStatus="Syncing", SourceId_1=their_id(agent.source))["TotalCount"] == 1
     smc.ok("ModifyReplicationJobAttribute", JobId=job, ReplicationParameters='{"bandwidth_limit":1000}')
     assert center.job("job-" + job[2:])["parameters"]["rate_mbit"] == 8
@@ -479,6 +484,36 @@ def test_tags(center, smc):
                         ({"ResourceId_2": source}, "Duplicate.ResourceId"), ({"Tag_1_Key": "one more"}, "NumberExceed.Tags")):
         assert smc.refused("TagResources", **{**what, "Tag_1_Key": "k0", **given}) == (400, code)
     assert smc.refused("UntagResources", **what)[1] == "MissingParameter"
+
+
+def test_lists_that_have_nothing(center, smc):
+    assert smc.ok("DescribeSourceServers", State="Deleting")["TotalCount"] == 0
+    agent = center.agent()
+    job = new_job(smc, agent)
+    assert smc.ok("DescribeSourceServers", JobId=job)["TotalCount"] == 1
+    assert smc.ok("DescribeSourceServers", JobId=job, ResourceGroupId="rg-1")["TotalCount"] == 0
+    assert smc.ok("DescribeSourceServers", JobId="j-" + "0" * 16)["TotalCount"] == 0
+    both = {"JobId_1": job, "SourceId_1": their_id(agent.source)}
+    assert smc.ok("DescribeReplicationJobs", **both)["TotalCount"] == 1
+    assert smc.ok("DescribeReplicationJobs", **both, PageNumber="2")["ReplicationJobs"]["ReplicationJob"] == []
+    smc.ok("DeleteReplicationJob", JobId=job)
+
+
+def test_a_source_with_much_to_tell(center, smc):
+    """Lists leave its inventory out; it has its disks all the same."""
+    agent = center.agent(inventory=dict(INVENTORY, swaps=[{"path": "/x" * 100}] * 300))
+    center.ok("PATCH", f"/v1/sources/{agent.source}", {"name": "talker"})
+    (one,) = smc.ok("DescribeSourceServers", Name="talker")["SourceServers"]["SourceServer"]
+    assert one["SystemDiskSize"] == 41 and one["Platform"] == "Debian"
+
+
+def test_a_creation_is_repeated_when_the_source_is_away(fresh):
+    center = fresh(HEARTBEAT=0.1)
+    smc, agent = Smc(center), center.agent()
+    first = new_job(smc, agent, ClientToken="t", ValidTime=stamp(9 * 86400))
+    wait_for("away", lambda: center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "unavailable")
+    assert new_job(smc, agent, ClientToken="t", ValidTime=stamp(9 * 86400)) == first
+    assert smc.refused("CreateReplicationJob", RegionId="local", SourceId=their_id(agent.source))[1] == "SourceServerState.Invalid"
 
 
 def test_no_counterpart(smc):
