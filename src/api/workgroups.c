@@ -105,8 +105,7 @@ static void add_warning(json_t *warnings, const char *type, const json_t *source
 static int add_wave(struct api_request *q, const char *group, json_t *o, struct err *e)
 {
 	_cleanup_json_ json_t *in_error = json_array(), *unrelated = json_array(), *not_passed = json_array();
-	struct wave w = {
-	    .q = q, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
+	struct wave w = {.q = q, .in_error = in_error, .unrelated = unrelated, .not_passed = not_passed};
 	json_t *warnings = json_array();
 	struct ids l = {0};
 	int r = sources_of(q, group, &l, e);
