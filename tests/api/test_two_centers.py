@@ -1,5 +1,5 @@
-"""Two centers on one PostgreSQL: what one carries the other knows, and carries on when it is gone. Each has a provider of its own
-here, so that it shows who called what."""
+"""Two centers on one PostgreSQL: what one carries the other knows, and carries on when it is gone. Each has a script of its own here, so that
+it shows who called what, and the storage is the same: what no storage could bear is misuse, and fails."""
 
 import os
 import signal
@@ -19,11 +19,17 @@ LEASE = 5 * SLOW
 def pair(tmp_path, postgres):
     env = {"LEASE": LEASE, "HEARTBEAT": 1}
     a = new_center(tmp_path / "a", postgres, DATA_HOST="a.example", **env)
+    # The same storage below both.
+    (a.script / "world").mkdir(exist_ok=True)
+    (tmp_path / "b" / "script").mkdir(parents=True)
+    for shared in "world", "made", "misuse":
+        (tmp_path / "b" / "script" / shared).symlink_to(a.script / shared)
     b = Center(tmp_path / "b", joins=a, DATABASE=a.env["DATABASE"], DATA_HOST="b.example", **env)
     yield a, b
     for center in a, b:
         if center.process.poll() is None:
             assert center.stop() == 0, center.tail()
+    assert not (a.script / "misuse").exists(), (a.script / "misuse").read_text()
 
 
 def heart(agent, centers):
@@ -43,7 +49,7 @@ def heart(agent, centers):
             except OSError:
                 pass
             time.sleep(0.1)
-    agent.thread = threading.Thread(target=beat)
+    agent.thread = threading.Thread(target=beat, daemon=True)
     agent.thread.start()
 
 
@@ -112,7 +118,7 @@ def test_events_of_the_other(pair):
     conn.request("GET", "/v1/events", headers={"Authorization": "Bearer " + b.token})
     stream = conn.getresponse()
     heard = []
-    reader = threading.Thread(target=lambda: [heard.append(line.decode().strip()) for line in iter(stream.readline, b"")])
+    reader = threading.Thread(target=lambda: [heard.append(line.decode().strip()) for line in iter(stream.readline, b"")], daemon=True)
     reader.start()
     job = a.started_job(agent.source, parameters={"test_boot": False})
     task = agent.wait_task()

@@ -546,6 +546,102 @@ static void test_lost_connections(void **state)
 	store_close(s);
 }
 
+static void on_renewed(void *arg, const char *name, uint64_t stops, uint64_t news)
+{
+	str_addf(arg, "%s %llu %llu ", name, (unsigned long long)stops, (unsigned long long)news);
+}
+
+static void on_other(void *arg, const char *name, const json_t *what)
+{
+	_cleanup_free_ char *text = what ? jsn_text(what) : NULL;
+
+	str_addf(arg, "%s %s ", name, text ?: "null");
+}
+
+static void on_hearing(void *arg, const char *source, double ago)
+{
+	str_addf(arg, "%s %.0f ", source, ago);
+}
+
+static void expect(struct str *said, const char *what)
+{
+	assert_string_equal(said->s ?: "", what);
+	str_release(said);
+}
+
+/* Two centers, leases of half a second. */
+static void test_leases(void **state)
+{
+	_cleanup_json_ json_t *mine =
+	    json_pack("[{s:s, s:{s:i}}, {s:s, s:n}]", "name", "job-1", "view", "x", 1, "name", "image-1", "view");
+	_cleanup_json_ json_t *heard = json_pack("[{s:s, s:f}]", "source", "source-1", "ago", 3.0);
+	_cleanup_json_ json_t *body = json_pack("{s:s}", "run", "run-1");
+	_cleanup_(str_release) struct str said = {0};
+	const struct store_share_ops *share;
+	struct store *a, *b;
+	struct err e = {0};
+
+	if (!server)
+		skip();
+	a = open_store();
+	b = open_store();
+	share = a->share;
+	put_region(a);
+	assert_int_equal(share->join(a, "center-a", "", 0.5, NULL), 0);
+	assert_int_equal(share->join(b, "center-b", "", 0.5, NULL), 0);
+	assert_int_equal(share->take(a, "job-1", NULL), 0);
+	assert_int_equal(share->take(a, "job-1", NULL), 0);
+	assert_int_equal(share->take(b, "job-1", &e), -EBUSY);
+	assert_int_equal(share->take(b, "job-2", NULL), 0);
+	/* What isn't ours isn't renewed. */
+	assert_int_equal(share->renew(a, mine, on_renewed, &said, NULL), 0);
+	expect(&said, "job-1 0 0 ");
+	assert_int_equal(share->others(b, on_other, &said, NULL), 0);
+	expect(&said, "job-1 {\"x\":1} ");
+	assert_int_equal(share->call(b, "job-1", true, NULL), 0);
+	assert_int_equal(share->call(b, "job-1", false, NULL), 0);
+	assert_int_equal(share->report(b, "job-1", body, NULL), 0);
+	assert_int_equal(share->reports(b, on_other, &said, NULL), 0);
+	expect(&said, "");
+	assert_int_equal(share->reports(a, on_other, &said, NULL), 0);
+	assert_int_equal(share->reports(a, on_other, &said, NULL), 0);
+	expect(&said, "job-1 {\"run\":\"run-1\"} ");
+	assert_int_equal(share->renew(a, mine, on_renewed, &said, NULL), 0);
+	expect(&said, "job-1 1 1 ");
+	assert_int_equal(share->heard(a, heard, NULL), 0);
+	assert_int_equal(share->hearings(a, 10, on_hearing, &said, NULL), 0);
+	expect(&said, "");
+	assert_int_equal(share->hearings(b, 10, on_hearing, &said, NULL), 0);
+	expect(&said, "source-1 3 ");
+	assert_int_equal(share->hearings(b, 1, on_hearing, &said, NULL), 0);
+	expect(&said, "");
+	/* The fence holds single writes and transactions, and lets reads through. */
+	share->fence(a, "job-1");
+	assert_int_equal(a->ops->event_add(a, 1, "a", "{}", NULL, NULL), 0);
+	share->fence(a, "job-2");
+	assert_int_equal(a->ops->event_add(a, 1, "a", "{}", NULL, NULL), -ECANCELED);
+	assert_int_equal(a->ops->begin(a, NULL), -ECANCELED);
+	assert_int_equal(a->ops->remove(a, &model_regions, "local", NULL), -ECANCELED);
+	share->fence(a, "job-1");
+	usleep(700000);
+	assert_int_equal(a->ops->begin(a, &e), -ECANCELED);
+	assert_non_null(strstr(e.msg, "'job-1' is not this center's any more"));
+	/* It ran out: it isn't ours any more, though nobody else has it. */
+	assert_int_equal(share->renew(a, mine, on_renewed, &said, NULL), -ECANCELED);
+	share->fence(a, NULL);
+	assert_int_equal(share->renew(a, mine, on_renewed, &said, NULL), 0);
+	expect(&said, "");
+	assert_int_equal(share->take(b, "job-1", NULL), 0);
+	assert_int_equal(share->take(a, "job-1", NULL), -EBUSY);
+	assert_int_equal(share->drop(a, "job-1", NULL), 0);
+	assert_int_equal(share->take(a, "job-1", NULL), -EBUSY);
+	/* Who follows a center that has ended needn't wait. */
+	assert_int_equal(share->join(a, "center-c", "center-b", 0.5, NULL), 0);
+	assert_int_equal(share->take(a, "job-1", NULL), 0);
+	store_close(a);
+	store_close(b);
+}
+
 static void test_what_leads_to_a_database(void **state)
 {
 	struct store *s = NULL;
@@ -583,6 +679,7 @@ int main(void)
 	    WITH_DIR(test_others_wait),
 	    WITH_DIR(test_filters),
 	    WITH_DIR(test_lost_connections),
+	    WITH_DIR(test_leases),
 	    cmocka_unit_test(test_what_leads_to_a_database),
 	    cmocka_unit_test(test_secrets),
 	};
