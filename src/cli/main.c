@@ -75,6 +75,14 @@ static const struct opt common[] = {
 		"license", 0, OPT_STRING, AT(license), "none|byol|region",                                             \
 		    "of a system that is sold: your own, or the region's (default none)"                               \
 	}
+#define OPT_CHECKSUM                                                                                                   \
+	{                                                                                                              \
+		"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"                 \
+	}
+#define OPT_NO_CHECKSUM                                                                                                \
+	{                                                                                                              \
+		"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"                       \
+	}
 #define OPT_ENCRYPTION                                                                                                 \
 	{                                                                                                              \
 		"encryption", 0, OPT_STRING, AT(encryption), "auto|on|off",                                            \
@@ -141,8 +149,7 @@ static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or n
 #define OPTS_OF_JOBS                                                                                                   \
 	OPT_COMPRESSION, OPT_RATE,                                                                                     \
 	    {"connections", 0, OPT_U64, AT(connections), "N", "parallel connections, 1 to 16 (default 4)", 1, 16},     \
-	    {"checksum", 0, OPT_FLAG, AT(checksum), NULL, "SHA-256 digest of every block (default)"},                  \
-	    {"no-checksum", 0, OPT_FLAG, AT(no_checksum), NULL, "faster XXH3 digests instead"},                        \
+	    OPT_CHECKSUM, OPT_NO_CHECKSUM,                                                                             \
 	    {"on-read-error",   0,           OPT_STRING,                                                               \
 	     AT(on_read_error), "fail|zero", "what to do with unreadable sectors (default fail)"},                     \
 	    OPT_MAX_FREEZE, OPT_DIAGNOSTIC_LOGS,                                                                       \
@@ -179,6 +186,8 @@ static const struct opt set_opts[] = {
     OPT_IMAGE_NAME,
     OPT_COMPRESSION,
     OPT_RATE,
+    OPT_CHECKSUM,
+    OPT_NO_CHECKSUM,
     OPT_MAX_FREEZE,
     OPT_DIAGNOSTIC_LOGS,
     OPT_INTERVAL,

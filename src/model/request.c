@@ -76,7 +76,8 @@ const struct model_input model_parameters[] = {
 
 bool model_parameter_is_live(const char *name)
 {
-	return strcmp(name, "rate_mbit") == 0 || strcmp(name, "compression") == 0;
+	/* Digests of another kind count from the sender's next session on, for which the manifest is made anew. */
+	return strcmp(name, "rate_mbit") == 0 || strcmp(name, "compression") == 0 || strcmp(name, "checksum") == 0;
 }
 
 bool model_parameter_is_plan(const char *name)

@@ -715,3 +715,21 @@ def test_encryption_of_a_job(center, word):
     center.ok("POST", f"/v1/jobs/{job}/stop", {})
     center.wait_job(job, "stopped")
     center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+def test_parameters_that_change_while_sending(center):
+    agent = center.agent()
+    job = center.started_job(agent.source)
+    agent.wait_task()
+    for name, value in (("rate_mbit", 5), ("compression", 2), ("checksum", False)):
+        center.ok("PATCH", f"/v1/jobs/{job}", {"parameters": {name: value}})
+        assert agent.sync()["task"]["parameters"][name] == value
+    for name, value in (("connections", 2), ("encryption", "off"), ("network", "private"), ("incremental", True)):
+        assert center.call("PATCH", f"/v1/jobs/{job}", {"parameters": {name: value}}).status == 409, name
+    center.ok("POST", f"/v1/jobs/{job}/stop", {})
+    center.wait_job(job, "stopped")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    assert agent.wait_task()["parameters"]["checksum"] is False
+    center.ok("POST", f"/v1/jobs/{job}/stop", {})
+    center.wait_job(job, "stopped")
+    center.ok("DELETE", f"/v1/jobs/{job}")
