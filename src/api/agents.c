@@ -157,15 +157,20 @@ static json_t *lasting(const json_t *inventory)
 	return o;
 }
 
-static bool inventory_changed(const struct model_source *src, const json_t *inventory)
+/* Only now and then is there one to compare; so it isn't read with every heartbeat. */
+static int inventory_changed(struct api_request *q, const json_t *inventory, bool *ret)
 {
+	_cleanup_(model_source_release) struct model_source src = {0};
 	_cleanup_json_ json_t *before = NULL, *now = NULL;
+	struct store *s = q->api->s.store;
+	struct err e = {0};
 
-	if (!inventory)
-		return false;
-	before = src->inventory ? lasting(src->inventory) : NULL;
+	if (s->ops->get(s, &model_sources, q->who, &src, &e) < 0)
+		return api_fail(q, &e);
+	before = src.inventory ? lasting(src.inventory) : NULL;
 	now = lasting(inventory);
-	return !before || !now || !json_equal(before, now);
+	*ret = !before || !now || !json_equal(before, now);
+	return 0;
 }
 
 static int write_changes(struct api_request *q, const struct model_sync_request *in, bool visible, struct err *e)
@@ -192,8 +197,10 @@ static int save_changes(struct api_request *q, const struct model_sync_request *
 	struct store *s = q->api->s.store;
 	struct err e = {0};
 	bool again = src->boot_id && strcmp(src->boot_id, in->boot_id) == 0;
-	bool visible = strcmp(src->agent_version, in->agent_version) != 0 || inventory_changed(src, in->inventory);
+	bool visible = strcmp(src->agent_version, in->agent_version) != 0;
 
+	if (!visible && in->inventory && inventory_changed(q, in->inventory, &visible) < 0)
+		return -1;
 	/* Load and uptime of a minute ago are good enough. */
 	if (again && !visible && (!in->inventory || id_now() - src->last_seen < 60))
 		return 0;

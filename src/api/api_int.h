@@ -128,7 +128,7 @@ struct api_request {
 	char who_name[MODEL_NAME_MAX + 1];
 	int role;                   /* enum model_role, of a token */
 	json_t *scope;              /* tags that the token is limited to; NULL: none */
-	struct model_source source; /* of an agent */
+	struct model_source source; /* of an agent: model_source_keys */
 	struct api_pair query[API_QUERY_MAX];
 	size_t nquery;
 	json_t *body;

@@ -44,7 +44,7 @@ static int authenticate_agent(struct api_request *q, const char *text)
 
 	if (!api_token_split(text, "source", id, &secret))
 		return unauthorized(q);
-	r = s->ops->get(s, &model_sources, id, &q->source, &e);
+	r = s->ops->get(s, &model_source_keys, id, &q->source, &e);
 	if (r == -ENOENT || (r == 0 && !store_secret_matches(secret, q->source.secret_hash)))
 		return unauthorized(q);
 	if (r < 0)

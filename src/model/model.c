@@ -61,6 +61,10 @@ static const struct model_field source_fields[] = {
     ROW(TAGS, tags),
     END,
 };
+static const struct model_field source_key_fields[] = {
+    ROW(TEXT, id), ROW(TEXT, agent_version), HIDDEN(TEXT, boot_id), HIDDEN(TEXT, secret_hash), ROW(REAL, last_seen),
+    END,
+};
 #undef model_this
 #define model_this model_job
 static const struct model_field job_fields[] = {
@@ -219,6 +223,7 @@ static const struct model_field notice_fields[] = {
 #undef model_this
 
 const struct model_noun model_sources = {"source", "sources", sizeof(struct model_source), source_fields};
+const struct model_noun model_source_keys = {"source", "sources", sizeof(struct model_source), source_key_fields};
 const struct model_noun model_jobs = {"job", "jobs", sizeof(struct model_job), job_fields};
 const struct model_noun model_runs = {"run", "runs", sizeof(struct model_run), run_fields};
 const struct model_noun model_images = {"image", "images", sizeof(struct model_image), image_fields};

@@ -215,6 +215,8 @@ struct model_noun {
 
 extern const struct model_noun model_sources, model_jobs, model_runs, model_images, model_codes, model_tokens,
     model_regions, model_exports, model_templates, model_workgroups, model_records, model_subscriptions, model_notices;
+/* Of a source what a heartbeat is judged by; the rest of the struct stays empty. For reading only. */
+extern const struct model_noun model_source_keys;
 extern const struct model_noun *const model_nouns[]; /* all, NULL-terminated */
 
 /* Frees what `obj` (a struct of that noun) owns. */
