@@ -12,10 +12,11 @@
 #include "base/log.h"
 #include "center/notify.h"
 
-#define LEASE        "notices"
-#define LOOK_SECONDS 10.0 /* between looks without any news */
-#define TESTS_MAX    8u   /* at the same time */
-#define TRIM_BATCH   1000u
+#define LEASE         "notices"
+#define LOOK_SECONDS  10.0 /* between looks without any news */
+#define AGAIN_SECONDS 0.5  /* until the second look that news is worth */
+#define TESTS_MAX     8u   /* at the same time */
+#define TRIM_BATCH    1000u
 
 /* From one attempt to the next, times the center's pause. */
 static const double pauses[NOTIFY_PAUSES] = {1, 6, 60, 360, 2160};
@@ -454,6 +455,9 @@ static void *deliver_main(void *arg)
 		begin_tests(n);
 		if (news || now >= n->look)
 			look(n);
+		/* News is told from within a transaction, and may be heard before that is complete. */
+		if (news)
+			n->look = MIN(n->look, now + AGAIN_SECONDS);
 		curl_multi_perform(n->multi, &running);
 		finish_errands(n);
 		now = MIN(MAX(n->look - id_now_mono(), 0.0), LOOK_SECONDS);

@@ -28,10 +28,12 @@ def modules(cache):
         for name in ("package.json", "package-lock.json"):
             shutil.copy2(HERE / name, work)
         # The lock has the digest of each package; no program of theirs is run to install it.
-        done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=work, capture_output=True, text=True,
+        done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1",
+                               "--fetch-retry-maxtimeout=2000"], cwd=work, capture_output=True, text=True,
                               timeout=300)
         if done.returncode:
-            raise NoClients("npm could not fetch the clients: " + (done.stderr.strip().splitlines() or ["?"])[-1])
+            why = [line for line in done.stderr.splitlines() if " code " in line] or ["no reason given"]
+            raise NoClients(f"npm could not fetch the clients: {why[0]}")
         try:
             os.rename(work, folder)
         except OSError:  # somebody else was first
