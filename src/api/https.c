@@ -122,6 +122,13 @@ static void refuse_unknown(struct api_request *q, const struct str *allow)
 		api_refuse(q, 404, "not_found", NULL, "there is nothing at '%.200s'", q->path);
 }
 
+static bool is_utf8(const char *s)
+{
+	_cleanup_json_ json_t *text = json_string(s);
+
+	return text;
+}
+
 static enum MHD_Result check_parameter(void *cls, enum MHD_ValueKind kind, const char *key, size_t key_size,
 				       const char *value, size_t value_size)
 {
@@ -137,6 +144,10 @@ static enum MHD_Result check_parameter(void *cls, enum MHD_ValueKind kind, const
 	}
 	if (any)
 		return MHD_YES;
+	if (!is_utf8(value)) {
+		api_refuse(q, 400, "bad_parameter", key, "the value of '%.64s' is not UTF-8", key);
+		return MHD_NO;
+	}
 	for (const char *p = list; *p; p += strcspn(p, " "), p += strspn(p, " ")) {
 		if (strcspn(p, " ") != n || strncmp(p, key, n) != 0)
 			continue;

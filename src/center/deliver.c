@@ -11,8 +11,11 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "center/notify.h"
+#include "center/pki.h"
 
-#define LEASE         "notices"
+#define LEASE "notices"
+_Static_assert(WEBHOOK_KEY == PKI_KEY, "the key of web hooks is one of the center's");
+
 #define LOOK_SECONDS  10.0 /* between looks without any news */
 #define AGAIN_SECONDS 0.5  /* until the second look that news is worth */
 #define TESTS_MAX     8u   /* at the same time */
@@ -334,7 +337,7 @@ static void finish_errands(struct notify *n)
 		snprintf(subscription, sizeof(subscription), "%s", x->subscription);
 		more = record(n, x->notice, subscription, errand_result(x, m->data.result, &e) < 0 ? e.msg : NULL);
 		end(n, x);
-		if (more && look_at(n, subscription, &e) < 0)
+		if (more && n->leased && look_at(n, subscription, &e) < 0)
 			log_warn("notices can't be looked at: %s", e.msg);
 	}
 }
@@ -500,7 +503,7 @@ void notify_secret(void *arg, const char *subscription, char *ret)
 int notify_new(struct engine *en, struct err *e)
 {
 	struct notify *n = calloc(1, sizeof(*n));
-	int r = n ? webhook_key(en->state, n->key, e) : err_nomem(e);
+	int r = n ? pki_key(en->state, "webhook.key", n->key, e) : err_nomem(e);
 
 	if (r == 0 && (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK || !(n->multi = curl_multi_init())))
 		r = err_set(e, -EIO, "cannot set up libcurl");

@@ -783,5 +783,4 @@ void engine_stop(struct engine *en)
 	if (en->clockwork_runs)
 		pthread_join(en->clockwork, NULL);
 	share_stop(en);
-	seen_free(en);
 }

@@ -94,6 +94,7 @@ struct seen {
 	double mono, wall; /* last heartbeat */
 	double stored;     /* wall time that the store knows */
 	bool online;       /* as last announced */
+	bool again;        /* the row couldn't be written */
 	bool fresh;        /* other centers don't know of it yet */
 };
 

@@ -301,7 +301,7 @@ static int log_of_row(struct engine *en, const char *source, const char *id, cha
 	struct store *s = en->store;
 
 	if (s->ops->get(s, &model_runs, id, &run, NULL) < 0 || s->ops->get(s, &model_jobs, run.job, &row, NULL) < 0 ||
-	    strcmp(row.source, source) != 0 || row.state == JOB_DELETING)
+	    strcmp(row.source, source) != 0 || row.state == JOB_DELETING || run.number + JOBLOG_RUNS <= row.number)
 		return 0;
 	snprintf(job, ID_MAX, "%s", row.id);
 	*ret_number = run.number;

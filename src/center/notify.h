@@ -21,8 +21,6 @@ struct notify; /* deliver.c */
 
 /* ---- webhook.c: signatures as Standard Webhooks has them ---- */
 
-/* Reads STATE/webhook.key, making it when it's missing. */
-int webhook_key(const char *state, unsigned char ret[WEBHOOK_KEY], struct err *e);
 /* A subscription's secret: of the key and the id, so that the database has none. */
 void webhook_secret(const unsigned char key[WEBHOOK_KEY], const char *subscription, unsigned char ret[WEBHOOK_SECRET]);
 /* As people are given it: "whsec_" and base64; ret holds API_HOOK_SECRET. */

@@ -304,3 +304,41 @@ void pki_release(struct pki *p)
 	free(p->chain_pem);
 	*p = (struct pki){0};
 }
+
+/* ---- keys that others are derived from ---- */
+
+static int key_make(const char *path, unsigned char ret[PKI_KEY], struct err *e)
+{
+	char text[2 * PKI_KEY + 2];
+	int r;
+
+	id_random(ret, PKI_KEY);
+	str_hex(ret, PKI_KEY, text);
+	memcpy(text + 2 * PKI_KEY, "\n", 2);
+	r = io_write_file_atomic(path, text, sizeof(text) - 1, 0600, e);
+	OPENSSL_cleanse(text, sizeof(text));
+	return r;
+}
+
+int pki_key(const char *state, const char *name, unsigned char ret[PKI_KEY], struct err *e)
+{
+	_cleanup_free_ char *path = str_printf("%s/%s", state, name), *text = NULL;
+	int r;
+
+	if (!path)
+		return err_nomem(e);
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		return key_make(path, ret, e);
+	r = io_read_file(path, 256, &text, NULL, e);
+	if (r < 0)
+		return r;
+	text[strcspn(text, "\r\n")] = '\0';
+	r = str_unhex(text, ret, PKI_KEY);
+	OPENSSL_cleanse(text, strlen(text));
+	return r < 0 ? err_set(e, -EINVAL,
+			       "'%s' is no key: %u bytes in hex (without the file a new one is made, and secrets that "
+			       "came from the "
+			       "old one are worth nothing any more)",
+			       path, PKI_KEY)
+		     : 0;
+}

@@ -19,3 +19,8 @@ struct pki {
  * again at any time. */
 int pki_load(const char *state, struct pki *ret, struct err *e);
 void pki_release(struct pki *p);
+
+#define PKI_KEY 32u
+/* A random key of the center in the file STATE/`name` (0600, hex), which is made when it isn't there. Other secrets are
+ * derived from it. */
+int pki_key(const char *state, const char *name, unsigned char ret[PKI_KEY], struct err *e);

@@ -189,15 +189,30 @@ static int refresh_rows(struct engine *en, char ids[][ID_MAX], size_t n, bool *r
 	return 0;
 }
 
-static void refresh(struct engine *en, char ids[][ID_MAX], size_t n)
+static int refresh(struct engine *en, char ids[][ID_MAX], size_t n)
 {
 	bool announced = false;
 	struct err e = {0};
+	int r = refresh_rows(en, ids, n, &announced, &e);
 
-	if (refresh_rows(en, ids, n, &announced, &e) < 0)
+	if (r < 0)
 		log_warn("source %s: %s", ids[0], e.msg);
 	else if (announced)
 		engine_wake(en);
+	return r;
+}
+
+/* What couldn't be written is due once more. */
+static void seen_again(struct engine *en, char ids[][ID_MAX], size_t n)
+{
+	ENGINE_LOCK(en);
+
+	for (size_t i = 0; i < n; i++) {
+		struct seen *s = seen_find(en, ids[i]);
+
+		if (s)
+			s->again = true;
+	}
 }
 
 void seen_refresh(struct engine *en, const char *source)
@@ -219,10 +234,11 @@ static size_t seen_due(struct engine *en, char ids[SEEN_BATCH][ID_MAX])
 		for (struct seen *s = en->seen[i]; s && n < SEEN_BATCH; s = s->next) {
 			bool online = now - s->mono <= limit;
 
-			if (online == s->online && s->wall - s->stored < STORE_SECONDS + i % STORE_SPREAD)
+			if (!s->again && online == s->online && s->wall - s->stored < STORE_SECONDS + i % STORE_SPREAD)
 				continue;
 			s->online = online;
 			s->stored = s->wall;
+			s->again = false;
 			snprintf(ids[n++], ID_MAX, "%s", s->source);
 		}
 	return n;
@@ -234,7 +250,10 @@ void seen_tick(struct engine *en)
 	size_t n;
 
 	while ((n = seen_due(en, ids)))
-		refresh(en, ids, n);
+		if (refresh(en, ids, n) < 0) {
+			seen_again(en, ids, n);
+			return; /* the next tick tries again */
+		}
 }
 
 /* After a start everybody gets the time to be heard of again: the center was away, not they. */

@@ -203,38 +203,16 @@ static void wait_for_signal(struct engine *en, char **chain, const sigset_t *set
 	log_info("ending (signal %d)", got);
 }
 
-/* The key that the secrets of access keys are made with; made when it isn't there. */
-static int read_access_key(const char *state, unsigned char ret[API_ACCESS_KEY], struct err *e)
-{
-	_cleanup_free_ char *path = str_printf("%s/access.key", state), *got = NULL;
-	size_t len = 0;
-	int r;
-
-	if (!path)
-		return err_nomem(e);
-	r = access(path, F_OK) < 0 && errno == ENOENT ? -ENOENT : io_read_file(path, 64, &got, &len, e);
-	if (r == -ENOENT) {
-		id_random(ret, API_ACCESS_KEY);
-		return io_write_file_atomic(path, ret, API_ACCESS_KEY, 0600, e);
-	}
-	if (r == 0 && len != API_ACCESS_KEY)
-		r = err_set(e, -EINVAL,
-			    "'%s' is damaged; remove it, and all access keys get other secrets (tokens stay)", path);
-	if (r == 0)
-		memcpy(ret, got, API_ACCESS_KEY);
-	if (got)
-		explicit_bzero(got, len);
-	return r;
-}
-
 /* Where agents reach what listens here: of several centers each has to say so. */
 static void set_data_host(struct engine *en, const char *url)
 {
 	const char *host = url && str_starts(url, "https://") ? url + strlen("https://") : "", *end;
 	bool bracket = *host == '[';
 
-	if (en->s.data_host || !en->store->share) {
-		snprintf(en->data_host, sizeof(en->data_host), "%s", en->s.data_host ? en->s.data_host : "");
+	if (!en->store->share)
+		return;
+	if (en->s.data_host) {
+		snprintf(en->data_host, sizeof(en->data_host), "%s", en->s.data_host);
 		return;
 	}
 	host += bracket;
@@ -265,7 +243,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 
 	set_data_host(en, url);
 	if (r == 0)
-		r = read_access_key(en->state, access_key, e);
+		r = pki_key(en->state, "access.key", access_key, e);
 	if (r == 0)
 		r = find_program("replant-agent", "agent", programs, sizeof(programs), e);
 	if (r == 0)
@@ -285,6 +263,7 @@ static int serve_engine(struct engine *en, struct pki *pki, const sigset_t *set,
 	engine_stop(en);
 	notify_stop(en);
 	api_stop(en->api);
+	seen_free(en); /* heartbeats came until here */
 	explicit_bzero(access_key, sizeof(access_key));
 	return r;
 }

@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/id.h"
@@ -111,6 +112,14 @@ static int write_database(const char *state, const char *database, struct err *e
 	return io_write_file_atomic(path, line, strlen(line), 0600, e);
 }
 
+static void forget_database(const char *state)
+{
+	_cleanup_free_ char *path = str_printf("%s/database", state);
+
+	if (path)
+		unlink(path);
+}
+
 static int open_database(const char *state, const char *database, struct store **ret, struct err *e)
 {
 	_cleanup_free_ char *path = str_printf("%s/replant.db", state);
@@ -218,7 +227,7 @@ int center_init(const char *state, const char *database, const char *const *addr
 		struct err *e)
 {
 	_cleanup_(store_closep) struct store *s = NULL;
-	unsigned char key[WEBHOOK_KEY];
+	unsigned char key[PKI_KEY];
 	int r = make_state(state, e);
 
 	if (r == 0)
@@ -226,10 +235,18 @@ int center_init(const char *state, const char *database, const char *const *addr
 	if (r == 0)
 		r = make_certificates(state, addresses, n, e);
 	if (r == 0)
-		r = webhook_key(state, key, e);
+		r = pki_key(state, "webhook.key", key, e);
+	if (r == 0)
+		r = pki_key(state, "access.key", key, e);
 	if (r == 0 && n)
 		r = write_url(state, addresses[0], e);
+	/* First how the database is reached: one that was claimed and can't be found again is nobody's. */
+	if (r == 0 && database)
+		r = write_database(state, database, e);
 	if (r == 0)
 		r = fill_store(s, state, ret_token, e);
-	return r < 0 || !database ? r : write_database(state, database, e);
+	if (r < 0 && database)
+		forget_database(state);
+	explicit_bzero(key, sizeof(key));
+	return r;
 }

@@ -187,7 +187,7 @@ void share_drop(struct engine *en, const char *name)
 		return;
 	pthread_mutex_lock(&en->share_lock);
 	/* What can't be dropped runs out. */
-	if (hold_leave(en, name))
+	if (hold_leave(en, name) && !share_over(en))
 		share->drop(en->store, name, NULL);
 	pthread_mutex_unlock(&en->share_lock);
 }
@@ -429,6 +429,7 @@ static void take_news(struct engine *en, const char *id)
 		l->log_at = l->logs ? l->log_at : 0;
 	}
 	pthread_mutex_unlock(&en->lock);
+	joblog_want(en, id, job.parameters);
 }
 
 static void renew(struct engine *en)
@@ -604,11 +605,13 @@ _Noreturn static void watch_main(int fd, pid_t center, double seconds)
 	setpgid(0, 0);
 	if (getppid() != center)
 		_exit(0);
-	for (;;) {
+	/* Until it is fed for the first time the center only starts. */
+	for (bool fed = false;; fed = true) {
 		struct pollfd p = {.fd = fd, .events = POLLIN};
-		int r = poll(&p, 1, (int)(seconds * 1000));
+		int r = poll(&p, 1, fed ? (int)(seconds * 1000) : -1);
 
 		if (r == 0) {
+			dprintf(2, "replantd: the center stood still for %.0f s and is killed\n", seconds);
 			kill(center, SIGKILL);
 			_exit(1);
 		}

@@ -364,7 +364,12 @@ static void export_event(void *arg, const json_t *event)
 	if (!json_is_number(percent) || id_now_mono() - t->noted < 1)
 		return;
 	t->noted = id_now_mono();
-	save_export(t->engine, t->id, EXPORT_RUNNING, MIN(100, MAX(0, json_number_value(percent))), 0, NULL, false);
+	if (!save_export(t->engine, t->id, EXPORT_RUNNING, MIN(100, MAX(0, json_number_value(percent))), 0, NULL,
+			 false)) {
+		/* Deleted, perhaps through another center. */
+		ENGINE_LOCK(t->engine);
+		t->cancel = true;
+	}
 }
 
 static void run_export(struct task *t)

@@ -12,41 +12,6 @@
 
 _Static_assert(6 + (WEBHOOK_SECRET + 2) / 3 * 4 + 1 <= API_HOOK_SECRET, "the secret's text fits");
 
-static int key_make(const char *path, unsigned char ret[WEBHOOK_KEY], struct err *e)
-{
-	char text[2 * WEBHOOK_KEY + 2];
-	int r;
-
-	id_random(ret, WEBHOOK_KEY);
-	str_hex(ret, WEBHOOK_KEY, text);
-	memcpy(text + 2 * WEBHOOK_KEY, "\n", 2);
-	r = io_write_file_atomic(path, text, sizeof(text) - 1, 0600, e);
-	OPENSSL_cleanse(text, sizeof(text));
-	return r;
-}
-
-int webhook_key(const char *state, unsigned char ret[WEBHOOK_KEY], struct err *e)
-{
-	_cleanup_free_ char *path = str_printf("%s/webhook.key", state), *text = NULL;
-	int r;
-
-	if (!path)
-		return err_nomem(e);
-	if (access(path, F_OK) < 0 && errno == ENOENT)
-		return key_make(path, ret, e);
-	r = io_read_file(path, 256, &text, NULL, e);
-	if (r < 0)
-		return r;
-	text[strcspn(text, "\r\n")] = '\0';
-	r = str_unhex(text, ret, WEBHOOK_KEY);
-	OPENSSL_cleanse(text, strlen(text));
-	return r < 0 ? err_set(e, -EINVAL,
-			       "'%s' is no key: %u bytes in hex (without the file a new one is made, and web "
-			       "hooks get new secrets)",
-			       path, WEBHOOK_KEY)
-		     : 0;
-}
-
 void webhook_secret(const unsigned char key[WEBHOOK_KEY], const char *subscription, unsigned char ret[WEBHOOK_SECRET])
 {
 	unsigned int n = 0;
