@@ -40,6 +40,9 @@ struct api_engine {
 	void (*job_live)(void *arg, struct model_job *job);
 	/* Live parameters changed: tell the run. */
 	void (*job_parameters)(void *arg, const char *job, const json_t *parameters);
+	/* What is kept and runs for it now: {"disk":bytes,"memory":bytes} (new reference); NULL when it can't be had.
+	 */
+	json_t *(*job_holds)(void *arg, const struct model_job *job);
 	/* Steps and progress newer than *tick, as briefs of jobs; sets *tick. New array. */
 	json_t *(*job_ticks)(void *arg, uint64_t *tick);
 	/* Heartbeat. *ret_task: what the agent is to do, or JSON null (new reference). */

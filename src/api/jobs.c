@@ -47,7 +47,14 @@ int api_get_job(struct api_request *q)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 
-	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, 200, &job);
+	const struct api_engine *en = &q->api->s.engine;
+	json_t *holds;
+
+	if (api_row(q, &model_jobs, &job) < 0 || answer_job(q, 200, &job) < 0)
+		return -1;
+	holds = en->job_holds(en->arg, &job);
+	json_object_set_new(q->json, "holds", holds ? holds : json_null());
+	return 0;
 }
 
 /* Over what is in `p` already. */

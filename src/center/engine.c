@@ -552,12 +552,26 @@ static json_t *api_region_info(void *arg, const char *region)
 	return en->provider->ops->capacity(en->provider, &info, NULL) < 0 ? NULL : info;
 }
 
+/* Memory is that of the machine that converts or boots its copy, while there is one. */
+static json_t *api_job_holds(void *arg, const struct model_job *job)
+{
+	bool machine = job->state == JOB_RUNNING && job->stage == JOB_PROCESSING;
+	json_int_t mib = json_integer_value(json_object_get(job->parameters, "transition_memory"));
+	struct engine *en = arg;
+	uint64_t disk = 0;
+
+	if (en->provider->ops->job_holds(en->provider, job->id, &disk, NULL) < 0)
+		return NULL;
+	return json_pack("{s:I, s:I}", "disk", (json_int_t)disk, "memory", machine ? mib << 20 : 0);
+}
+
 struct api_engine engine_api(struct engine *en)
 {
 	return (struct api_engine){
 	    .arg = en,
 	    .job_event = api_job_event,
 	    .job_live = api_job_live,
+	    .job_holds = api_job_holds,
 	    .job_parameters = api_job_parameters,
 	    .job_ticks = api_job_ticks,
 	    .source_sync = api_source_sync,

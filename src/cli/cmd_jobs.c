@@ -220,6 +220,19 @@ static void job_progress(const json_t *j)
 	out_field("Frozen", b.s ? b.s : "", OUT_PLAIN);
 }
 
+/* What it costs as long as it is there. */
+static void job_holds(const json_t *j)
+{
+	double disk = get_num(j, "holds.disk", 0), memory = get_num(j, "holds.memory", 0);
+	char a[32], b[32];
+
+	if (memory > 0)
+		out_fieldf("Holds", "%s of disk, %s of memory", str_bytes((uint64_t)disk, a, sizeof(a)),
+			   str_bytes((uint64_t)memory, b, sizeof(b)));
+	else if (disk > 0)
+		out_fieldf("Holds", "%s of disk", str_bytes((uint64_t)disk, a, sizeof(a)));
+}
+
 static void job_show(struct cli *c, json_t *j)
 {
 	_cleanup_(str_release) struct str b = {0};
@@ -249,6 +262,7 @@ static void job_show(struct cli *c, json_t *j)
 	job_parameters(j);
 	job_plan(j);
 	job_progress(j);
+	job_holds(j);
 	job_when("Created", j, "created");
 	job_when("Started", j, "started");
 	job_when("Finished", j, "finished");

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <fts.h>
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
@@ -464,6 +465,40 @@ static int local_receive(struct provider *p, const char *job, const struct provi
 	return k;
 }
 
+/* What lies below a directory, holes not counted; one that isn't there holds nothing. */
+static int tree_blocks(const char *path, uint64_t *ret, struct err *e)
+{
+	char *const paths[] = {(char *)(uintptr_t)path, NULL};
+	FTS *f = access(path, F_OK) == 0 ? fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR | FTS_XDEV, NULL) : NULL;
+	FTSENT *one;
+
+	if (!f)
+		return access(path, F_OK) < 0 && errno == ENOENT ? 0 : err_sys(e, "cannot read '%s'", path);
+	while ((one = fts_read(f)))
+		if (one->fts_info == FTS_F || one->fts_info == FTS_D)
+			*ret += (uint64_t)one->fts_statp->st_blocks * 512;
+	fts_close(f);
+	return 0;
+}
+
+static int local_job_holds(struct provider *p, const char *job, uint64_t *ret, struct err *e)
+{
+	static const char *const kinds[] = {"jobs", "runs", "chains"};
+	struct local *l = local_of(p);
+	int r = local_check_id("job", job, e);
+	struct local_path path;
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(kinds) && r == 0; i++) {
+		r = local_path(l, &path, e, "%s/%s", kinds[i], job);
+		if (r == 0)
+			r = tree_blocks(path.s, &sum, e);
+	}
+	if (r == 0)
+		*ret = sum;
+	return r;
+}
+
 static int local_job_remove(struct provider *p, const char *job, struct err *e)
 {
 	struct local *l = local_of(p);
@@ -501,6 +536,7 @@ static const struct provider_ops local_ops = {
     .image_export = local_image_export,
     .image_remove = local_image_remove,
     .trim = local_trim,
+    .job_holds = local_job_holds,
     .job_remove = local_job_remove,
     .close = local_close,
 };

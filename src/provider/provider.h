@@ -56,6 +56,8 @@ struct provider_ops {
 	 * for another time. The event `image_changed` has an image whose "manifest" is another now.
 	 */
 	int (*trim)(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e);
+	/* Bytes on disk of all that is kept for a job: its copy, and layers that images may share. */
+	int (*job_holds)(struct provider *p, const char *job, uint64_t *ret, struct err *e);
 	/* Everything a job left that no image owns. */
 	int (*job_remove)(struct provider *p, const char *job, struct err *e);
 	void (*close)(struct provider *p);

@@ -424,6 +424,12 @@ static int s_job_remove(struct provider *p, const char *job, struct err *e)
 	return r;
 }
 
+static int s_job_holds(struct provider *p, const char *job, uint64_t *ret, struct err *e)
+{
+	*ret = world_has("copy", job, NULL) ? 4096 : 0;
+	return 0;
+}
+
 static void s_close(struct provider *p)
 {
 }
@@ -438,6 +444,7 @@ static const struct provider_ops scripted_ops = {
     .image_export = s_image_export,
     .image_remove = s_image_remove,
     .trim = s_trim,
+    .job_holds = s_job_holds,
     .job_remove = s_job_remove,
     .close = s_close,
 };

@@ -347,7 +347,7 @@ def test_a_job_expires_days_after_its_creation(fresh):
 
 
 def test_a_job_that_starts_later(fresh):
-    center, now = fresh(), int(time.time())
+    center, now = fresh(HOUR=30), int(time.time())  # looks twice a second what is due
     agent = center.agent()
     for body, word in (({"execution": "migrate_later"}, "at least 10 minutes"),
                        ({"execution": "migrate_later", "start_at": now + 590}, "at least 10 minutes"),
@@ -733,3 +733,22 @@ def test_parameters_that_change_while_sending(center):
     center.ok("POST", f"/v1/jobs/{job}/stop", {})
     center.wait_job(job, "stopped")
     center.ok("DELETE", f"/v1/jobs/{job}")
+
+
+def test_what_a_job_holds(center):
+    """After a failure its copy stays for a retry, and says what it costs; a job that is removed holds nothing."""
+    agent = center.agent()
+    job = center.new_job(agent.source)
+    assert center.job(job)["holds"] == {"disk": 0, "memory": 0}
+    center.play("convert", "hold")
+    center.ok("POST", f"/v1/jobs/{job}/start", {})
+    agent.send_all()
+    center.wait_job(job, "running", "processing")
+    assert center.job(job)["holds"] == {"disk": 4096, "memory": 1024 << 20}
+    center.play("convert", "fail", "no disk has GRUB in its boot sector")
+    center.unplay("convert", "hold")
+    assert center.wait_job(job, "in_error")["holds"] == {"disk": 4096, "memory": 0}
+    center.unplay("convert", "fail")
+    center.ok("DELETE", f"/v1/jobs/{job}")
+    wait_for("gone", lambda: center.get(f"/v1/jobs/{job}").status == 404)
+    assert not list((center.script / "world").glob(f"copy.{job}"))
