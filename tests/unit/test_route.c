@@ -257,7 +257,7 @@ static void test_nouns_agree(void **state)
 		const struct model_noun *noun;
 	} rows[] = {
 	    {"Source", "job", &model_sources},
-	    {"Job", "runs", &model_jobs},
+	    {"Job", "runs holds", &model_jobs},
 	    {"Run", "", &model_runs},
 	    {"Image", "report", &model_images},
 	    {"Code", "", &model_codes},
