@@ -63,23 +63,6 @@ static json_t *token_json(const json_t *code)
 	return o;
 }
 
-/* Status follows from time and use, so it isn't a column to ask for: there are few codes. */
-static int all_codes(struct smc *c, json_t *query, json_t *ids, json_t *ret)
-{
-	struct smc_page p = {1, 500};
-	uint64_t total = 0;
-
-	for (;; p.number++) {
-		_cleanup_json_ json_t *rows = NULL;
-
-		if (smc_list(c, "/v1/codes", json_copy(query), json_incref(ids), NULL, &p, &rows, &total) < 0)
-			return -1;
-		json_array_extend(ret, rows);
-		if (ids || p.number * p.size >= total)
-			return 0;
-	}
-}
-
 static int check_status(struct smc *c, const char *status)
 {
 	static const char *const known[] = {"activated", "unactivated", "expired"};
@@ -103,7 +86,7 @@ int smc_list_codes(struct smc *c)
 	if (name)
 		smc_put(query, "name", name);
 	if (smc_page(c, CODES_PAGE, &p) < 0 || check_status(c, status) < 0 ||
-	    smc_ids(c, "AccessTokenId", "code", &ids) < 0 || all_codes(c, query, ids, rows) < 0)
+	    smc_ids(c, "AccessTokenId", "code", &ids) < 0 || smc_list_all(c, "/v1/codes", query, ids, rows) < 0)
 		return -1;
 	json_array_foreach(rows, i, row)
 	{

@@ -99,23 +99,6 @@ static json_t *group_json(const json_t *row)
 	return o;
 }
 
-/* Status follows from the jobs, so it isn't a column to ask for: all that pass the other filters are read. */
-static int all_groups(struct smc *c, json_t *query, json_t *ids, json_t *ret)
-{
-	struct smc_page p = {1, 500};
-	uint64_t total = 0;
-
-	for (;; p.number++) {
-		_cleanup_json_ json_t *rows = NULL;
-
-		if (smc_list(c, "/v1/workgroups", json_copy(query), json_incref(ids), NULL, &p, &rows, &total) < 0)
-			return -1;
-		json_array_extend(ret, rows);
-		if (ids || p.number * p.size >= total)
-			return 0;
-	}
-}
-
 static int check_status(struct smc *c, const char *status)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(statuses); i++)
@@ -138,7 +121,7 @@ int smc_describe_groups(struct smc *c)
 		smc_put(query, "name", name);
 	if (smc_page(c, 10, &p) < 0 || check_status(c, status) < 0 ||
 	    smc_ids(c, "WorkgroupId", "workgroup", &ids) < 0 || smc_tag_filter(c, query) < 0 ||
-	    all_groups(c, query, ids, rows) < 0)
+	    smc_list_all(c, "/v1/workgroups", query, ids, rows) < 0)
 		return -1;
 	json_array_foreach(rows, i, row)
 	{

@@ -423,6 +423,22 @@ int smc_list(struct smc *c, const char *path, json_t *query, json_t *ids, const 
 	return *ret ? 0 : smc_nomem(c);
 }
 
+int smc_list_all(struct smc *c, const char *path, json_t *query, json_t *ids, json_t *ret)
+{
+	struct smc_page p = {1, 500};
+	uint64_t total = 0;
+
+	for (;; p.number++) {
+		_cleanup_json_ json_t *rows = NULL;
+
+		if (smc_list(c, path, json_copy(query), json_incref(ids), NULL, &p, &rows, &total) < 0)
+			return -1;
+		json_array_extend(ret, rows);
+		if (ids || p.number * p.size >= total)
+			return 0;
+	}
+}
+
 /* ---- the request ---- */
 
 int smc_run(struct smc *c, const char *action)

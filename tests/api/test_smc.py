@@ -564,7 +564,9 @@ def test_published_clients(center, smc, node_modules, kind):
     status, said = drive.end()
     assert status == 0, said
     assert told["source"]["source"]["SourceId"] == their_id(agent.source)
-    assert told["finished"]["seen"][0] == "Ready" and told["finished"]["seen"][-2:] == ["Waiting", "Finished"]
+    seen = told["finished"]["seen"]  # which of the steps it sees is a matter of moments, their order isn't
+    after = seen[seen.index("Waiting") + 1:]
+    assert seen[0] == "Ready" and after in (["Finished"], ["Running Cleaning", "Finished"]), seen
     assert told["finished"]["finished"]["ImageId"] == told["finished"]["waiting"]["ImageId"]
     assert center.get("/v1/images/image-" + told["finished"]["finished"]["ImageId"][2:]).status == 200
     assert told["gone"]["codes"][0]["RegisteredCount"] == "1" and told["gone"]["disabled"][0]["AccessTokenId"] == told["code"]["id"]
