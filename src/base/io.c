@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fts.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -170,6 +171,31 @@ int io_mkdirs(const char *path, mode_t mode, struct err *e)
 	return 0;
 }
 
+int io_look_tree(const char *path, uint64_t *ret_bytes, double *ret_since, struct err *e)
+{
+	char *const paths[] = {(char *)(uintptr_t)path, NULL};
+	FTS *f = fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR | FTS_XDEV, NULL);
+	double since = 0;
+	uint64_t sum = 0;
+	FTSENT *one;
+
+	if (!f)
+		return err_sys(e, "cannot read '%s'", path);
+	while ((errno = 0, one = fts_read(f))) {
+		const struct stat *st = one->fts_statp;
+
+		/* Directories come twice; what is gone by now says nothing. */
+		if (one->fts_info == FTS_DP || one->fts_info == FTS_NS || one->fts_info == FTS_ERR)
+			continue;
+		sum += (uint64_t)st->st_blocks * 512;
+		since = MAX(since, MAX((double)st->st_mtim.tv_sec, (double)st->st_ctim.tv_sec));
+	}
+	fts_close(f);
+	*ret_bytes = sum;
+	*ret_since = since;
+	return 0;
+}
+
 #define REMOVE_DEPTH 32u
 
 static int io_remove_at(int dir, const char *name, dev_t dev, unsigned depth)
@@ -185,7 +211,7 @@ static int io_remove_at(int dir, const char *name, dev_t dev, unsigned depth)
 		return -errno;
 	fd = depth ? openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
 	if (fd < 0)
-		return depth ? -errno : -ELOOP;
+		return !depth ? -ELOOP : errno == ENOENT ? 0 : -errno; /* somebody else removes it, too */
 	list = fstat(fd, &st) == 0 && (dev == 0 || st.st_dev == dev) ? fdopendir(fd) : NULL;
 	if (!list) {
 		close(fd);

@@ -20,5 +20,8 @@ int io_read_file_at(int dirfd, const char *path, size_t max, char **ret, size_t 
 int io_write_file_atomic(const char *path, const void *p, size_t n, mode_t mode, struct err *e);
 /* mkdir -p. */
 int io_mkdirs(const char *path, mode_t mode, struct err *e);
+/* Bytes on the disk of all that lies there, holes not counted, and when anything of it was changed last (0: there is
+ * nothing). Follows no links; a missing path holds nothing. */
+int io_look_tree(const char *path, uint64_t *ret_bytes, double *ret_since, struct err *e);
 /* rm -rf without following links; a missing path is fine. */
 int io_remove_tree(const char *path, struct err *e);

@@ -86,6 +86,15 @@ static void proc_child(const char *const argv[], const struct proc_opts *o, cons
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
+	/* Its parent ends at once; who forks by the system call has nothing to do with locks of others. */
+	if (o->detached) {
+		long second = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+
+		if (second < 0)
+			goto fail;
+		if (second > 0)
+			_exit(0);
+	}
 	if (user && proc_become(user) < 0)
 		goto fail;
 	/* After the change of user, which would clear it. */
@@ -99,7 +108,7 @@ static void proc_child(const char *const argv[], const struct proc_opts *o, cons
 		goto fail;
 	if (o->cwd && chdir(o->cwd) < 0)
 		goto fail;
-	if (o->session)
+	if (o->session || o->detached)
 		setsid();
 	proc_close_others(o, report_fd);
 	execvp(argv[0], (char *const *)(uintptr_t)argv);
@@ -140,7 +149,9 @@ int proc_spawn(const char *const argv[], const struct proc_opts *o, pid_t *ret, 
 		errno = code;
 		return err_sys(e, "cannot start '%s'", argv[0]);
 	}
-	*ret = pid;
+	if (o->detached)
+		waitpid(pid, NULL, 0);
+	*ret = o->detached ? 0 : pid;
 	return 0;
 }
 

@@ -12,6 +12,7 @@ struct proc_opts {
 	int stdout_fd;    /* -1: /dev/null */
 	int stderr_fd;    /* -1: inherited */
 	bool die_with_us; /* SIGKILL when the thread that started it ends: start it from a thread that stays */
+	bool detached;    /* nobody's child, in a session of its own: it stays when we end; *ret is 0 */
 	bool session;     /* of its own: kill(-pid) reaches what it starts, too */
 	const char *cwd;  /* NULL: ours */
 	const char *user; /* when we are root: the child becomes that user, with no groups but /dev/kvm's and no way
