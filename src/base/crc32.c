@@ -52,7 +52,7 @@ uint32_t crc32(uint32_t crc, const void *p, size_t n)
 	return run(table32, crc, p, n);
 }
 
-uint32_t crc32c(uint32_t crc, const void *p, size_t n)
+uint32_t crc32_castagnoli(uint32_t crc, const void *p, size_t n)
 {
 	pthread_once(&once, fill_all);
 	return run(table32c, crc, p, n);

@@ -150,7 +150,7 @@ static int check_features(const struct ext4 *x, const uint8_t *s, struct err *e)
 	if (x->incompat & ~INCOMPAT_KNOWN || x->ro & ~RO_KNOWN)
 		return fs_refuse(e, "the ext4 filesystem has features not known here (incompat 0x%x, ro_compat 0x%x)",
 				 x->incompat & ~INCOMPAT_KNOWN, x->ro & ~RO_KNOWN);
-	if (x->ro & RO_METADATA_CSUM && crc32c(~0u, s, 0x3fc) != get_le32(s + 0x3fc))
+	if (x->ro & RO_METADATA_CSUM && crc32_castagnoli(~0u, s, 0x3fc) != get_le32(s + 0x3fc))
 		return fs_refuse(e, "the checksum of the ext4 superblock is wrong");
 	return 0;
 }
@@ -218,7 +218,7 @@ static int parse_super(struct ext4 *x, const uint8_t *s, unsigned flags, struct 
 	x->reserved_gdt = get_le16(s + 0xce);
 	x->backup_bgs[0] = get_le32(s + 0x24c);
 	x->backup_bgs[1] = get_le32(s + 0x250);
-	x->csum_seed = x->incompat & INCOMPAT_CSUM_SEED ? get_le32(s + 0x270) : crc32c(~0u, s + 0x68, 16);
+	x->csum_seed = x->incompat & INCOMPAT_CSUM_SEED ? get_le32(s + 0x270) : crc32_castagnoli(~0u, s + 0x68, 16);
 	x->gdt_seed = crc16(0xffff, s + 0x68, 16);
 	return 0;
 }
@@ -326,10 +326,10 @@ static bool desc_is_sound(const struct ext4 *x, const struct group *g)
 
 	put_le32(number, (uint32_t)g->number);
 	if (x->ro & RO_METADATA_CSUM) {
-		uint32_t c = crc32c(crc32c(x->csum_seed, number, 4), g->desc, 0x1e);
+		uint32_t c = crc32_castagnoli(crc32_castagnoli(x->csum_seed, number, 4), g->desc, 0x1e);
 
-		c = crc32c(c, zero, 2);
-		return (uint16_t)crc32c(c, g->desc + 0x20, x->desc_size - 0x20) == want;
+		c = crc32_castagnoli(c, zero, 2);
+		return (uint16_t)crc32_castagnoli(c, g->desc + 0x20, x->desc_size - 0x20) == want;
 	}
 	if (x->ro & RO_GDT_CSUM) {
 		uint16_t c = crc16(crc16(x->gdt_seed, number, 4), g->desc, 0x1e);
@@ -345,7 +345,7 @@ static bool bitmap_is_sound(const struct ext4 *x, const struct group *g, const u
 
 	if (!(x->ro & RO_METADATA_CSUM))
 		return true;
-	sum = crc32c(x->csum_seed, bits, x->clusters_per_group / 8);
+	sum = crc32_castagnoli(x->csum_seed, bits, x->clusters_per_group / 8);
 	if (get_le16(g->desc + 0x18) != (sum & 0xffff))
 		return false;
 	return x->desc_size < 64 || get_le16(g->desc + 0x38) == sum >> 16;

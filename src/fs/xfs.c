@@ -48,10 +48,10 @@ static bool is_power_of_2(uint64_t v, uint64_t min, uint64_t max)
 static bool sum_is_right(const uint8_t *p, size_t n, size_t at)
 {
 	static const uint8_t zero[4];
-	uint32_t c = crc32c(~0u, p, at);
+	uint32_t c = crc32_castagnoli(~0u, p, at);
 
-	c = crc32c(c, zero, 4);
-	c = crc32c(c, p + at + 4, n - at - 4);
+	c = crc32_castagnoli(c, zero, 4);
+	c = crc32_castagnoli(c, p + at + 4, n - at - 4);
 	return ~c == get_le32(p + at);
 }
 
