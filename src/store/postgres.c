@@ -756,7 +756,8 @@ int store_check_postgres(const char *conninfo, bool *ret_password, struct err *e
 	}
 	*ret_password = false;
 	for (const PQconninfoOption *o = options; o->keyword; o++)
-		if (o->val && *o->val && strcmp(o->keyword, "password") == 0)
+		/* libpq marks what is not to be seen: "password", "sslpassword" */
+		if (o->val && *o->val && *o->dispchar == '*')
 			*ret_password = true;
 	PQconninfoFree(options);
 	return 0;

@@ -41,6 +41,8 @@ static void unlockp(pthread_mutex_t **m)
 {
 	pthread_mutex_unlock(*m);
 }
+/* Statements are declared behind it, so that they are gone before another thread may read: one that is only half
+ * through holds what the database was when it began. */
 #define LOCKED(s)                                                                                                      \
 	_cleanup_(unlockp) pthread_mutex_t *locked_ = &(s)->lock;                                                      \
 	pthread_mutex_lock(locked_)
@@ -195,7 +197,6 @@ static int get_where(struct sqlite_store *s, const struct model_noun *n, const c
 		     const char *value, void *ret, struct err *e)
 {
 	_cleanup_(str_release) struct str sql = {0};
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
 	sql_get(&sql, &sqlite_dialect, n, column, more);
@@ -203,6 +204,8 @@ static int get_where(struct sqlite_store *s, const struct model_noun *n, const c
 		return err_nomem(e);
 	s = reading(s);
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, sql.s, &st, e);
 	if (r < 0)
 		return r;
@@ -234,13 +237,14 @@ static int sq_put(struct store *base, const struct model_noun *n, const void *ro
 {
 	struct sqlite_store *s = own(base);
 	_cleanup_(str_release) struct str sql = {0};
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int i, r;
 
 	sql_put(&sql, &sqlite_dialect, n);
 	if (!str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, sql.s, &st, e);
 	if (r < 0)
 		return r;
@@ -254,12 +258,13 @@ static int sq_put(struct store *base, const struct model_noun *n, const void *ro
 static int sq_remove(struct store *base, const struct model_noun *n, const char *id, struct err *e)
 {
 	struct sqlite_store *s = own(base);
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	char sql[96];
 	int r;
 
 	snprintf(sql, sizeof(sql), "DELETE FROM %s WHERE id = ?1", n->table);
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, sql, &st, e);
 	if (r < 0)
 		return r;
@@ -303,7 +308,6 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 {
 	struct sqlite_store *s = reading(own(base));
 	_cleanup_(str_release) struct str sql = {0};
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	_cleanup_free_ void *row = malloc(n->size);
 	int r;
 
@@ -311,6 +315,8 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 	if (!row || !str_ok(&sql))
 		return err_nomem(e);
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, sql.s, &st, e);
 	if (r < 0)
 		return r;
@@ -330,10 +336,11 @@ static int sq_list(struct store *base, const struct model_noun *n, const struct 
 static int sq_code_use(struct store *base, const char *id, double now, struct err *e)
 {
 	struct sqlite_store *s = own(base);
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(
 	    s, "UPDATE codes SET used = used + 1 WHERE id = ?1 AND used < uses AND revoked = 0 AND expires > ?2", &st,
 	    e);
@@ -362,10 +369,11 @@ static int sq_event_add(struct store *base, double now, const char *type, const 
 			struct err *e)
 {
 	struct sqlite_store *s = own(base);
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, "INSERT INTO events (time, type, data) VALUES (?1, ?2, ?3)", &st, e);
 	if (r < 0)
 		return r;
@@ -399,10 +407,11 @@ static int sq_audit_add(struct store *base, const struct model_record *record, s
 static int sq_nonce_use(struct store *base, const char *nonce, double now, double expires, struct err *e)
 {
 	struct sqlite_store *s = own(base);
-	_cleanup_stmt_ sqlite3_stmt *old = NULL, *st = NULL;
 	int r;
 
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *old = NULL, *st = NULL;
+
 	r = db_prepare(s, "DELETE FROM nonces WHERE expires < ?1", &old, e);
 	if (r < 0)
 		return r;
@@ -422,10 +431,11 @@ static int sq_nonce_use(struct store *base, const char *nonce, double now, doubl
 static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_event_fn each, void *arg, struct err *e)
 {
 	struct sqlite_store *s = reading(own(base));
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, "SELECT id, type, data FROM events WHERE id > ?1 ORDER BY id LIMIT ?2", &st, e);
 	if (r < 0)
 		return r;
@@ -442,10 +452,11 @@ static int sq_events(struct store *base, uint64_t since, uint64_t limit, store_e
 static int sq_event_range(struct store *base, uint64_t *ret_first, uint64_t *ret_last, struct err *e)
 {
 	struct sqlite_store *s = reading(own(base));
-	_cleanup_stmt_ sqlite3_stmt *st = NULL;
 	int r;
 
 	LOCKED(s);
+	_cleanup_stmt_ sqlite3_stmt *st = NULL;
+
 	r = db_prepare(s, "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM events", &st, e);
 	if (r < 0)
 		return r;

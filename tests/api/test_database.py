@@ -18,8 +18,9 @@ def init(state, *args):
 
 def test_init(tmp_path, postgres):
     where = postgres.new_database()
-    status, said = init(tmp_path / "a", "--database", where + " password=secret")
-    assert status == 1 and "--database-file" in said and "secret" not in said
+    for word in ("password", "sslpassword"):
+        status, said = init(tmp_path / "a", "--database", f"{where} {word}=secret")
+        assert status == 1 and "--database-file" in said and "secret" not in said
     status, said = init(tmp_path / "a", "--database", "hast=x")
     assert status == 1 and "hast" in said
     status, said = init(tmp_path / "a", "--database", "host=/nowhere dbname=x")

@@ -9,6 +9,7 @@
 #include <libpq-fe.h>
 #endif
 #include <pthread.h>
+#include <stdatomic.h>
 #include <signal.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -653,6 +654,59 @@ static void test_leases(void **state)
 	store_close(b);
 }
 
+struct readers {
+	struct store *s;
+	atomic_bool end;
+};
+
+static void *read_main(void *arg)
+{
+	struct readers *r = arg;
+
+	while (!atomic_load(&r->end)) {
+		struct model_region row = {0};
+
+		if (r->s->ops->get(r->s, &model_regions, "local", &row, NULL) < 0)
+			return arg;
+		model_region_release(&row);
+	}
+	return NULL;
+}
+
+/* What was committed is what is read next, whatever others are reading. */
+static void test_own_writes_are_read(void **state)
+{
+	struct readers readers = {.s = open_store()};
+	struct model_region row = {.created = 1};
+	struct store *s = readers.s;
+	pthread_t threads[3];
+	void *failed;
+
+	model_set(&row.id, "local");
+	model_set(&row.name, "local");
+	model_set(&row.provider, "local");
+	assert_int_equal(s->ops->put(s, &model_regions, &row, NULL), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, read_main, &readers), 0);
+	for (int n = 2; n < 400; n++) {
+		struct model_region now = {0};
+
+		row.created = n;
+		assert_int_equal(s->ops->put(s, &model_regions, &row, NULL), 0);
+		assert_int_equal(s->ops->get(s, &model_regions, "local", &now, NULL), 0);
+		if (now.created != n)
+			fail_msg("%d was committed, and %.0f read", n, now.created);
+		model_region_release(&now);
+	}
+	atomic_store(&readers.end, true);
+	for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+		assert_int_equal(pthread_join(threads[i], &failed), 0);
+		assert_null(failed);
+	}
+	model_region_release(&row);
+	store_close(s);
+}
+
 static void test_what_leads_to_a_database(void **state)
 {
 	struct store *s = NULL;
@@ -691,6 +745,7 @@ int main(void)
 	    WITH_DIR(test_filters),
 	    WITH_DIR(test_lost_connections),
 	    WITH_DIR(test_leases),
+	    WITH_DIR(test_own_writes_are_read),
 	    cmocka_unit_test(test_what_leads_to_a_database),
 	    cmocka_unit_test(test_secrets),
 	};
