@@ -24,6 +24,8 @@ static int rounds_read_used(struct rounds *r, bool estimate, struct err *e)
 
 	stream_used_release(&s->used);
 	k = (estimate ? stream_used_estimate : stream_used_read)(s->disks, s->ndisks, &s->used, e);
+	if (k == 0)
+		sender_leave_out(s, s->used.maps);
 	r->map_time = id_now_mono() - began;
 	return k;
 }
@@ -48,10 +50,24 @@ void rounds_next(struct rounds *r, enum stream_phase phase)
 	sender_phase(r->s, phase);
 }
 
+int rounds_pass(struct rounds *r, double *ret_seconds, struct err *e)
+{
+	struct sender *s = r->s;
+	double began = id_now_mono();
+	int k = pass_run(s, PASS_LIVE, 0, e);
+
+	*ret_seconds = MAX(id_now_mono() - began, 1e-3);
+	pthread_mutex_lock(&s->lock);
+	s->progress.live_bytes += s->total;
+	s->progress.live_seconds += *ret_seconds;
+	pthread_mutex_unlock(&s->lock);
+	return k;
+}
+
 static int rounds_live(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
-	double began;
+	double seconds;
 	int k;
 
 	k = rounds_read_used(r, s->ops->freeze != NULL, e);
@@ -60,9 +76,8 @@ static int rounds_live(struct rounds *r, struct err *e)
 	if (k < 0)
 		return k;
 	rounds_next(r, r->round == 0 ? STREAM_FULL : STREAM_COMPARE);
-	began = id_now_mono();
-	k = pass_run(s, PASS_LIVE, 0, e);
-	r->speed = (double)s->total / MAX(id_now_mono() - began, 1e-3);
+	k = rounds_pass(r, &seconds, e);
+	r->speed = (double)s->total / seconds;
 	r->changed_before = r->changed;
 	r->changed = s->changed_now;
 	return k;

@@ -63,6 +63,13 @@ void sender_quiet(struct sender *s, bool quiet)
 	pthread_mutex_unlock(&s->tell_lock);
 }
 
+void sender_leave_out(const struct sender *s, struct bitmap *maps)
+{
+	for (size_t i = 0; s->p->leave_out && i < s->ndisks; i++)
+		if (s->p->leave_out[i])
+			memset(maps[i].words, 0, (maps[i].nbits / 64 + 1) * sizeof(*maps[i].words));
+}
+
 bool sender_sleep(struct sender *s, double seconds)
 {
 	double until = id_now_mono() + seconds;

@@ -145,6 +145,8 @@ int sender_note(struct sender *s, const char *text, struct err *e);
 void sender_phase(struct sender *s, enum stream_phase phase);
 /* While quiet no callback runs but cancelled(). */
 void sender_quiet(struct sender *s, bool quiet);
+/* Disks that are to be left out have no bits set in `maps`, one of each disk. */
+void sender_leave_out(const struct sender *s, struct bitmap *maps);
 /* Sleeps; false when everything is to end. */
 bool sender_sleep(struct sender *s, double seconds);
 double sender_backoff(unsigned attempt);
@@ -252,6 +254,8 @@ struct rounds {
 };
 
 int rounds_run(struct sender *s, struct err *e);
+/* A live pass; adds up how fast they go. */
+int rounds_pass(struct rounds *r, double *ret_seconds, struct err *e);
 /* Opens the next round in what is told. */
 void rounds_next(struct rounds *r, enum stream_phase phase);
 /* Tells of the freeze and has it prepared. */

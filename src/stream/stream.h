@@ -100,6 +100,8 @@ struct stream_progress {
 	double seconds_left;         /* of this round; < 0: unknown */
 	double expected_freeze;      /* seconds; < 0: unknown */
 	double freeze_seconds;       /* measured; < 0: not yet */
+	uint64_t live_bytes;         /* handled by all passes so far that weren't frozen, and */
+	double live_seconds;         /* how long these took: what the whole path from disk to disk carries */
 	struct stream_gauges gauges; /* of a tracked run */
 };
 
@@ -116,6 +118,7 @@ struct stream_send_params {
 	double reconnect_seconds; /* how long a lost receiver is tried again, from the first failure on; 0: 60 */
 	double stall_seconds;     /* without an answer until a connection counts as lost; 0: 20 */
 	double max_freeze;        /* seconds the freeze of a tracked run should last at most; 0: 1 */
+	const bool *leave_out;    /* a flag per disk: it is sent as if it were empty; NULL: none is */
 	double patience;          /* seconds of rounds that get no smaller until it may last longer; 0: 1800 */
 	/*
 	 * With a tracker: the file of what the next run may rely on (stream/baseline.c); NULL: none. There must be one

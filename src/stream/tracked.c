@@ -98,7 +98,8 @@ static uint64_t tracked_pending(const struct sender *s)
 	uint64_t sum = 0;
 
 	for (size_t i = 0; i < s->ndisks; i++)
-		sum += t->pending(t->arg, i);
+		if (!s->p->leave_out || !s->p->leave_out[i])
+			sum += t->pending(t->arg, i);
 	return sum;
 }
 
@@ -127,6 +128,9 @@ static int tracked_collect(struct rounds *r, struct err *e)
 		if (k < 0)
 			return tracked_taint(r, k, &why, e);
 	}
+	/* The marks of these are taken and lost: nothing of them is stated either, so the next run reads all of them.
+	 */
+	sender_leave_out(s, s->candidates);
 	r->collected = tracked_pending(s);
 	return 0;
 }
@@ -196,6 +200,7 @@ static int tracked_map(struct rounds *r, struct err *e)
 	}
 	if (k < 0)
 		return k;
+	sender_leave_out(s, s->used.maps);
 	for (size_t i = 0; i < s->ndisks; i++) {
 		uint64_t *c = s->candidates[i].words, *used = s->used.maps[i].words, *stated = s->stated[i].words;
 
@@ -218,13 +223,11 @@ static bool tracked_grown(const struct rounds *r)
 static int tracked_pass(struct rounds *r, struct err *e)
 {
 	struct sender *s = r->s;
-	double began = id_now_mono();
-	int k = pass_run(s, PASS_LIVE, 0, e);
+	int k = rounds_pass(r, &r->handled_seconds, e);
 
 	if (k < 0)
 		return k;
 	r->handled = s->total;
-	r->handled_seconds = MAX(id_now_mono() - began, 1e-3);
 	for (size_t i = 0; i < s->ndisks; i++)
 		tracked_clear(&s->candidates[i]);
 	return 0;
