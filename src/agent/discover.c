@@ -10,6 +10,7 @@
 #include "base/jsn.h"
 #include "base/str.h"
 #include "base/util.h"
+#include "survey/survey.h"
 #include "version.h"
 
 static int discover_disks(const char *const *paths, size_t n, struct agent_disk **ret, size_t *ret_n, struct err *e)
@@ -31,6 +32,22 @@ static int discover_disks(const char *const *paths, size_t n, struct agent_disk 
 	return 0;
 }
 
+/* Does the system that runs here lie on the disks that were found? */
+static bool discover_has_root(const json_t *o)
+{
+	json_t *f, *m;
+	size_t i, k;
+
+	json_array_foreach(json_object_get(o, "filesystems"), i, f)
+	    json_array_foreach(json_object_get(f, "mounts"), k, m)
+	{
+		if (strcmp(json_string_value(json_object_get(m, "point")) ?: "", "/") == 0 &&
+		    json_array_size(json_object_get(f, "disks")))
+			return true;
+	}
+	return false;
+}
+
 int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct err *e)
 {
 	_cleanup_free_ struct agent_disk *disks = NULL;
@@ -48,6 +65,9 @@ int discover_inventory(const char *const *paths, size_t n, json_t **ret, struct 
 	if (contents_add(o, warnings, disks, ndisks) < 0)
 		return err_nomem(e);
 	netinfo_add(o);
+	/* Of disks that hold another system it would say what runs where the agent does. */
+	if (!n || discover_has_root(o))
+		json_object_set_new(o, "survey", survey_take(""));
 	json_object_set(o, "warnings", warnings);
 	*ret = take_ptr(&o);
 	return 0;

@@ -137,10 +137,12 @@ int api_agent_enroll(struct api_request *q)
 	return api_answer(q, 201, text ? json_pack("{s:s, s:s}", "source", src.id, "secret", text) : NULL);
 }
 
-/* The inventory without what is different each time anybody looks. */
+/* The inventory without what is different each time anybody looks: services and ports come and go. */
 static json_t *lasting(const json_t *inventory)
 {
-	static const char *const parts[][2] = {{"cpu", "load"}, {"memory", "available"}};
+	static const char *const parts[][2] = {{"cpu", "load"},         {"memory", "available"}, {"survey", "units"},
+					       {"survey", "processes"}, {"survey", "listening"}, {"survey", "modules"},
+					       {"survey", "routes"},    {"survey", "swaps"}};
 	json_t *o = json_copy((json_t *)inventory);
 
 	json_object_del(o, "time");

@@ -7,11 +7,15 @@
 
 #define LISTED_INVENTORY (32u << 10)
 
-/* A page of sources with huge inventories would be huge: those are left to GET of the one source. */
+/* A page of sources with surveys and huge inventories would be huge: those are left to GET of the one source. */
 static void trim(struct api_request *q, void *row)
 {
 	struct model_source *src = row;
+	json_t *copy = json_object_get(src->inventory, "survey") ? json_copy(src->inventory) : NULL;
 
+	json_object_del(copy, "survey");
+	if (copy)
+		model_take_json(&src->inventory, copy);
 	if (src->inventory && json_dumpb(src->inventory, NULL, 0, JSON_COMPACT) > LISTED_INVENTORY)
 		model_take_json(&src->inventory, NULL);
 }
