@@ -39,7 +39,8 @@ static void check_row(const struct model_input *in, const void *p)
 		must(!*(json_t *const *)p || json_object_size(*(json_t *const *)p) <= MODEL_TAGS_MAX);
 		return;
 	case MODEL_JSON:
-		must(!*(json_t *const *)p || json_is_object(*(json_t *const *)p));
+		must(!*(json_t *const *)p ||
+		     (in->check ? json_is_array(*(json_t *const *)p) : json_is_object(*(json_t *const *)p)));
 		return;
 	case MODEL_BOOL:
 	case MODEL_REAL:

@@ -11,10 +11,15 @@ const char *const model_job_states[] = {"ready",   "running", "stopped",  "in_er
 					"waiting", "expired", "deleting", NULL};
 const char *const model_job_stages[] = {"", "preparing", "syncing", "processing", "cleaning", NULL};
 const char *const model_run_states[] = {"active", "done", "failed", "cancelled", NULL};
+const char *const model_destinations[] = {"image", "instance", NULL};
+const char *const model_testings[] = {"", "test_only", "test_and_migrate", NULL};
+const char *const model_start_tests[] = {"as_set", "none", "only", "migrate", NULL};
+const char *const model_instance_states[] = {"off", "running", "paused", "crashed", "missing", NULL};
 const char *const model_licenses[] = {"none", "byol", "region", NULL};
 const char *const model_encryptions[] = {"auto", "on", "off", NULL};
 const char *const model_networks[] = {"public", "private", NULL};
-const char *const model_executions[] = {"create_only", "migrate_now", "migrate_later", NULL};
+const char *const model_executions[] = {"create_only", "migrate_now",      "migrate_later",
+					"test_only",   "test_and_migrate", NULL};
 const char *const model_triggers[] = {"manual", "schedule", "cut_over", NULL};
 static const char *const model_record_roles[] = {"viewer", "operator", "admin", "", NULL};
 const char *const model_roles[] = {"viewer", "operator", "admin", NULL};
@@ -102,6 +107,10 @@ static const struct model_field job_fields[] = {
     HIDDEN(REAL, run_ended),
     ROW(REAL, next_run),
     HIDDEN(REAL, expiry_told),
+    WORDS(destination, model_destinations),
+    ROW(TEXT, instance),
+    WORDS(testing, model_testings),
+    ROW(JSON, test),
     END,
 };
 #undef model_this
@@ -123,20 +132,10 @@ static const struct model_field run_fields[] = {
 #undef model_this
 #define model_this model_image
 static const struct model_field image_fields[] = {
-    ROW(TEXT, id),
-    ROW(TEXT, name),
-    ROW(TEXT, description),
-    ROW(TEXT, job),
-    ROW(TEXT, source),
-    ROW(TEXT, region),
-    ROW(REAL, created),
-    ROW(JSON, manifest),
-    HIDDEN(JSON, report),
-    ROW(JSON, boot),
-    HIDDEN(TEXT, screenshot),
-    ROW(BOOL, deleting),
-    ROW(TAGS, tags),
-    END,
+    ROW(TEXT, id),        ROW(TEXT, name),     ROW(TEXT, description),   ROW(TEXT, job),
+    ROW(TEXT, source),    ROW(TEXT, region),   ROW(REAL, created),       ROW(JSON, manifest),
+    HIDDEN(JSON, report), ROW(JSON, boot),     HIDDEN(TEXT, screenshot), ROW(TEXT, base),
+    ROW(JSON, checked),   ROW(BOOL, deleting), ROW(TAGS, tags),          END,
 };
 #undef model_this
 #define model_this model_code
@@ -159,6 +158,21 @@ static const struct model_field token_fields[] = {
 #define model_this model_region
 static const struct model_field region_fields[] = {
     ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, provider), ROW(REAL, created), HIDDEN(JSON, settings), END,
+};
+#undef model_this
+#define model_this model_instance
+static const struct model_field instance_fields[] = {
+    ROW(TEXT, id),        ROW(TEXT, name),        ROW(TEXT, description),
+    ROW(TEXT, region),    ROW(TEXT, ref),         WORDS(state, model_instance_states),
+    ROW(JSON, settings),  ROW(JSON, seen),        ROW(JSON, error),
+    ROW(TEXT, image),     ROW(TEXT, job),         ROW(TEXT, disks),
+    ROW(JSON, switching), HIDDEN(BOOL, deleting), ROW(REAL, created),
+    ROW(REAL, updated),   ROW(TAGS, tags),        END,
+};
+#undef model_this
+#define model_this model_snapshot
+static const struct model_field snapshot_fields[] = {
+    ROW(TEXT, id), ROW(TEXT, name), ROW(TEXT, instance), ROW(TEXT, disks), ROW(TEXT, job), ROW(REAL, created), END,
 };
 #undef model_this
 #define model_this model_template
@@ -238,13 +252,13 @@ const struct model_noun model_records = {"record", "audit", sizeof(struct model_
 const struct model_noun model_subscriptions = {"subscription", "subscriptions", sizeof(struct model_subscription),
 					       subscription_fields};
 const struct model_noun model_notices = {"notice", "notices", sizeof(struct model_notice), notice_fields};
-const struct model_noun *const model_nouns[] = {&model_sources,   &model_jobs,
-						&model_runs,      &model_images,
-						&model_codes,     &model_tokens,
-						&model_regions,   &model_exports,
-						&model_templates, &model_workgroups,
-						&model_records,   &model_subscriptions,
-						&model_notices,   NULL};
+const struct model_noun model_instances = {"instance", "instances", sizeof(struct model_instance), instance_fields};
+const struct model_noun model_snapshots = {"snapshot", "snapshots", sizeof(struct model_snapshot), snapshot_fields};
+const struct model_noun *const model_nouns[] = {
+    &model_sources,   &model_jobs,       &model_runs,      &model_images,
+    &model_codes,     &model_tokens,     &model_regions,   &model_exports,
+    &model_templates, &model_workgroups, &model_records,   &model_subscriptions,
+    &model_notices,   &model_instances,  &model_snapshots, NULL};
 
 void model_release(const struct model_noun *n, void *obj)
 {
@@ -362,12 +376,40 @@ const char *model_region_address(const struct model_region *r, enum model_networ
 
 static int add_region_derived(const struct model_region *r, json_t *o)
 {
+	static const char *const shown[] = {"uri", "pool", "network", "accelerator"};
 	const char *to_all = model_region_address(r, NETWORK_PUBLIC),
 		   *within = model_region_address(r, NETWORK_PRIVATE);
 
+	for (size_t i = 0; i < ARRAY_SIZE(shown); i++)
+		if (json_object_set(o, shown[i], json_object_get(r->settings, shown[i]) ?: json_null()) < 0)
+			return -1;
 	if (json_object_set_new(o, "public_address", to_all ? json_string(to_all) : json_null()) < 0)
 		return -1;
 	return json_object_set_new(o, "private_address", within ? json_string(within) : json_null());
+}
+
+/* What is being done to it; the center's own notes are nobody else's. */
+static int add_instance_derived(const struct model_instance *in, json_t *o)
+{
+	const json_t *doing = json_object_get(json_object_get(in->seen, "center"), "doing");
+	json_t *action = json_object_get(doing, "action"), *percent = json_object_get(doing, "percent");
+	json_t *seen = json_object_get(o, "seen");
+
+	if (json_is_object(seen)) {
+		seen = json_copy(seen);
+		json_object_del(seen, "center");
+		if (json_object_set_new(o, "seen", json_object_size(seen) ? json_incref(seen) : json_null()) < 0) {
+			json_decref(seen);
+			return -1;
+		}
+		json_decref(seen);
+	}
+	if (json_object_set_new(o, "percent", percent ? json_incref(percent) : json_null()) < 0)
+		return -1;
+	return json_object_set_new(o, "action",
+				   in->deleting ? json_string("delete")
+				   : action     ? json_incref(action)
+						: json_null());
 }
 
 /* What isn't a column: made from others. */
@@ -377,6 +419,8 @@ static int add_derived(const struct model_noun *n, const void *obj, json_t *o, d
 		return json_object_set_new(o, "step", step_json(obj));
 	if (n == &model_regions)
 		return add_region_derived(obj, o);
+	if (n == &model_instances)
+		return add_instance_derived(obj, o);
 	if (n == &model_codes)
 		return json_object_set_new(o, "state", json_string(code_state(obj, now)));
 	if (n == &model_images)
@@ -392,16 +436,19 @@ static int add_derived(const struct model_noun *n, const void *obj, json_t *o, d
 
 json_t *model_json(const struct model_noun *n, const void *obj, bool brief, double now)
 {
+	static const char *const big[] = {"inventory", "manifest", "test", "checked", "seen", NULL};
 	json_t *o = json_object();
 
 	for (const struct model_field *f = n->fields; o && f->name; f++) {
-		if (f->hidden || (brief && (strcmp(f->name, "inventory") == 0 || strcmp(f->name, "manifest") == 0)))
+		if (f->hidden || (brief && model_word(big, f->name) >= 0))
 			continue;
 		if (json_object_set_new(o, f->name, field_json(f, obj)) < 0) {
 			json_decref(o);
 			return NULL;
 		}
 	}
+	if (o && brief && n == &model_jobs)
+		json_object_set_new(o, "parameters", model_parameters_brief(json_object_get(o, "parameters")));
 	if (o && add_derived(n, obj, o, now) < 0) {
 		json_decref(o);
 		return NULL;

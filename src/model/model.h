@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/ip4.h"
+
 struct err;
 
 #define MODEL_NAME_MAX        128u
@@ -43,7 +45,11 @@ enum model_job_stage { JOB_NO_STAGE, JOB_PREPARING, JOB_SYNCING, JOB_PROCESSING,
 enum model_license { LICENSE_NONE, LICENSE_BYOL, LICENSE_REGION };
 enum model_encryption { ENCRYPTION_AUTO, ENCRYPTION_ON, ENCRYPTION_OFF };
 enum model_network { NETWORK_PUBLIC, NETWORK_PRIVATE };
-enum model_execution { CREATE_ONLY, MIGRATE_NOW, MIGRATE_LATER };
+enum model_execution { CREATE_ONLY, MIGRATE_NOW, MIGRATE_LATER, TEST_NOW, TEST_AND_MIGRATE_NOW };
+enum model_start_test { START_AS_SET, START_UNTESTED, START_TEST, START_TEST_AND_MIGRATE };
+enum model_destination { DESTINATION_IMAGE, DESTINATION_INSTANCE };
+enum model_testing { NO_TEST, TEST_ONLY, TEST_AND_MIGRATE }; /* what the job's run is, as long as it is a test */
+enum model_instance_state { INSTANCE_OFF, INSTANCE_RUNNING, INSTANCE_PAUSED, INSTANCE_CRASHED, INSTANCE_MISSING };
 enum model_trigger { TRIGGER_MANUAL, TRIGGER_SCHEDULE, TRIGGER_CUT_OVER };
 enum model_run_state { RUN_ACTIVE, RUN_DONE, RUN_FAILED, RUN_CANCELLED };
 enum model_role { ROLE_VIEWER, ROLE_OPERATOR, ROLE_ADMIN, MODEL_NO_ROLE };
@@ -64,6 +70,10 @@ extern const char *const model_job_stages[]; /* JOB_NO_STAGE is "" and null in J
 extern const char *const model_run_states[];
 extern const char *const model_executions[];
 extern const char *const model_licenses[];
+extern const char *const model_destinations[];
+extern const char *const model_start_tests[];
+extern const char *const model_testings[]; /* NO_TEST is "" and null in JSON */
+extern const char *const model_instance_states[];
 extern const char *const model_networks[];
 extern const char *const model_encryptions[];
 extern const char *const model_triggers[]; /* what began a run */
@@ -102,6 +112,10 @@ struct model_job {
 	bool last; /* run: it is cut over behind it */
 	double run_ended, next_run;
 	double expiry_told; /* the value of `expires` that people were told of beforehand */
+	int destination;    /* enum model_destination */
+	char *instance;     /* that is migrated onto */
+	int testing;        /* enum model_testing */
+	json_t *test;       /* report of the last migration test */
 };
 
 struct model_run {
@@ -114,9 +128,10 @@ struct model_run {
 
 struct model_image {
 	char *id, *name, *description, *job, *source, *region, *screenshot;
+	char *base;    /* the image that this one, repaired, stands on */
 	bool deleting; /* its files go, or are gone */
 	double created;
-	json_t *manifest, *report, *boot, *tags;
+	json_t *manifest, *report, *boot, *checked, *tags; /* checked: the last image check */
 };
 
 struct model_code {
@@ -137,6 +152,25 @@ struct model_region {
 	char *id, *name, *provider;
 	double created;
 	json_t *settings;
+};
+
+/* A machine that runs in a region. */
+struct model_instance {
+	char *id, *name, *description, *region, *ref, *image, *job; /* image: it was made of; job: migrated onto it */
+	int state;                                                  /* enum model_instance_state as last seen */
+	double created, updated;
+	json_t *settings, *seen, *error, *tags; /* seen: what the hypervisor last said of it */
+	/* The sets of its disks (provider.h): the one in use, and how far a migration onto it has come:
+	 * {"job","image","step","from":set,"to":set,...}, until it is confirmed or rolled back. */
+	char *disks;
+	json_t *switching;
+	bool deleting;
+};
+
+/* What an instance's disks held at a moment. */
+struct model_snapshot {
+	char *id, *name, *instance, *disks, *job; /* disks: the set; job: it was made before the migration of */
+	double created;
 };
 
 /* Presets of a job's request, model_template_job[]. */
@@ -194,7 +228,9 @@ enum model_kind {
 	MODEL_REAL, /* double */
 	MODEL_BOOL, /* bool */
 	MODEL_WORD, /* int, an index into words */
-	MODEL_JSON, /* json_t *, in a request borrowed; an object, or with words: an array of some of them */
+	/* json_t *, in a request borrowed: an object, with words an array of some of them, with a max one of at most so
+	 * many objects */
+	MODEL_JSON,
 	MODEL_TAGS, /* the same, of texts; NULL is an empty one */
 };
 
@@ -214,7 +250,8 @@ struct model_noun {
 };
 
 extern const struct model_noun model_sources, model_jobs, model_runs, model_images, model_codes, model_tokens,
-    model_regions, model_exports, model_templates, model_workgroups, model_records, model_subscriptions, model_notices;
+    model_regions, model_exports, model_templates, model_workgroups, model_records, model_subscriptions, model_notices,
+    model_instances, model_snapshots;
 /* Of a source what a heartbeat is judged by; the rest of the struct stays empty. For reading only. */
 extern const struct model_noun model_source_keys;
 extern const struct model_noun *const model_nouns[]; /* all, NULL-terminated */
@@ -226,7 +263,7 @@ int model_set(char **field, const char *value);
 /* Replaces JSON, taking the reference. */
 void model_take_json(json_t **field, json_t *value);
 /* The API's view: all fields that aren't hidden, nulls for what isn't there, and what is derived (step, state
- * of a code, os). `brief` leaves out what can be big (inventory, manifest). New reference, NULL when out of
+ * of a code, os). `brief` leaves out what can be big (inventory, manifest, reports). New reference, NULL when out of
  * memory. */
 json_t *model_json(const struct model_noun *n, const void *obj, bool brief, double now);
 /* What an event tells of the row: for sources and images a few bounded fields, for others the brief view. New
@@ -253,6 +290,8 @@ MODEL_CLEANUP(record)
 MODEL_CLEANUP(workgroup)
 MODEL_CLEANUP(subscription)
 MODEL_CLEANUP(notice)
+MODEL_CLEANUP(instance)
+MODEL_CLEANUP(snapshot)
 #undef MODEL_CLEANUP
 
 /* ---- requests ---- */
@@ -266,6 +305,8 @@ struct model_input {
 	uint64_t def;      /* default of numbers, bools and words */
 	const char *const *words; /* MODEL_UINT: these are max + 1 and so on, in JSON as words */
 	const char *help;         /* one line, for the documents */
+	/* MODEL_JSON: whether the value, of any kind then, will do. */
+	int (*check)(const struct model_input *in, const json_t *value, struct err *e);
 };
 
 /*
@@ -284,8 +325,10 @@ struct model_parameters {
 	uint64_t connections, compression, rate_mbit; /* compression: 11 is auto */
 	uint64_t max_freeze, interval_hours, max_images;
 	uint64_t transition_cpus, transition_memory;
-	bool checksum, test_boot, incremental, diagnostic_logs;
+	bool checksum, test_boot, image_check, incremental, diagnostic_logs, rollback_on_failure;
 	int on_read_error, license, network, encryption;
+	const char *address, *gateway, *nameservers;
+	json_t *checks; /* borrowed */
 };
 extern const struct model_input model_parameters[];
 /* When the job ends, should it not run: that many days after it was made, but not at once after it did something. */
@@ -305,11 +348,26 @@ bool model_parameter_is_live(const char *name);
 bool model_parameter_is_plan(const char *name);
 json_t *model_parameters_json(const struct model_parameters *p);
 
+/* ---- scripts.c: [{"name","script","timeout"}], to be run in the copy when it has booted ---- */
+#define MODEL_CHECKS_MAX        16u
+#define MODEL_CHECK_MAX         (64u << 10) /* bytes of a script */
+#define MODEL_CHECK_SECONDS     60u
+#define MODEL_CHECK_SECONDS_MAX 600u
+int model_check_scripts(const struct model_input *in, const json_t *list, struct err *e);
+/* For lists and events: without the scripts' texts. New reference. */
+json_t *model_parameters_brief(json_t *parameters);
+
 struct model_job_request {
-	const char *source, *region, *name, *description, *image_name, *client_token, *template;
+	const char *source, *region, *name, *description, *image_name, *client_token, *template, *instance;
 	json_t *parameters, *tags;
 	uint64_t start_at, valid_days;
-	int execution;
+	int execution, destination;
+};
+struct model_start_request {
+	int test; /* enum model_start_test */
+};
+struct model_sweep_request {
+	bool dry_run;
 };
 struct model_cut_over_request {
 	bool sync;
@@ -336,6 +394,7 @@ struct model_workgroup_request {
 	json_t *tags;
 };
 struct model_region_request {
+	const char *id, *name, *provider, *uri, *pool, *network, *accelerator;
 	const char *public_address, *private_address;
 };
 struct model_subscription_request {
@@ -343,9 +402,16 @@ struct model_subscription_request {
 	json_t *events;
 	bool active;
 };
+struct model_boot_request {
+	json_t *checks;
+};
 struct model_export_request {
 	int format;
 	uint64_t disk;
+};
+struct model_check_request {
+	const char *name;
+	bool repair;
 };
 struct model_enroll_request {
 	const char *code_id, *code_secret, *hostname, *machine_id, *agent_version;
@@ -370,17 +436,56 @@ struct model_error_request {
 	const char *code, *message;
 	bool temporary;
 };
+/* What an instance's hypervisor is asked for (provider.h); what is missing has a default there. */
+struct model_instance_settings {
+	uint64_t cpus, memory_mib;
+	const char *cpu, *network, *mac, *address;
+	int firmware, bus;
+	json_t *forwards;
+};
+struct model_forward {
+	uint64_t host, guest;
+};
+struct model_instance_request {
+	const char *name, *description, *region, *image, *ref;
+	json_t *settings, *tags;
+	bool start;
+};
+struct model_instance_stop {
+	bool force;
+	uint64_t seconds;
+};
+struct model_snapshot_request {
+	const char *name;
+};
 extern const struct model_input model_job_request[], model_job_patch[], model_template_job[], model_template_request[],
     model_template_patch[], model_workgroup_request[], model_source_patch[], model_cut_over_request[],
-    model_code_request[], model_token_request[], model_rename_request[], model_region_patch[], model_export_request[],
-    model_enroll_request[], model_sync_request[], model_task_request[], model_error_request[], model_log_request[],
-    model_subscription_request[], model_subscription_patch[];
+    model_start_request[], model_sweep_request[], model_code_request[], model_token_request[], model_rename_request[],
+    model_region_request[], model_region_patch[], model_export_request[], model_check_request[], model_enroll_request[],
+    model_sync_request[], model_task_request[], model_error_request[], model_log_request[],
+    model_subscription_request[], model_subscription_patch[], model_instance_settings[], model_forward[],
+    model_instance_request[], model_instance_import[], model_instance_patch[], model_instance_stop[],
+    model_snapshot_request[], model_boot_request[];
 
+/* Settings of an instance with what a request says laid over them: null is what has the default. New reference, NULL
+ * when out of memory. */
+json_t *model_settings_over(const json_t *under, const json_t *over);
 /* The numbers and the phase of a progress report that a job shows; the rest is dropped. New reference. */
 json_t *model_progress(const json_t *report);
 /* Bytes in use on the source's disks by its inventory: "used" of each disk, its size where that is missing.
  */
 uint64_t model_inventory_used(const json_t *inventory);
+
+/* ---- the address of the destination (destination.c) ---- */
+enum model_address { ADDRESS_DHCP, ADDRESS_KEEP, ADDRESS_GIVEN };
+/*
+ * Of a job's parameters. ADDRESS_GIVEN: *ret_plan is whole and checked; ADDRESS_KEEP: it has what was given beside it.
+ * -EINVAL, with the parameter in *ret_field.
+ */
+int model_read_address(const json_t *parameters, enum model_address *ret, struct ip4_plan *ret_plan,
+		       const char **ret_field, struct err *e);
+/* What isn't given becomes what the source has. -EINVAL. */
+int model_keep_address(const json_t *inventory, struct ip4_plan *p, struct err *e);
 
 /* ---- addresses (target.c) ---- */
 /* Parts of SCHEME://HOST[:PORT][PATH]; borrowed from the text. */

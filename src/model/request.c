@@ -19,6 +19,11 @@
 	{                                                                                                              \
 #field, MODEL_UINT, offsetof(struct type, field), false, lo, hi, d, NULL, text                         \
 	}
+/* One line whose default is the first word. */
+#define LINE_OR(type, field, hi, list, text)                                                                           \
+	{                                                                                                              \
+#field, MODEL_LINE, offsetof(struct type, field), false, 1, hi, 0, list, text                          \
+	}
 /* A number up to hi, or one of the words, which stand for hi + 1 and so on. */
 #define LEVEL(type, field, hi, d, list, text)                                                                          \
 	{                                                                                                              \
@@ -37,6 +42,12 @@
 #field, MODEL_JSON, offsetof(struct type, field), req, 0, 0, 0, NULL, text                             \
 	}
 
+/* Scripts for a test boot. */
+#define SCRIPTS(type, field, text)                                                                                     \
+	{                                                                                                              \
+#field, MODEL_JSON, offsetof(struct type, field), false, 0, 0, 0, NULL, text, model_check_scripts      \
+	}
+
 /* An array of some of the words, each once. */
 #define SOME_OF(type, field, list, text)                                                                               \
 	{                                                                                                              \
@@ -47,7 +58,13 @@
 #field, MODEL_TAGS, offsetof(struct type, field), false, 0, 0, 0, NULL, text                           \
 	}
 
+#define LIST(type, field, hi, text)                                                                                    \
+	{                                                                                                              \
+#field, MODEL_JSON, offsetof(struct type, field), false, 0, hi, 0, NULL, text                          \
+	}
+
 static const char *const model_levels[] = {"auto", NULL};
+static const char *const model_by_dhcp[] = {"dhcp", NULL};
 
 const struct model_input model_parameters[] = {
     UINT(model_parameters, connections, 1, 16, 4, "parallel connections of the data plane"),
@@ -62,6 +79,8 @@ const struct model_input model_parameters[] = {
     UINT(model_parameters, interval_hours, 1, 168, 24, "hours from the end of an incremental job's run to the next"),
     UINT(model_parameters, max_images, 1, 10, 3, "images of an incremental job that stay; the oldest unused ones go"),
     BOOL(model_parameters, test_boot, 1, "boot the image once before the job is finished"),
+    BOOL(model_parameters, image_check, 1,
+	 "look for what would keep the image from working elsewhere; never fails the job"),
     WORD(model_parameters, license, false, LICENSE_NONE, model_licenses,
 	 "of an operating system that is sold: brought along (byol), or the region's; kept with the image"),
     WORD(model_parameters, encryption, false, ENCRYPTION_AUTO, model_encryptions,
@@ -70,7 +89,14 @@ const struct model_input model_parameters[] = {
 	 "which of the region's addresses the data takes, and which one the receiver listens on"),
     UINT(model_parameters, transition_cpus, 1, 32, 2, "processors of the machine that converts the copy"),
     UINT(model_parameters, transition_memory, 512, 65536, 1024, "MiB of memory of that machine"),
+    BOOL(model_parameters, rollback_on_failure, 1,
+	 "an instance that was migrated onto and doesn't come up gets its earlier system back"),
     BOOL(model_parameters, diagnostic_logs, 1, "gather what agent, receiver, conversion and test boot say"),
+    LINE_OR(model_parameters, address, 18, model_by_dhcp,
+	    "of the destination: dhcp, keep what there is, or an IPv4 address such as 192.0.2.7/24"),
+    LINE(model_parameters, gateway, false, 0, 15, "where it sends what is not for its network; goes with an address"),
+    LINE(model_parameters, nameservers, false, 0, 47, "up to 3 with commas between them; goes with an address"),
+    SCRIPTS(model_parameters, checks, "scripts that the test boot runs in the copy: each must end with status 0"),
     {0},
 };
 
@@ -83,7 +109,7 @@ bool model_parameter_is_live(const char *name)
 bool model_parameter_is_plan(const char *name)
 {
 	return strcmp(name, "interval_hours") == 0 || strcmp(name, "max_images") == 0 ||
-	       strcmp(name, "diagnostic_logs") == 0;
+	       strcmp(name, "diagnostic_logs") == 0 || strcmp(name, "checks") == 0;
 }
 
 int model_check_license(enum model_license license, const json_t *inventory, struct err *e)
@@ -132,6 +158,9 @@ const struct model_input model_job_request[] = {
     LINE(model_job_request, client_token, false, 1, 64, "the same request with the same token makes no second job"),
     WORD(model_job_request, execution, false, CREATE_ONLY, model_executions, "when it is to be started"),
     UINT(model_job_request, start_at, 0, MODEL_TIME_MAX, 0, "time of the start, with migrate_later"),
+    WORD(model_job_request, destination, false, DESTINATION_IMAGE, model_destinations,
+	 "an image, or an instance that is there"),
+    LINE(model_job_request, instance, false, 1, 47, "id of that instance"),
     UINT(model_job_request, valid_days, 7, 90, 30, "days from now until it expires when it isn't running"),
     {0},
 };
@@ -179,6 +208,17 @@ const struct model_input model_job_patch[] = {
     {0},
 };
 
+const struct model_input model_start_request[] = {
+    WORD(model_start_request, test, false, START_AS_SET, model_start_tests,
+	 "a migration test before (migrate) or instead of it (only), or none; as_set: what the job is set to"),
+    {0},
+};
+
+const struct model_input model_sweep_request[] = {
+    BOOL(model_sweep_request, dry_run, 0, "only say what would be removed"),
+    {0},
+};
+
 const struct model_input model_cut_over_request[] = {
     BOOL(model_cut_over_request, sync, 1, "run once more before the job ends"),
     {0},
@@ -214,7 +254,25 @@ const struct model_input model_source_patch[] = {
     {0},
 };
 
+#define REGION_SETTINGS(needed)                                                                                        \
+	LINE(model_region_request, uri, needed, 1, 512, "how libvirt reaches the host"),                               \
+	    LINE(model_region_request, pool, false, 1, 128, "storage pool for the instances' disks (default)"),        \
+	    LINE(model_region_request, network, false, 1, 128,                                                         \
+		 "where instances are connected when they don't say: a network, or bridge:NAME (default)"),            \
+	    LINE(model_region_request, accelerator, false, 0, 3,                                                       \
+		 "tcg: without KVM, even where the host says it has it; empty: as the host says")
+
+const struct model_input model_region_request[] = {
+    LINE(model_region_request, id, true, 2, 40, "lower-case letters, digits and '-'"),
+    LINE(model_region_request, name, false, 1, MODEL_NAME_MAX, "for people; the id when missing"),
+    LINE(model_region_request, provider, true, 1, 16, "what runs its instances: libvirt"),
+    REGION_SETTINGS(true),
+    {0},
+};
+
 const struct model_input model_region_patch[] = {
+    LINE(model_region_request, name, false, 1, MODEL_NAME_MAX, "for people"),
+    REGION_SETTINGS(false),
     LINE(model_region_request, public_address, false, 0, 255, "where agents send the data; empty: where the center is"),
     LINE(model_region_request, private_address, false, 0, 255,
 	 "the same for jobs on the private network; empty: there is none"),
@@ -237,9 +295,20 @@ const struct model_input model_subscription_patch[] = {
     {0},
 };
 
+const struct model_input model_boot_request[] = {
+    SCRIPTS(model_boot_request, checks, "scripts to run instead of those of the image's job"),
+    {0},
+};
+
 const struct model_input model_export_request[] = {
     WORD(model_export_request, format, true, 0, model_export_formats, "format of the file"),
     UINT(model_export_request, disk, 0, 63, 0, "which disk of the image"),
+    {0},
+};
+
+const struct model_input model_check_request[] = {
+    BOOL(model_check_request, repair, 0, "repair what can be, in another image"),
+    LINE(model_check_request, name, false, 1, MODEL_NAME_MAX, "of the repaired image; without one it is made"),
     {0},
 };
 
@@ -287,12 +356,73 @@ const struct model_input model_error_request[] = {
     {0},
 };
 
+static const char *const model_firmwares[] = {"bios", "uefi", NULL};
+static const char *const model_buses[] = {"virtio", "scsi", "sata", NULL};
+
+const struct model_input model_instance_settings[] = {
+    UINT(model_instance_settings, cpus, 1, 64, 1, "processors"),
+    UINT(model_instance_settings, memory_mib, 128, UINT64_C(1) << 22, 1024, "MiB of memory"),
+    LINE(model_instance_settings, cpu, false, 1, 64, "host, max, or a model that the hypervisor knows"),
+    WORD(model_instance_settings, firmware, false, 0, model_firmwares, "what starts it"),
+    WORD(model_instance_settings, bus, false, 0, model_buses, "what its disks are on"),
+    LINE(model_instance_settings, network, false, 1, 64, "user, none, or a name that the hypervisor knows"),
+    LINE(model_instance_settings, mac, false, 17, 17, "of its network card"),
+    LINE(model_instance_settings, address, false, 7, 15, "IPv4 address that its network is to give it"),
+    LIST(model_instance_settings, forwards, 32, "ports of the host that lead to ports of it"),
+    {0},
+};
+
+const struct model_input model_forward[] = {
+    {"host", MODEL_UINT, offsetof(struct model_forward, host), true, 1, 65535, 0, NULL, "port of the host"},
+    {"guest", MODEL_UINT, offsetof(struct model_forward, guest), true, 1, 65535, 0, NULL, "port of the instance"},
+    {0},
+};
+
+const struct model_input model_instance_request[] = {
+    LINE(model_instance_request, name, true, 1, MODEL_NAME_MAX, "name of the instance, no other's"),
+    TEXT(model_instance_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    LINE(model_instance_request, region, false, 1, 47, "id of the region, 'local' when missing"),
+    LINE(model_instance_request, image, true, 1, 47, "id of the image it is made of"),
+    JSON(model_instance_request, settings, false, "its hardware"),
+    BOOL(model_instance_request, start, 1, "start it"),
+    TAGS(model_instance_request, tags, "its labels"),
+    {0},
+};
+
+const struct model_input model_instance_import[] = {
+    LINE(model_instance_request, region, false, 1, 47, "id of the region, 'local' when missing"),
+    LINE(model_instance_request, ref, true, 1, 63, "what the region knows it by"),
+    LINE(model_instance_request, name, true, 1, MODEL_NAME_MAX, "name of the instance, no other's"),
+    TEXT(model_instance_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    TAGS(model_instance_request, tags, "its labels"),
+    {0},
+};
+
+const struct model_input model_instance_patch[] = {
+    LINE(model_instance_request, name, false, 1, MODEL_NAME_MAX, "name of the instance, no other's"),
+    TEXT(model_instance_request, description, false, 0, MODEL_DESCRIPTION_MAX, "for people"),
+    JSON(model_instance_request, settings, false, "hardware that changes while it is off; null: the default"),
+    TAGS(model_instance_request, tags, "instead of those it has"),
+    {0},
+};
+
+const struct model_input model_instance_stop[] = {
+    BOOL(model_instance_stop, force, 0, "at once, as by pulling the plug"),
+    UINT(model_instance_stop, seconds, 1, 3600, 60, "that it has after the power button was pressed"),
+    {0},
+};
+
+const struct model_input model_snapshot_request[] = {
+    LINE(model_snapshot_request, name, true, 1, MODEL_NAME_MAX, "name of the snapshot"),
+    {0},
+};
+
 static void input_default(const struct model_input *in, void *p)
 {
 	switch (in->kind) {
 	case MODEL_TEXT:
 	case MODEL_LINE:
-		*(const char **)p = NULL;
+		*(const char **)p = in->words ? in->words[0] : NULL;
 		return;
 	case MODEL_JSON:
 	case MODEL_TAGS:
@@ -429,6 +559,23 @@ static int input_some(const struct model_input *in, json_t *list, json_t **p, st
 	return 0;
 }
 
+static int input_list(const struct model_input *in, json_t *list, json_t **p, struct err *e)
+{
+	json_t *v;
+	size_t i;
+
+	if (!json_is_array(list) || json_array_size(list) > in->max)
+		return err_set(e, -EINVAL, "'%s' must be a list of at most %llu objects", in->name,
+			       (unsigned long long)in->max);
+	json_array_foreach(list, i, v)
+	{
+		if (!json_is_object(v))
+			return err_set(e, -EINVAL, "'%s' has something that is no object", in->name);
+	}
+	*p = list;
+	return model_check_json(list, e);
+}
+
 static int input_value(const struct model_input *in, const json_t *body, void *p, struct err *e)
 {
 	json_t *v = json_object_get(body, in->name);
@@ -448,6 +595,12 @@ static int input_value(const struct model_input *in, const json_t *body, void *p
 	case MODEL_JSON:
 		if (in->words)
 			return input_some(in, v, p, e);
+		if (in->max)
+			return input_list(in, v, p, e);
+		if (in->check) {
+			*(json_t **)p = v;
+			return in->check(in, v, e);
+		}
 		if (!json_is_object(v))
 			return err_set(e, -EINVAL, "'%s' must be an object", in->name);
 		*(json_t **)p = v;
@@ -537,20 +690,51 @@ static json_t *parameter_number(const struct model_input *in, uint64_t n)
 	return in->words && n > in->max ? json_string(in->words[n - in->max - 1]) : json_integer((json_int_t)n);
 }
 
+/* NULL: nothing was said, and nothing is the default. */
+static json_t *parameter_line(const char *s)
+{
+	return s && *s ? json_string(s) : NULL;
+}
+
 json_t *model_parameters_json(const struct model_parameters *p)
 {
 	json_t *o = json_object();
 
 	for (const struct model_input *in = model_parameters; o && in->name; in++) {
 		const void *v = (const char *)p + in->offset;
-		json_t *j = in->kind == MODEL_UINT   ? parameter_number(in, *(const uint64_t *)v)
-			    : in->kind == MODEL_BOOL ? json_boolean(*(const bool *)v)
-						     : json_string(in->words[*(const int *)v]);
+		json_t *j;
 
+		/* What nobody gave isn't there. */
+		if (in->kind == MODEL_JSON && !json_array_size(*(json_t *const *)v))
+			continue;
+		j = in->kind == MODEL_UINT   ? parameter_number(in, *(const uint64_t *)v)
+		    : in->kind == MODEL_BOOL ? json_boolean(*(const bool *)v)
+		    : in->kind == MODEL_LINE ? parameter_line(*(const char *const *)v)
+		    : in->kind == MODEL_JSON ? json_incref(*(json_t *const *)v)
+					     : json_string(in->words[*(const int *)v]);
+
+		if (!j && in->kind == MODEL_LINE && !in->words)
+			continue;
 		if (json_object_set_new(o, in->name, j) < 0) {
 			json_decref(o);
 			return NULL;
 		}
+	}
+	return o;
+}
+
+json_t *model_settings_over(const json_t *under, const json_t *over)
+{
+	json_t *o = under ? json_copy((json_t *)under) : json_object();
+	const char *key;
+	json_t *value;
+
+	json_object_foreach((json_t *)over, key, value)
+	{
+		if (json_is_null(value))
+			json_object_del(o, key);
+		else if (json_object_set(o, key, value) < 0)
+			return json_decref(o), NULL;
 	}
 	return o;
 }

@@ -29,13 +29,14 @@ static void test_defaults_come_from_the_table(void **state)
 
 	assert_int_equal(model_read(model_parameters, empty, false, &p, &field, NULL), 0);
 	j = model_parameters_json(&p);
-	want = parse("{\"connections\":4,\"compression\":\"auto\",\"rate_mbit\":0,\"checksum\":true,\"on_read_"
-		     "error\":\"fail\","
-		     "\"test_boot\":true,\"max_freeze\":1,\"incremental\":false,\"interval_hours\":24,"
-		     "\"max_images\":3,\"license\":\"none\",\"network\":\"public\",\"encryption\":\"auto\","
-		     "\"transition_cpus\":2,\"transition_"
-		     "memory\":1024,"
-		     "\"diagnostic_logs\":true}");
+	want = parse(
+	    "{\"connections\":4,\"compression\":\"auto\",\"rate_mbit\":0,\"checksum\":true,\"on_read_"
+	    "error\":\"fail\","
+	    "\"test_boot\":true,\"image_check\":true,\"max_freeze\":1,\"incremental\":false,\"interval_hours\":24,"
+	    "\"max_images\":3,\"license\":\"none\",\"network\":\"public\",\"encryption\":\"auto\","
+	    "\"transition_cpus\":2,\"transition_"
+	    "memory\":1024,"
+	    "\"rollback_on_failure\":true,\"diagnostic_logs\":true,\"address\":\"dhcp\"}");
 	assert_true(json_equal(j, want));
 }
 
