@@ -236,6 +236,12 @@ static bool is_due(const struct model_job *job, enum job_event event, double now
 	return now >= job->expires + (job->state == JOB_EXPIRED ? EXPIRED_DAYS * MODEL_DAY : 0);
 }
 
+static unsigned kind_of(const struct model_job *job)
+{
+	return (model_is_incremental(job) && !job->last ? JOB_INCREMENTAL : 0u) |
+	       (job->testing == NO_TEST ? 0u : JOB_TESTING) | (job->testing == TEST_AND_MIGRATE ? JOB_MIGRATES : 0u);
+}
+
 int engine_job_event(struct engine *en, const char *id, int expected, enum job_event event,
 		     const struct engine_failure *failure, struct api_fault *f)
 {
@@ -249,7 +255,7 @@ int engine_job_event(struct engine *en, const char *id, int expected, enum job_e
 		return api_fault_err(f, &e);
 	r = s->ops->get(s, &model_jobs, id, &job, &e);
 	if (r == 0) {
-		a = job_step(job.state, job.stage, model_is_incremental(&job) && !job.last, event);
+		a = job_step(job.state, job.stage, kind_of(&job), event);
 		if (!a.refused && expected == ENGINE_CLOCK && !is_due(&job, event, id_now()))
 			a.refused = "the job's time has not come";
 		r = check_image(en, &job, event, &a, &e);

@@ -13,13 +13,23 @@ static struct job_answer go(enum model_job_state state, enum model_job_stage sta
 }
 
 /* A job that failed while sending prepares again (the destination may be full by now); what comes after the
- * copy is not undone by its own failure, so the job goes on there. */
-static enum model_job_stage stage_to_resume(enum model_job_stage stage)
+ * copy is not undone by its own failure, so the job goes on there. A test is for finding out: it begins anew. */
+static enum model_job_stage stage_to_resume(enum model_job_stage stage, unsigned kind)
 {
+	if (kind & JOB_TESTING)
+		return JOB_PREPARING;
 	return stage == JOB_PROCESSING || stage == JOB_CLEANING ? stage : JOB_PREPARING;
 }
 
-static struct job_answer stage_done(enum model_job_stage stage, bool incremental, struct job_answer same)
+static struct job_answer all_done(unsigned kind)
+{
+	if (!(kind & JOB_TESTING))
+		return go(JOB_FINISHED, JOB_NO_STAGE, JOB_DO_END_RUN);
+	return kind & JOB_MIGRATES ? go(JOB_RUNNING, JOB_PREPARING, JOB_DO_RUN | JOB_DO_END_RUN)
+				   : go(JOB_READY, JOB_NO_STAGE, JOB_DO_END_RUN);
+}
+
+static struct job_answer stage_done(enum model_job_stage stage, unsigned kind, struct job_answer same)
 {
 	switch (stage) {
 	case JOB_PREPARING:
@@ -27,10 +37,10 @@ static struct job_answer stage_done(enum model_job_stage stage, bool incremental
 	case JOB_SYNCING:
 		return go(JOB_RUNNING, JOB_PROCESSING, JOB_DO_RUN);
 	case JOB_PROCESSING:
-		return incremental ? go(JOB_WAITING, JOB_NO_STAGE, JOB_DO_END_RUN)
-				   : go(JOB_RUNNING, JOB_CLEANING, JOB_DO_RUN);
+		return kind & JOB_INCREMENTAL && !(kind & JOB_TESTING) ? go(JOB_WAITING, JOB_NO_STAGE, JOB_DO_END_RUN)
+								       : go(JOB_RUNNING, JOB_CLEANING, JOB_DO_RUN);
 	case JOB_CLEANING:
-		return go(JOB_FINISHED, JOB_NO_STAGE, JOB_DO_END_RUN);
+		return all_done(kind);
 	case JOB_NO_STAGE:
 	case JOB_STAGES:
 		break;
@@ -39,7 +49,7 @@ static struct job_answer stage_done(enum model_job_stage stage, bool incremental
 	return same;
 }
 
-static struct job_answer running_step(enum model_job_stage stage, bool incremental, enum job_event event,
+static struct job_answer running_step(enum model_job_stage stage, unsigned kind, enum job_event event,
 				      struct job_answer same)
 {
 	switch (event) {
@@ -52,7 +62,7 @@ static struct job_answer running_step(enum model_job_stage stage, bool increment
 		same.refused = "a job can be stopped only while it is syncing; wait for the next stage or the end";
 		return same;
 	case JOB_STAGE_DONE:
-		return stage_done(stage, incremental, same);
+		return stage_done(stage, kind, same);
 	case JOB_FAIL:
 		return go(JOB_IN_ERROR, stage, JOB_DO_END_RUN);
 	case JOB_EXPIRE:
@@ -72,15 +82,15 @@ static struct job_answer running_step(enum model_job_stage stage, bool increment
 }
 
 /* START, CUT_OVER and DELETE of the states in which nothing happens by itself. */
-static struct job_answer resting_step(enum model_job_state state, enum model_job_stage stage, enum job_event event,
-				      struct job_answer same)
+static struct job_answer resting_step(enum model_job_state state, enum model_job_stage stage, unsigned kind,
+				      enum job_event event, struct job_answer same)
 {
 	bool startable = state == JOB_READY || state == JOB_STOPPED || state == JOB_IN_ERROR || state == JOB_WAITING;
 
 	switch (event) {
 	case JOB_START:
 		if (startable)
-			return go(JOB_RUNNING, stage_to_resume(stage), JOB_DO_RUN);
+			return go(JOB_RUNNING, stage_to_resume(stage, kind), JOB_DO_RUN);
 		same.refused = state == JOB_FINISHED ? "the job is finished; create a new one"
 						     : "the job has expired; delete it and create a new one";
 		return same;
@@ -112,18 +122,17 @@ static struct job_answer resting_step(enum model_job_state state, enum model_job
 	never("job event");
 }
 
-struct job_answer job_step(enum model_job_state state, enum model_job_stage stage, bool incremental,
-			   enum job_event event)
+struct job_answer job_step(enum model_job_state state, enum model_job_stage stage, unsigned kind, enum job_event event)
 {
 	struct job_answer same = {state, stage, 0, NULL};
 
 	if (state == JOB_RUNNING)
-		return running_step(stage, incremental, event, same);
+		return running_step(stage, kind, event, same);
 	if (state == JOB_DELETING) {
 		same.refused = "the job is being deleted";
 		return same;
 	}
-	return resting_step(state, stage, event, same);
+	return resting_step(state, stage, kind, event, same);
 }
 
 bool job_is_unfinished(enum model_job_state state)

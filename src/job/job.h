@@ -29,6 +29,13 @@ enum job_action {
 	JOB_DO_REMOVE = 1 << 3,  /* free what the job holds, then forget it */
 };
 
+/* What a job is, as far as its way depends on it; several at once. */
+enum job_kind {
+	JOB_INCREMENTAL = 1 << 0, /* waits for the next run where others clean up; in its last run it is like them */
+	JOB_TESTING = 1 << 1,     /* its run is a migration test: at the end the job is ready again, */
+	JOB_MIGRATES = 1 << 2,    /* or goes on with the migration */
+};
+
 struct job_answer {
 	enum model_job_state state;
 	enum model_job_stage stage;
@@ -36,8 +43,7 @@ struct job_answer {
 	const char *refused; /* NULL, or why nothing changes: a sentence that says what to do */
 };
 
-/* `incremental` jobs wait for the next run where others clean up; in its last run one is like others. */
-struct job_answer job_step(enum model_job_state state, enum model_job_stage stage, bool incremental,
-			   enum job_event event);
+/* kind: enum job_kind */
+struct job_answer job_step(enum model_job_state state, enum model_job_stage stage, unsigned kind, enum job_event event);
 /* Does a job in that state keep its source busy? */
 bool job_is_unfinished(enum model_job_state state);
