@@ -143,6 +143,7 @@ struct task {
 	unsigned connections, compression;
 	uint64_t rate_mbit, max_freeze; /* seconds; 0: the default */
 	bool checksum, zero_unreadable, clear;
+	bool boot_only;                 /* a migration test: only what is needed to boot, and a look at the server */
 	bool has_log;                   /* the center wants to know what is logged, */
 	uint64_t log_at;                /* and has so much of it */
 	char disks[TASK_DISKS_MAX][80]; /* paths; none: all */
@@ -166,6 +167,19 @@ int task_seconds(const char *text, double min, double max, double *ret);
 json_t *task_text(const char *s); /* a string, also of bytes that aren't UTF-8 */
 /* For drills: REPLANT_RECONNECT and REPLANT_STALL shorten the patience with the network; seconds. */
 void task_drill(struct stream_send_params *p);
+
+/* ---- a migration test: what of a run it changes (trial.c) ---- */
+struct trial {
+	bool leave_out[TASK_DISKS_MAX]; /* disks that nothing is booted from: sent as if they were empty */
+	json_t *report;                 /* {"checks":[...],"left_out":[paths],"time"} */
+};
+/* What the server would boot from goes by the inventory of all its disks; what isn't known for sure is sent. */
+void trial_choose(const json_t *inventory, const char *const *disks, size_t n, bool *ret_leave_out);
+/* Looks at the server: takes a second or so. */
+int trial_begin(const struct agent_options *o, const char *const *disks, size_t n, struct trial *ret, struct err *e);
+void trial_end(struct trial *t);
+/* The findings of `check` but those about agent and center, {check, result, message, remedy} each. New reference. */
+json_t *check_server(const struct agent_options *o, const json_t *inventory);
 
 /* ---- what is logged while a task runs, for the center (tasklog.c); any thread ---- */
 #define TASKLOG_MAX   (256u << 10) /* kept for a center that can't be reached */

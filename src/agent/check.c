@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "agent/agent_int.h"
+#include "agent/check_int.h"
 #include "base/err.h"
 #include "base/id.h"
 #include "base/io.h"
@@ -19,28 +20,16 @@
 #include "base/str.h"
 #include "base/util.h"
 
-#define CHECK_MEMORY_MIN   (128 * MIB)
-#define CHECK_STATE_MIN    (16 * MIB)
-#define CHECK_LOAD_PER_CPU 4.0
-#define CHECK_KERNEL_MAJOR 3
-#define CHECK_KERNEL_MINOR 10
-
-enum check_result { CHECK_OK, CHECK_WARNING, CHECK_FAILED };
+#define CHECK_MEMORY_MIN     (128 * MIB)
+#define CHECK_MEMORY_PERCENT 95.0
+#define CHECK_STATE_MIN      (16 * MIB)
+#define CHECK_LOAD_PER_CPU   4.0
+#define CHECK_KERNEL_MAJOR   3
+#define CHECK_KERNEL_MINOR   10
 
 static const char *const check_names[] = {[CHECK_OK] = "ok", [CHECK_WARNING] = "warning", [CHECK_FAILED] = "failed"};
 
-struct check_ctx {
-	const struct agent_options *opts;
-	const json_t *inventory;
-	json_t *items;
-	const char *name; /* of the check at work */
-	bool failed;
-	bool said;
-};
-
-static void check_say(struct check_ctx *c, enum check_result result, const char *remedy, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static void check_say(struct check_ctx *c, enum check_result result, const char *remedy, const char *fmt, ...)
+void check_say(struct check_ctx *c, enum check_result result, const char *remedy, const char *fmt, ...)
 {
 	char text[1024];
 	va_list ap;
@@ -50,23 +39,23 @@ static void check_say(struct check_ctx *c, enum check_result result, const char 
 	va_end(ap);
 	c->said = true;
 	c->failed = c->failed || result == CHECK_FAILED;
-	json_array_append_new(c->items, json_pack("{s:s, s:s, s:s, s:s?}", "check", c->name, "result",
-						  check_names[result], "message", text, "remedy", remedy));
+	json_array_append_new(c->items, json_pack("{s:s, s:s, s:o, s:s?}", "check", c->name, "result",
+						  check_names[result], "message", task_text(text), "remedy", remedy));
 }
 
-static const json_t *check_get(const struct check_ctx *c, const char *key)
+const json_t *check_get(const struct check_ctx *c, const char *key)
 {
 	return json_object_get(c->inventory, key);
 }
 
-static const char *check_text(const json_t *o, const char *key)
+const char *check_text(const json_t *o, const char *key)
 {
 	const char *s = json_string_value(json_object_get(o, key));
 
 	return s ? s : "";
 }
 
-static bool check_is(const char *s, const char *const list[])
+bool check_is(const char *s, const char *const list[])
 {
 	for (; *list; list++)
 		if (strcmp(s, *list) == 0)
@@ -290,12 +279,16 @@ static void check_fstab(struct check_ctx *c)
 static void check_memory(struct check_ctx *c)
 {
 	uint64_t have = (uint64_t)json_integer_value(json_object_get(check_get(c, "memory"), "available"));
+	uint64_t total = (uint64_t)json_integer_value(json_object_get(check_get(c, "memory"), "total"));
 	char text[16];
 
 	str_bytes(have, text, sizeof(text));
 	if (have < CHECK_MEMORY_MIN)
 		check_say(c, CHECK_WARNING, "use fewer connections for the migration",
 			  "only %s of memory are available", text);
+	else if (total && 100.0 * (double)(total - MIN(have, total)) / (double)total > CHECK_MEMORY_PERCENT)
+		check_say(c, CHECK_WARNING, "stop processes that aren't needed, or migrate at a quieter time",
+			  "more than %.0f %% of the memory are in use, %s are available", CHECK_MEMORY_PERCENT, text);
 	else
 		check_say(c, CHECK_OK, NULL, "%s of memory available", text);
 }
@@ -389,8 +382,9 @@ static void check_center(struct check_ctx *c)
 static const struct {
 	const char *name;
 	void (*run)(struct check_ctx *c);
+	bool ours; /* of the agent and its center, not of the server: a running agent has its answer */
 } checks[] = {
-    {"root", check_root},
+    {"root", check_root, true},
     {"platform", check_platform},
     {"system", check_system},
     {"boot", check_boot},
@@ -400,11 +394,39 @@ static const struct {
     {"freeze", check_freeze},
     {"fstab", check_fstab},
     {"memory", check_memory},
+    {"cpu", check_cpu},
     {"load", check_load},
+    {"usage", check_usage},
+    {"kernel", check_kernel},
+    {"firewall", check_firewall},
+    {"proxy", check_proxy},
+    {"licence", check_licence},
     {"space", check_space},
-    {"clock", check_clock},
-    {"center", check_center},
+    {"clock", check_clock, true},
+    {"center", check_center, true},
 };
+
+static json_t *check_all(const struct agent_options *o, const json_t *inventory, bool ours, bool *ret_failed)
+{
+	struct check_ctx c = {.opts = o, .inventory = inventory, .items = json_array()};
+
+	for (size_t i = 0; c.items && i < ARRAY_SIZE(checks); i++) {
+		if (checks[i].ours && !ours)
+			continue;
+		c.name = checks[i].name;
+		c.said = false;
+		checks[i].run(&c);
+	}
+	*ret_failed = c.failed;
+	return c.items;
+}
+
+json_t *check_server(const struct agent_options *o, const json_t *inventory)
+{
+	bool failed;
+
+	return check_all(o, inventory, false, &failed);
+}
 
 /* ---- the command ---- */
 
@@ -432,28 +454,24 @@ static void check_show(const json_t *items)
 
 int agent_check(void *options, int argc, char **argv)
 {
-	_cleanup_(jsn_decrefp) json_t *inventory = NULL, *items = json_array(), *all = NULL;
-	struct check_ctx c = {.opts = options, .items = items};
+	_cleanup_(jsn_decrefp) json_t *inventory = NULL, *items = NULL, *all = NULL;
+	const struct agent_options *o = options;
 	_cleanup_free_ char *text = NULL;
 	struct err e = {0};
+	bool failed;
 
 	if (discover_inventory(argc ? (const char *const *)argv : NULL, (size_t)argc, &inventory, &e) < 0) {
 		fprintf(stderr, "replant-agent: %s\n", e.msg);
 		return 1;
 	}
-	c.inventory = inventory;
-	for (size_t i = 0; i < ARRAY_SIZE(checks); i++) {
-		c.name = checks[i].name;
-		c.said = false;
-		checks[i].run(&c);
-	}
-	if (!c.opts->json) {
+	items = check_all(o, inventory, true, &failed);
+	if (!o->json) {
 		check_show(items);
-		return c.failed;
+		return failed;
 	}
-	all = json_pack("{s:b, s:O}", "ok", !c.failed, "checks", items);
+	all = json_pack("{s:b, s:O}", "ok", !failed, "checks", items);
 	text = all ? json_dumps(all, JSON_INDENT(2)) : NULL;
 	if (text)
 		puts(text);
-	return c.failed;
+	return failed;
 }

@@ -72,6 +72,7 @@ struct run {
 	char *hooks;
 	char *note; /* a file that says what is about to be frozen */
 	struct tracking tracking;
+	struct trial trial;
 	char **disk_paths;
 	const char **devices; /* those of them that are devices, which alone can be frozen and tracked */
 	size_t ndisks, ndevices;
@@ -80,6 +81,9 @@ struct run {
 	/* The loop's alone. */
 	int wake; /* eventfd: the worker has ended */
 	double interval, last_sync, inventory_at;
+	bool inventory_due; /* with the word of a task's end: what ran when the copy was made */
+	json_t *inventory;  /* taken at `surveyed`, kept until the center has it */
+	double surveyed;
 	unsigned failures;
 	char trouble[ERR_MSG_MAX]; /* the last one, so that it is logged once */
 };
@@ -398,6 +402,7 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 				       .rate_mbit = t->rate_mbit,
 				       .max_freeze = (double)t->max_freeze,
 				       .checksum = t->checksum,
+				       .leave_out = t->boot_only ? r->trial.leave_out : NULL,
 				       .zero_unreadable = t->zero_unreadable,
 				       .baseline = r->tracking.baseline};
 	struct stream_result result = {0};
@@ -419,6 +424,8 @@ static int run_send(struct run *r, struct disk *const *disks, struct err *e)
 	r->progress = result.totals;
 	r->result = task_result(&result, (const char *const *)r->disk_paths, r->ndisks);
 	run_add_unfrozen(r, r->result);
+	if (r->trial.report)
+		json_object_set(r->result, "test", r->trial.report);
 	pthread_mutex_unlock(&r->lock);
 	stream_result_release(&result);
 	return 0;
@@ -458,6 +465,8 @@ static int run_work(struct run *r, struct err *e)
 
 	run_enter(r);
 	rc = run_choose_disks(r, e);
+	if (rc == 0 && r->task.boot_only)
+		rc = trial_begin(r->opts, (const char *const *)r->disk_paths, r->ndisks, &r->trial, e);
 	if (rc == 0)
 		rc = run_watch(r, e);
 	disks = calloc(r->ndisks + 1, sizeof(*disks));
@@ -507,6 +516,7 @@ static void run_start(struct run *r, const struct task *t)
 	run_settings(r, t);
 	r->state = RUN_SENDING;
 	r->ended = false;
+	r->inventory_due = true;
 	r->error = (struct err){0};
 	r->progress = (struct stream_progress){.seconds_left = -1, .expected_freeze = -1, .freeze_seconds = -1};
 	r->expected_freeze = -1;
@@ -528,8 +538,10 @@ static void run_forget(struct run *r)
 	r->has_worker = false;
 	json_decref(r->result);
 	r->result = NULL;
+	json_decref(take_ptr(&r->inventory));
 	free(take_ptr(&r->unfrozen));
 	free(take_ptr(&r->hooks));
+	trial_end(&r->trial);
 	run_free_paths(r);
 	memset(&r->task, 0, sizeof(r->task));
 }
@@ -550,15 +562,18 @@ static json_t *run_task_report(struct run *r)
 		task_tracking(json_object_get(o, "progress"), r->tracked, r->untracked);
 	if (o && r->state == RUN_FAILED)
 		json_object_set_new(o, "error", task_error(&r->error));
-	if (o && r->result)
+	if (o && r->result) {
+		json_object_set_new(json_object_get(r->result, "test"), "time", json_real(id_now()));
 		json_object_set(o, "result", r->result);
+	}
 	pthread_mutex_unlock(&r->lock);
 	return o;
 }
 
-static bool run_wants_inventory(const struct run *r)
+static bool run_wants_inventory(const struct run *r, bool over)
 {
-	return !r->inventory_at || (!r->has_worker && id_now_mono() - r->inventory_at > RUN_INVENTORY_SECONDS);
+	return !r->inventory_at || (over && r->inventory_due) ||
+	       (!r->has_worker && id_now_mono() - r->inventory_at > RUN_INVENTORY_SECONDS);
 }
 
 /* No more will be logged of it; the thread's last word is. */
@@ -572,13 +587,24 @@ static bool run_is_over(struct run *r)
 	return over;
 }
 
+/* Taking one costs the server something: not again with each try to send it. */
+static json_t *run_inventory(struct run *r)
+{
+	if (r->inventory && !r->has_worker && id_now_mono() - r->surveyed > RUN_INVENTORY_SECONDS)
+		json_decref(take_ptr(&r->inventory));
+	if (!r->inventory &&
+	    discover_inventory((const char *const *)r->conf.disks, r->conf.ndisks, &r->inventory, NULL) == 0)
+		r->surveyed = id_now_mono();
+	return r->inventory;
+}
+
 static json_t *run_request(struct run *r, bool inventory, bool over)
 {
 	json_t *o = json_pack("{s:s, s:s}", "agent_version", REPLANT_VERSION, "boot_id", r->boot_id), *task,
-	       *list = NULL, *log = o ? tasklog_report(&r->log, over) : NULL;
+	       *log = o ? tasklog_report(&r->log, over) : NULL;
 
-	if (o && inventory && discover_inventory((const char *const *)r->conf.disks, r->conf.ndisks, &list, NULL) == 0)
-		json_object_set_new(o, "inventory", list);
+	if (o && inventory && run_inventory(r))
+		json_object_set(o, "inventory", r->inventory);
 	/* A cancelled task is no longer the center's. */
 	task = o && !atomic_load(&r->cancel) ? run_task_report(r) : NULL;
 	if (task)
@@ -590,7 +616,7 @@ static json_t *run_request(struct run *r, bool inventory, bool over)
 
 static int run_exchange(struct run *r, struct task_reply *ret, struct err *e)
 {
-	bool inventory = run_wants_inventory(r), over = run_is_over(r);
+	bool over = run_is_over(r), inventory = run_wants_inventory(r, over);
 	_cleanup_(jsn_decrefp) json_t *request = run_request(r, inventory, over), *answer = NULL;
 	int status = 0, rc;
 
@@ -604,8 +630,12 @@ static int run_exchange(struct run *r, struct task_reply *ret, struct err *e)
 			       "the center does not know this server any more: enrol it again with a new code");
 	if (status >= 400)
 		return http_refusal(status, answer, e);
-	if (inventory)
+	if (inventory) {
 		r->inventory_at = id_now_mono();
+		json_decref(take_ptr(&r->inventory));
+	}
+	if (inventory && over)
+		r->inventory_due = false;
 	rc = task_reply_parse(answer, ret, e);
 	if (rc < 0)
 		return err_prefix(e, "answer of the center");
@@ -825,6 +855,7 @@ int agent_run(void *options, int argc, char **argv)
 	tracking_stop(&r.tracking);
 	http_free(r.http);
 	free(r.note);
+	json_decref(r.inventory);
 	if (r.wake >= 0)
 		close(r.wake);
 	conf_release(&r.conf);

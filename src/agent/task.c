@@ -70,7 +70,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 {
 	uint64_t connections = 4, compression = STREAM_COMPRESSION_AUTO, rate = 0, max_freeze = 0;
 	const char *on_error = "fail", *encryption = "on", *word = json_string_value(json_object_get(p, "compression"));
-	bool checksum = false;
+	bool checksum = false, boot_only = false;
 
 	if (p && !json_is_null(p) && !json_is_object(p))
 		return err_set(e, -EINVAL, "'parameters' must be an object");
@@ -80,6 +80,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	    jsn_get_u64(p, "rate_mbit", false, 0, 1000000, &rate, e) < 0 ||
 	    jsn_get_u64(p, "max_freeze", false, 1, TASK_FREEZE_MAX, &max_freeze, e) < 0 ||
 	    jsn_get_bool(p, "checksum", false, &checksum, e) < 0 ||
+	    jsn_get_bool(p, "boot_only", false, &boot_only, e) < 0 ||
 	    jsn_get_str(p, "encryption", false, 16, &encryption, e) < 0 ||
 	    jsn_get_str(p, "on_read_error", false, 16, &on_error, e) < 0)
 		return -EINVAL;
@@ -90,6 +91,7 @@ static int task_parameters(const json_t *p, struct task *t, struct err *e)
 	t->rate_mbit = rate;
 	t->max_freeze = max_freeze;
 	t->checksum = checksum;
+	t->boot_only = boot_only;
 	t->clear = strcmp(encryption, "off") == 0;
 	t->zero_unreadable = strcmp(on_error, "zero") == 0;
 	return 0;
@@ -280,8 +282,10 @@ json_t *task_result(const struct stream_result *r, const char *const *disks, siz
 							"offset", (json_int_t)r->zeroed[i].offset, "length",
 							(json_int_t)r->zeroed[i].length));
 	task_note_zeroed(notes, r);
-	return json_pack("{s:o, s:o, s:o, s:o}", "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed,
-			 "disks", names);
+	return json_pack(
+	    "{s:o, s:o, s:o, s:o, s:o}", "live",
+	    json_pack("{s:I, s:f}", "bytes", (json_int_t)r->totals.live_bytes, "seconds", r->totals.live_seconds),
+	    "totals", task_progress(&r->totals), "notes", notes, "zeroed", zeroed, "disks", names);
 }
 
 json_t *task_error(const struct err *e)

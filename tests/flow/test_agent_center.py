@@ -208,6 +208,10 @@ def test_sends(bench):
     assert done["run"] == streamrig.RUN and done["progress"]["phase"] == "done"
     assert 0 < done["progress"]["freeze_ms"] < 10000
     assert done["result"]["disks"] == [bench.disk]
+    # With the word of its end, and only with that, comes what the server is at that moment.
+    told = [s["body"] for s in bench.center.syncs() if s["body"].get("task")]
+    (last,) = [body for body in told if "inventory" in body]
+    assert last["task"]["state"] == "done" and last["inventory"]["filesystems"] and "survey" not in last["inventory"]  # what runs here isn't on that disk
     # Said until the center takes the task away, then no more.
     n = len(bench.center.syncs())
     until(lambda: len(bench.center.syncs()) > n + 1)
@@ -674,3 +678,52 @@ def test_uninstall(bench):
     done = run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")
     assert "agent.json" in done.stdout and not (bench.tmp / "config").exists() and not (bench.tmp / "runtime").exists()
     run(agentrig.AGENT, "uninstall", "--config", bench.tmp / "config", "--runtime", bench.tmp / "runtime")  # nothing left is fine
+
+
+def test_a_migration_test_leaves_data_out(tmp_path, center, ca, loops):
+    """What nothing boots from is sent as if it were empty; the migration behind it sends all of it, also what was written before and
+    meanwhile, into the replica that the test has left."""
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    disks = [loops.new(name, 128 * MIB, "ext4") for name in ("system", "data")]
+    points = [loops.mount(disk, name) for disk, name in zip(disks, ("mnt0", "mnt1"))]
+    for number, point in enumerate(points):
+        (point / "before").write_bytes(os.urandom((10 + number) * MIB))
+    enroll(tmp_path, center, code(ca), "--disk", disks[0], "--disk", disks[1])
+    service = Service(tmp_path)
+
+    def transfer(run_id, **parameters):
+        r = streamrig.Receiver(tmp_path / "replica", key, run=run_id)
+        center.task = task(r.port, run_id, **parameters)
+        done = until(lambda: (t := center.syncs() and center.syncs()[-1]["body"].get("task")) and t["run"] == run_id and
+                     t["state"] != "sending" and t, 60)
+        assert done["state"] == "done", done
+        r.finish()
+        center.task = None
+        until(lambda: not center.syncs()[-1]["body"].get("task"))
+        return done
+
+    try:
+        done = transfer(streamrig.RUN, boot_only=True)
+        found = done["result"]["test"]
+        assert found["left_out"] == [disks[1]] and abs(found["time"] - time.time()) < 10
+        assert {c["check"] for c in found["checks"]} >= {"disks", "cpu", "usage", "kernel", "licence"} and \
+            not {"center", "root"} & {c["check"] for c in found["checks"]}
+        assert done["result"]["live"]["bytes"] >= 10 * MIB and done["result"]["live"]["seconds"] > 0
+        assert done["progress"]["bytes_read"] < 40 * MIB
+        replica = [tmp_path / f"replica/disk{number}.raw" for number in (0, 1)]
+        assert replica[1].stat().st_size == 128 * MIB and replica[1].read_bytes().count(0) == 128 * MIB
+        assert run("e2fsck", "-fn", replica[0], check=False).returncode == 0
+        # Also while the test was on, of which the tracker's marks tell nothing any more.
+        for point in points:
+            (point / "between").write_bytes(os.urandom(5 * MIB))
+            os.sync()
+        done = transfer("run-00000000000000aa")
+        assert "test" not in done["result"] and "boot_only" not in done["result"]
+        for number, point in enumerate(points):
+            assert run("e2fsck", "-fn", replica[number], check=False).returncode == 0
+            for name in "before", "between":
+                run("debugfs", "-R", f"dump {name} {tmp_path}/{name}", replica[number])
+                assert streamrig.same(tmp_path / name, point / name)
+    finally:
+        service.stop()

@@ -398,13 +398,93 @@ static void test_tasklog_full(void **state)
 	tasklog_end(&t);
 }
 
+/* Which of three disks a test leaves out: a digit for each. */
+static void assert_left_out(const char *filesystems, const char *volumes, const char *partitions_of_c, const char *want)
+{
+	_cleanup_free_ char *text =
+	    str_printf("{\"disks\":[{\"name\":\"sda\",\"path\":\"/dev/sda\",\"used\":5,\"partitions\":[]},"
+		       "{\"name\":\"sdb\",\"path\":\"/dev/sdb\",\"used\":5,\"partitions\":[]},"
+		       "{\"name\":\"sdc\",\"path\":\"/dev/sdc\",\"aliases\":[\"/dev/disk/by-id/c\"],\"used\":5,"
+		       "\"partitions\":[%s]}],\"filesystems\":[%s],\"volumes\":[%s]}",
+		       partitions_of_c, filesystems, volumes);
+	static const char *const disks[] = {"/dev/sda", "/dev/sdb", "/dev/disk/by-id/c"};
+	_cleanup_json_ json_t *inventory = NULL;
+	bool out[3] = {true, false, false};
+	char got[4] = "";
+	struct err e = {0};
+
+	assert_int_equal(jsn_parse(text, strlen(text), 1 << 20, &inventory, &e), 0);
+	trial_choose(inventory, disks, 3, out);
+	for (size_t i = 0; i < 3; i++)
+		if (out[i])
+			got[strlen(got)] = (char)('0' + i);
+	assert_string_equal(got, want);
+}
+
+#define LOOSE(disks, type, understood)                                                                                 \
+	"{\"disks\":[" disks "],\"type\":\"" type "\",\"understood\":" understood ",\"mounts\":[]}"
+#define FS(disks, type, point)                                                                                         \
+	"{\"disks\":[" disks "],\"type\":\"" type "\",\"understood\":true,\"mounts\":[{\"point\":\"" point "\"}]}"
+#define ROOT              FS("\"sda\"", "ext4", "/")
+#define LV(linear, disks) "{\"kind\":\"lv\",\"linear\":" linear ",\"disks\":[" disks "]}"
+
+static void test_trial_of_many(void **state)
+{
+	static const char *disks[TASK_DISKS_MAX + 1];
+	struct trial t = {0};
+	struct err e = {0};
+
+	for (size_t i = 0; i < ARRAY_SIZE(disks); i++)
+		disks[i] = "/dev/null";
+	assert_int_equal(trial_begin(&(struct agent_options){0}, disks, ARRAY_SIZE(disks), &t, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "at most 64 disks"));
+	assert_null(t.report);
+}
+
+static void test_trial(void **state)
+{
+	assert_left_out(ROOT, "", "", "12"); /* nothing on them */
+	assert_left_out(ROOT "," FS("\"sdb\"", "ext4", "/srv/data"), "", "", "12");
+	assert_left_out(ROOT "," FS("\"sdb\"", "ext4", "/var"), "", "", "2");
+	assert_left_out(ROOT "," FS("\"sdb\"", "ext4", "/var/lib/mysql"), "", "", "12");
+	assert_left_out(ROOT "," FS("\"sdb\"", "ext4", "/usr/local"), "", "", "2");
+	assert_left_out(ROOT "," FS("\"sdb\"", "ext4", "/user"), "", "", "12");
+	/* BIOS may begin on the first all the same. */
+	assert_left_out(FS("\"sdc\"", "ext4", "/"), "", "", "1");
+	/* What nobody mounted is left out only when it is understood. */
+	assert_left_out(ROOT "," LOOSE("\"sdb\"", "swap", "false") "," LOOSE("\"sdc\"", "ext4", "true"), "", "", "12");
+	assert_left_out(ROOT "," LOOSE("\"sdb\"", "btrfs", "false") "," LOOSE("\"sdc\"", "crypto_LUKS", "false"), "",
+			"", "");
+	assert_left_out(ROOT, "", "{\"content\":\"unknown\"}", "1");
+	assert_left_out(ROOT, "", "{\"content\":\"vfat\",\"type\":\"C12A7328-F81F-11D2-BA4B-00A0C93EC93B\"}", "1");
+	/* Of a volume group all or nothing. */
+	assert_left_out(FS("\"sda\"", "ext4", "/boot") "," FS("\"sdb\"", "xfs", "/"), LV("true", "\"sdb\""),
+			"{\"content\":\"LVM2_member\",\"lvm\":true}", "");
+	assert_left_out(ROOT "," FS("\"sdb\",\"sdc\"", "xfs", "/srv"), LV("true", "\"sdb\",\"sdc\""), "", "12");
+	assert_left_out(ROOT, LV("false", "\"sdb\""), "", "2");
+	/* A system on something whose disks aren't told. */
+	assert_left_out("{\"disks\":null,\"device\":\"/dev/mapper/safe\",\"type\":\"ext4\","
+			"\"mounts\":[{\"point\":\"/\"}]}",
+			"", "", "");
+	/* Removable media aren't it. */
+	assert_left_out("{\"disks\":null,\"device\":\"/dev/mapper/stick\",\"type\":\"ext4\","
+			"\"mounts\":[{\"point\":\"/run/media/me\"}]}",
+			"", "", "12");
+	assert_left_out("{\"disks\":null,\"device\":\"/dev/sdq1\",\"type\":\"ext4\","
+			"\"mounts\":[{\"point\":\"/\"}]}",
+			"", "", "12");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_code),    cmocka_unit_test(test_url),          cmocka_unit_test(test_os_release),
-	    cmocka_unit_test(test_reply),   cmocka_unit_test(test_progress),     cmocka_unit_test(test_refusal),
-	    cmocka_unit_test(test_conf),    cmocka_unit_test(test_error),        cmocka_unit_test(test_many_zeroed),
-	    cmocka_unit_test(test_tasklog), cmocka_unit_test(test_tasklog_full),
+	    cmocka_unit_test(test_code),          cmocka_unit_test(test_url),
+	    cmocka_unit_test(test_os_release),    cmocka_unit_test(test_reply),
+	    cmocka_unit_test(test_progress),      cmocka_unit_test(test_refusal),
+	    cmocka_unit_test(test_conf),          cmocka_unit_test(test_error),
+	    cmocka_unit_test(test_many_zeroed),   cmocka_unit_test(test_tasklog),
+	    cmocka_unit_test(test_tasklog_full),  cmocka_unit_test(test_trial),
+	    cmocka_unit_test(test_trial_of_many),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
