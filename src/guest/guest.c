@@ -133,6 +133,15 @@ int guest_close(struct guest *g, struct err *e)
 	return r;
 }
 
+int guest_set_address(struct guest *g, const json_t *network, struct err *e)
+{
+	int r = network && !json_is_null(network) ? ip4_plan_read(network, &g->address, e) : 0;
+
+	if (r == 0)
+		g->has_address = network && !json_is_null(network);
+	return r;
+}
+
 static int guest_boot_disk(const struct guest *g)
 {
 	for (size_t i = 0; i < g->volumes->ndisks; i++)

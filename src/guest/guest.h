@@ -83,6 +83,9 @@ void guest_root_from_inventory(const json_t *inventory, struct guest_root *ret);
 int guest_mount(const struct guest_volumes *v, const struct guest_root *root, const char *at, struct guest **ret,
 		struct err *e);
 
+/* The address that the conversion gives the server, as ip4_plan_json() has it; NULL: DHCP does. */
+int guest_set_address(struct guest *g, const json_t *network, struct err *e);
+
 /* Called with {"event":"step","name":...,"index":1..count,"count":...} before each step. `event` is borrowed. */
 typedef void (*guest_event_fn)(void *arg, const json_t *event);
 

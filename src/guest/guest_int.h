@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "base/ip4.h"
 #include "base/str.h"
 #include "guest/guest.h"
 
@@ -47,6 +48,8 @@ struct guest {
 	json_t *kernels;  /* names of bootable kernels */
 	json_t *warnings; /* of what was found before the first step */
 	char resume[96];  /* what the kernel command line must say about it, set by the resume step */
+	bool has_address; /* the server is to have that one; else DHCP */
+	struct ip4_plan address;
 };
 
 struct guest_step {
@@ -63,6 +66,8 @@ extern const struct guest_step guest_step_fstab, guest_step_crypttab, guest_step
 /* ---- guest_root.c: no call follows a link out of the root ---- */
 int guest_openat(const struct guest *g, const char *path, int flags, mode_t mode); /* descriptor or -errno */
 bool guest_exists(const struct guest *g, const char *path);
+/* Is the name itself a link, and where does it lead? */
+bool guest_link(const struct guest *g, const char *path, char *out, size_t size);
 /* Regular files only; -EFBIG beyond GUEST_FILE_MAX. NUL-terminated; the caller frees. */
 int guest_read(const struct guest *g, const char *path, char **ret, size_t *ret_len, struct err *e);
 /* Writes in place (owner, mode and labels stay; a conversion that dies begins again on a fresh overlay) and records.
@@ -158,6 +163,18 @@ void guest_rewrite_crypttab(struct guest *g, struct guest_result *r, struct gues
 unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, struct str *out);
 /* How many lines became comments. */
 unsigned guest_rewrite_interfaces(struct guest_span text, struct str *out);
+
+/* ---- static_address.c: the same; `p` NULL: DHCP, where that is said ---- */
+#define GUEST_CARD "lan0" /* no name that a kernel gives by itself */
+void guest_static_networkd(const struct ip4_plan *p, struct str *out);
+void guest_static_netplan(const struct ip4_plan *p, struct str *out);
+void guest_static_manager(const struct ip4_plan *p, struct str *out);
+void guest_pin_card(const struct ip4_plan *p, struct str *out);
+void guest_static_ifcfg(const struct ip4_plan *p, struct str *out);
+void guest_static_wicked(const struct ip4_plan *p, struct str *out);
+/* resolv.conf and netconfig's file with the plan's name servers instead of those they had. */
+void guest_rewrite_resolv(const struct ip4_plan *p, struct guest_span text, struct str *out);
+void guest_rewrite_netconfig(const struct ip4_plan *p, struct guest_span text, struct str *out);
 
 /* ---- initrd.c ---- */
 typedef void (*initrd_name_fn)(void *arg, const char *name, size_t len);

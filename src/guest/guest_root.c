@@ -69,6 +69,18 @@ static int guest_parent(const struct guest *g, const char *path, const char **re
 	return guest_openat(g, n ? dir : "/", O_PATH | O_DIRECTORY, 0);
 }
 
+bool guest_link(const struct guest *g, const char *path, char *out, size_t size)
+{
+	const char *base;
+	_cleanup_close_ int dir = guest_parent(g, path, &base);
+	ssize_t n = dir < 0 ? -1 : readlinkat(dir, base, out, size - 1);
+
+	if (n < 0)
+		return false;
+	out[n] = '\0';
+	return true;
+}
+
 static int guest_sys(struct err *e, int code, const char *what, const char *path)
 {
 	errno = -code;

@@ -1,9 +1,11 @@
 /*
  * The network cards of the new home have other names and addresses. Whatever is configured for a card of the old one is
- * switched off (kept as a comment where the file has to stay), and every ethernet card comes up by DHCP.
+ * switched off (kept as a comment where the file has to stay), and every ethernet card comes up by DHCP, or has the
+ * address that the job gives.
  *
- * systemd-networkd does it: it comes with systemd itself, so nothing has to be installed. Its file sorts last, so that
- * a file of the server's own that matches the new card wins. NetworkManager brings new cards up by DHCP unasked.
+ * systemd-networkd does it: it comes with systemd itself, so nothing has to be installed. Its file for DHCP sorts last,
+ * so that a file of the server's own that matches the new card wins; that with an address sorts first. NetworkManager
+ * brings new cards up by DHCP unasked.
  */
 #include "guest/guest_int.h"
 
@@ -13,9 +15,16 @@
 #include "base/err.h"
 #include "base/util.h"
 
-#define NETWORKD_FILE "/etc/systemd/network/99-replant-dhcp.network"
-#define NETPLAN_FILE  "/etc/netplan/99-replant-dhcp.yaml"
-#define MARK          "#replant# "
+#define NETWORKD_FILE   "/etc/systemd/network/99-replant-dhcp.network"
+#define NETWORKD_STATIC "/etc/systemd/network/00-replant-static.network"
+#define NETPLAN_FILE    "/etc/netplan/99-replant-dhcp.yaml"
+#define NETPLAN_STATIC  "/etc/netplan/99-replant-static.yaml"
+#define MANAGER_FILE    "/etc/NetworkManager/system-connections/replant.nmconnection"
+#define LINK_FILE       "/etc/systemd/network/00-replant.link"
+#define IFCFG_DIR       "/etc/sysconfig/network-scripts"
+#define WICKED_DIR      "/etc/sysconfig/network"
+#define RESOLV_FILE     "/etc/resolv.conf"
+#define MARK            "#replant# "
 
 /* By name, as netplan's below: Type=ether matches no card before systemd 245, and bridges, taps and veths as well where
  * Kind= (later still) is not known to keep them out. */
@@ -85,10 +94,10 @@ static bool network_mentions(struct guest_span text, const char *const *words)
 }
 
 /* Of a file whose cards are switched off, as it was. */
-static void network_note_lost(struct guest_result *r, const char *path, struct guest_span text,
+static void network_note_lost(const struct guest *g, struct guest_result *r, const char *path, struct guest_span text,
 			      const char *const *fixed, const char *const *joined)
 {
-	if (network_mentions(text, fixed))
+	if (!g->has_address && network_mentions(text, fixed))
 		guest_note(
 		    r,
 		    "the fixed addresses of '%s' are not used any more: the server gets its address by DHCP (give "
@@ -108,10 +117,72 @@ static void network_note_resolv(struct guest *g, struct guest_result *r)
 	_cleanup_free_ char *text = NULL;
 	size_t len;
 
-	if (guest_read(g, "/etc/resolv.conf", &text, &len, NULL) == 0 &&
+	if (guest_read(g, RESOLV_FILE, &text, &len, NULL) == 0 &&
 	    network_mentions((struct guest_span){text, len}, servers))
 		guest_note(r, "'/etc/resolv.conf' stays as it is: the name servers in it are asked, not those that "
 			      "DHCP names (see that the new home reaches them)");
+}
+
+/* ---- what several tools have in common ---- */
+
+/* Those of the plan, where nothing but this file names them; a link is somebody's who gets them from the tool. */
+static int network_resolv(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str out = {0};
+	_cleanup_free_ char *text = NULL;
+	char target[200];
+	size_t len = 0;
+
+	if (!g->has_address || !g->address.nnameservers) {
+		network_note_resolv(g, r);
+		return 0;
+	}
+	if (guest_link(g, RESOLV_FILE, target, sizeof(target))) {
+		if (!strstr(target, "systemd/resolve"))
+			guest_note(r,
+				   "'/etc/resolv.conf' is a link to '%s', which may not hear of the name servers given "
+				   "(see that it names them)",
+				   target);
+		return 0;
+	}
+	guest_read(g, RESOLV_FILE, &text, &len, NULL);
+	guest_rewrite_resolv(&g->address, (struct guest_span){text, len}, &out);
+	return str_ok(&out) ? guest_write(g, r, RESOLV_FILE, out.s, out.len, 0644, e) : err_nomem(e);
+}
+
+static int network_write(struct guest *g, struct guest_result *r, const char *path, struct str *text, mode_t mode,
+			 struct err *e)
+{
+	return str_ok(text) ? guest_write(g, r, path, text->s, text->len, mode, e) : err_nomem(e);
+}
+
+/* One of the two; a server that was moved before may have the other. */
+static int network_write_networkd(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+	int rc = guest_remove(g, r, g->has_address ? NETWORKD_FILE : NETWORKD_STATIC, e);
+
+	if (rc < 0)
+		return rc;
+	if (!g->has_address)
+		return guest_write(g, r, NETWORKD_FILE, networkd_text, strlen(networkd_text), 0644, e);
+	guest_static_networkd(&g->address, &text);
+	return network_write(g, r, NETWORKD_STATIC, &text, 0644, e);
+}
+
+/* "... comes up by DHCP (tool)", or what it gets instead. */
+static void network_tell(const struct guest *g, struct guest_result *r, const char *dhcp, const char *tool,
+			 const char *more)
+{
+	char t[IP4_TEXT_MAX];
+
+	if (r->state != GUEST_DONE)
+		return;
+	if (g->has_address)
+		str_addf(&r->summary, "the card gets %s/%u (%s)%s", ip4_format(g->address.address, t),
+			 g->address.prefix, tool, more);
+	else
+		str_addf(&r->summary, "%s comes up by DHCP (%s)%s", dhcp, tool, more);
 }
 
 /* ---- ifupdown ---- */
@@ -246,7 +317,7 @@ static int ifupdown_file(struct guest *g, struct guest_result *r, const char *pa
 	*stripped += n;
 	if (!str_ok(&out))
 		return err_nomem(e);
-	network_note_lost(r, path, (struct guest_span){text, len}, fixed, joined);
+	network_note_lost(g, r, path, (struct guest_span){text, len}, fixed, joined);
 	return guest_write(g, r, path, out.s, out.len, 0644, e);
 }
 
@@ -268,15 +339,25 @@ static int network_ifupdown(struct guest *g, struct guest_result *r, struct err 
 		return rc;
 	if (stripped)
 		str_addf(&r->summary, "%u lines about old network cards became comments; ", stripped);
-	rc = guest_write(g, r, NETWORKD_FILE, networkd_text, strlen(networkd_text), 0644, e);
+	rc = network_write_networkd(g, r, e);
 	if (rc == 0)
 		rc = network_enable_networkd(g, r, e);
-	if (rc == 0 && r->state == GUEST_DONE)
-		str_add(&r->summary, "every ethernet card comes up by DHCP (systemd-networkd)");
+	if (rc == 0)
+		network_tell(g, r, "every ethernet card", "systemd-networkd", "");
 	return rc;
 }
 
 /* ---- netplan ---- */
+
+static int network_write_netplan(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+
+	if (!g->has_address)
+		return guest_write(g, r, NETPLAN_FILE, netplan_text, strlen(netplan_text), 0600, e);
+	guest_static_netplan(&g->address, &text);
+	return network_write(g, r, NETPLAN_STATIC, &text, 0600, e);
+}
 
 /* Old files stay under a name netplan doesn't read. */
 static int network_netplan(struct guest *g, struct guest_result *r, struct err *e)
@@ -293,36 +374,168 @@ static int network_netplan(struct guest *g, struct guest_result *r, struct err *
 
 		snprintf(path, sizeof(path), "/etc/netplan/%s", names.v[i]);
 		snprintf(kept, sizeof(kept), "%s.replant", path);
-		if (strcmp(path, NETPLAN_FILE) == 0)
+		if (strcmp(path, g->has_address ? NETPLAN_STATIC : NETPLAN_FILE) == 0)
 			continue;
 		rc = guest_read(g, path, &text, &len, e);
 		if (rc == 0)
 			rc = guest_write(g, r, kept, text, len, 0600, e);
 		if (rc == 0)
-			network_note_lost(r, path, (struct guest_span){text, len}, fixed, joined);
+			network_note_lost(g, r, path, (struct guest_span){text, len}, fixed, joined);
 		if (rc == 0)
 			rc = guest_discard(g, r, path, e); /* it may hold the keys of networks */
 	}
 	if (rc == 0)
-		rc = guest_write(g, r, NETPLAN_FILE, netplan_text, strlen(netplan_text), 0600, e);
-	if (rc == 0 && r->state == GUEST_DONE)
-		str_add(&r->summary,
-			"every ethernet card comes up by DHCP (netplan); the old files are kept as *.replant");
+		rc = network_write_netplan(g, r, e);
+	if (rc == 0)
+		network_tell(g, r, "every ethernet card", "netplan", "; the old files are kept as *.replant");
 	return rc;
 }
 
 /* ---- systemd-networkd and NetworkManager ---- */
 
-static int network_networkd(struct guest *g, struct guest_result *r, struct err *e)
+/* Its own files for the cards are shadowed by one with an address. */
+static int network_note_shadowed(struct guest *g, struct guest_result *r, struct err *e)
 {
-	int rc = guest_write(g, r, NETWORKD_FILE, networkd_text, strlen(networkd_text), 0644, e);
+	static const char *const joined[] = {"Bridge=", "Bond=", "VLAN=", NULL}, *const none[] = {NULL};
+	_cleanup_(guest_names_release) struct guest_names names = {0};
+	int rc = guest_list(g, "/etc/systemd/network", ".network", &names, e);
 
-	if (rc == 0)
-		rc = network_enable_networkd(g, r, e);
-	if (rc == 0 && r->state == GUEST_DONE)
-		str_add(&r->summary, "a card that no file of the server matches comes up by DHCP (systemd-networkd)");
+	for (size_t i = 0; rc == 0 && i < names.n; i++) {
+		_cleanup_free_ char *text = NULL;
+		char path[512];
+		size_t len;
+
+		snprintf(path, sizeof(path), "/etc/systemd/network/%s", names.v[i]);
+		if (guest_read(g, path, &text, &len, NULL) == 0)
+			network_note_lost(g, r, path, (struct guest_span){text, len}, none, joined);
+	}
 	return rc;
 }
+
+static int network_networkd(struct guest *g, struct guest_result *r, struct err *e)
+{
+	int rc = g->has_address ? network_note_shadowed(g, r, e) : 0;
+
+	if (rc == 0)
+		rc = network_write_networkd(g, r, e);
+	if (rc == 0)
+		rc = network_enable_networkd(g, r, e);
+	if (rc == 0)
+		network_tell(g, r, "a card that no file of the server matches", "systemd-networkd", "");
+	return rc;
+}
+
+static int network_manager(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+	int rc;
+
+	if (!g->has_address) {
+		str_add(&r->summary, "NetworkManager brings new cards up by DHCP");
+		return guest_remove(g, r, MANAGER_FILE, e);
+	}
+	guest_static_manager(&g->address, &text);
+	/* It reads no profile that others may read. */
+	rc = network_write(g, r, MANAGER_FILE, &text, 0600, e);
+	if (rc == 0)
+		network_tell(g, r, "", "NetworkManager", "; the other profiles stay, this one goes before them");
+	return rc;
+}
+
+/* ---- wicked, and ifcfg files of the network scripts: they name the card, so that gets a name ---- */
+
+/* Where they aren't read, and can be had again. */
+static int ifcfg_put_away(struct guest *g, struct guest_result *r, const char *dir, const char *prefix, struct err *e)
+{
+	static const char *const fixed[] = {"IPADDR", NULL}, *const joined[] = {"BOND", "BRIDGE", "VLAN", NULL};
+	_cleanup_(guest_names_release) struct guest_names names = {0};
+	int rc = guest_list(g, dir, "", &names, e);
+
+	for (size_t i = 0; rc == 0 && i < names.n; i++) {
+		const char *card = names.v[i] + strlen(prefix);
+		_cleanup_free_ char *text = NULL;
+		char path[512], kept[512 + 16];
+		size_t len;
+
+		if (!str_starts(names.v[i], prefix) || strcmp(card, "lo") == 0 || strcmp(card, GUEST_CARD) == 0)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", dir, names.v[i]);
+		snprintf(kept, sizeof(kept), "%s/replant/%s", dir, names.v[i]);
+		rc = guest_read(g, path, &text, &len, e);
+		if (rc == 0)
+			rc = guest_write(g, r, kept, text, len, 0600, e);
+		if (rc == 0)
+			network_note_lost(g, r, path, (struct guest_span){text, len}, fixed, joined);
+		if (rc == 0)
+			rc = guest_discard(g, r, path, e); /* it may hold the keys of networks */
+	}
+	return rc;
+}
+
+static int network_pin(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+
+	guest_pin_card(g->has_address ? &g->address : NULL, &text);
+	return network_write(g, r, LINK_FILE, &text, 0644, e);
+}
+
+static int network_ifcfg(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+	int rc = ifcfg_put_away(g, r, IFCFG_DIR, "ifcfg-", e);
+
+	rc = rc ?: ifcfg_put_away(g, r, IFCFG_DIR, "route-", e);
+	guest_static_ifcfg(g->has_address ? &g->address : NULL, &text);
+	rc = rc ?: network_pin(g, r, e);
+	rc = rc ?: network_write(g, r, IFCFG_DIR "/ifcfg-" GUEST_CARD, &text, 0644, e);
+	if (rc == 0)
+		network_tell(g, r, "the first ethernet card", "ifcfg", "; the old files are kept in 'replant'");
+	return rc;
+}
+
+static int wicked_route(struct guest *g, struct guest_result *r, struct err *e)
+{
+	static const char path[] = WICKED_DIR "/ifroute-" GUEST_CARD;
+	_cleanup_(str_release) struct str text = {0};
+	char t[IP4_TEXT_MAX];
+
+	if (!g->has_address || !g->address.gateway)
+		return guest_remove(g, r, path, e);
+	str_addf(&text, "default %s - -\n", ip4_format(g->address.gateway, t));
+	return network_write(g, r, path, &text, 0644, e);
+}
+
+static int wicked_servers(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str out = {0};
+	_cleanup_free_ char *text = NULL;
+	size_t len = 0;
+
+	if (!g->has_address || !g->address.nnameservers)
+		return 0;
+	guest_read(g, WICKED_DIR "/config", &text, &len, NULL);
+	guest_rewrite_netconfig(&g->address, (struct guest_span){text, len}, &out);
+	return network_write(g, r, WICKED_DIR "/config", &out, 0644, e);
+}
+
+static int network_wicked(struct guest *g, struct guest_result *r, struct err *e)
+{
+	_cleanup_(str_release) struct str text = {0};
+	int rc = ifcfg_put_away(g, r, WICKED_DIR, "ifcfg-", e);
+
+	rc = rc ?: ifcfg_put_away(g, r, WICKED_DIR, "ifroute-", e);
+	guest_static_wicked(g->has_address ? &g->address : NULL, &text);
+	rc = rc ?: network_pin(g, r, e);
+	rc = rc ?: network_write(g, r, WICKED_DIR "/ifcfg-" GUEST_CARD, &text, 0644, e);
+	rc = rc ?: wicked_route(g, r, e);
+	rc = rc ?: wicked_servers(g, r, e);
+	if (rc == 0)
+		network_tell(g, r, "the first ethernet card", "wicked", "; the old files are kept in 'replant'");
+	return rc;
+}
+
+/* ---- which of them ---- */
 
 static bool network_has_manager(const struct guest *g)
 {
@@ -339,18 +552,33 @@ static bool network_has_netplan(const struct guest *g)
 	return guest_list(g, "/etc/netplan", ".yaml", &names, NULL) == 0 && names.n;
 }
 
+static bool network_has_wicked(const struct guest *g)
+{
+	return guest_exists(g, "/etc/systemd/system/multi-user.target.wants/wicked.service") ||
+	       guest_exists(g, "/etc/systemd/system/network-online.target.wants/wicked.service");
+}
+
+static bool network_has_scripts(const struct guest *g)
+{
+	return guest_exists(g, IFCFG_DIR "/ifup") || guest_exists(g, "/etc/rc.d/init.d/network");
+}
+
 static int network_run(struct guest *g, struct guest_result *r, struct err *e)
 {
-	if (!network_has_netplan(g) && network_has_manager(g)) {
-		str_add(&r->summary, "NetworkManager brings new cards up by DHCP");
-		return 0;
-	}
-	network_note_resolv(g, r);
+	int rc;
+
+	if (!network_has_netplan(g) && network_has_manager(g))
+		return network_manager(g, r, e);
+	if (!network_has_netplan(g) && network_has_wicked(g))
+		return network_wicked(g, r, e);
+	rc = network_resolv(g, r, e);
+	if (rc < 0)
+		return rc;
 	if (network_has_netplan(g))
 		return network_netplan(g, r, e);
 	if (guest_exists(g, "/sbin/ifup") && guest_exists(g, "/etc/network/interfaces"))
 		return network_ifupdown(g, r, e);
-	return network_networkd(g, r, e);
+	return network_has_scripts(g) ? network_ifcfg(g, r, e) : network_networkd(g, r, e);
 }
 
 const struct guest_step guest_step_network = {"network", NULL, network_run};

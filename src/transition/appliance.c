@@ -56,12 +56,14 @@ static int appliance_close(struct guest *g, int r, struct err *e)
 }
 
 /* On -ENOTSUP *ret is what was found. */
-static int appliance_convert(int port, const struct guest_volumes *v, const struct guest_root *root, json_t **ret,
-			     struct err *e)
+static int appliance_convert(int port, const struct guest_volumes *v, const struct guest_root *root,
+			     const json_t *network, json_t **ret, struct err *e)
 {
 	struct guest *g = NULL;
 	int r = guest_mount(v, root, MOUNT_AT, &g, e);
 
+	if (r == 0)
+		r = guest_set_address(g, network, e);
 	if (r == 0)
 		r = guest_convert(g, appliance_tell, &port, ret, e);
 	return appliance_close(g, r, e);
@@ -96,7 +98,7 @@ static int appliance_serve(int port, const json_t *request, json_t **ret, struct
 		return err_sys(e, "cannot make '" MOUNT_AT "'");
 	root.converted = strcmp(mode, "probe") == 0;
 	if (strcmp(mode, "convert") == 0)
-		return appliance_convert(port, &v, &root, ret, e);
+		return appliance_convert(port, &v, &root, json_object_get(request, "network"), ret, e);
 	if (strcmp(mode, "probe") == 0)
 		return appliance_probe(&v, &root, ret, e);
 	return err_set(e, -EINVAL, "the appliance knows no mode '%s'", mode);

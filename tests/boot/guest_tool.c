@@ -53,7 +53,8 @@ static int convert(bool mounted, const char *root, const char *text, json_t **re
 		r = mounted ? open_mounted(&v, j, root, &g, e) : open_plain(root, j, &v, &g, e);
 	if (r < 0)
 		return r;
-	r = guest_convert(g, NULL, NULL, ret, e);
+	r = guest_set_address(g, json_object_get(j, "network"), e);
+	r = r ?: guest_convert(g, NULL, NULL, ret, e);
 	rc = guest_close(g, &why);
 	return r == 0 && rc < 0 ? err_set(e, rc, "%s", why.msg) : r;
 }
