@@ -95,5 +95,7 @@ typedef void (*guest_event_fn)(void *arg, const json_t *event);
  */
 int guest_convert(struct guest *g, guest_event_fn event, void *arg, json_t **ret, struct err *e);
 
-/* Puts the test boot's probe (the program at `program`) and its unit into the system. For throw-away copies only. */
-int guest_install_probe(struct guest *g, const char *program, struct err *e);
+/* Puts the test boot's probe (the program at `program`) and its unit into the system, with what the request wants of
+ * it:
+ * {"checks":[{"name","script","timeout"}],"expect":{...}}, see src/transition/probe.c. For throw-away copies only. */
+int guest_install_probe(struct guest *g, const char *program, const json_t *request, struct err *e);

@@ -69,13 +69,14 @@ static int appliance_convert(int port, const struct guest_volumes *v, const stru
 	return appliance_close(g, r, e);
 }
 
-static int appliance_probe(const struct guest_volumes *v, const struct guest_root *root, json_t **ret, struct err *e)
+static int appliance_probe(const struct guest_volumes *v, const struct guest_root *root, const json_t *request,
+			   json_t **ret, struct err *e)
 {
 	struct guest *g = NULL;
 	int r = guest_mount(v, root, MOUNT_AT, &g, e);
 
 	if (r == 0)
-		r = guest_install_probe(g, "/proc/self/exe", e);
+		r = guest_install_probe(g, "/proc/self/exe", request, e);
 	r = appliance_close(g, r, e);
 	if (r == 0)
 		*ret = json_object();
@@ -100,7 +101,7 @@ static int appliance_serve(int port, const json_t *request, json_t **ret, struct
 	if (strcmp(mode, "convert") == 0)
 		return appliance_convert(port, &v, &root, json_object_get(request, "network"), ret, e);
 	if (strcmp(mode, "probe") == 0)
-		return appliance_probe(&v, &root, ret, e);
+		return appliance_probe(&v, &root, request, ret, e);
 	return err_set(e, -EINVAL, "the appliance knows no mode '%s'", mode);
 }
 

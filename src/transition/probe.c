@@ -1,8 +1,11 @@
 /*
  * The witness in a test boot: a service of the copied system that says how far it came. Event lines on its port:
  * {"event":"started"},
- * {"event":"state",...} at every change, and one {"event":"report",...} when systemd has finished starting, or ended in
- * its emergency or rescue shell.
+ * {"event":"state",...} at every change, {"event":"checking"} before the checks that people gave, and one
+ * {"event":"report",...} when systemd has finished starting, or ended in its emergency or rescue shell.
+ *
+ * What it is to do lies beside it: {"checks":[{"name","timeout"}],"expect":{"units":[...],"listening":["tcp/22"]}}.
+ * What is expected is waited for a while before the report is made, since services are called started before they are.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,12 +26,18 @@
 #include "base/proc.h"
 #include "base/str.h"
 #include "base/util.h"
+#include "survey/survey.h"
 #include "transition/port.h"
 #include "transition/transition.h"
+#include "transition/transition_int.h"
 
-#define PORT_NAME     "org.replant.probe.0"
-#define OUTPUT_MAX    (256u << 10)
-#define PROBE_GIVE_UP 3600.0
+#define PORT_NAME            "org.replant.probe.0"
+#define OUTPUT_MAX           (256u << 10)
+#define PROBE_GIVE_UP        3600.0
+#define PROBE_ASKS           "/usr/lib/replant/probe.json"
+#define ASKS_MAX             (1u << 20)
+#define SETTLE_SECONDS       60.0
+#define SETTLE_SECONDS_SHELL 15.0
 
 static double probe_uptime(void)
 {
@@ -96,23 +105,14 @@ static json_t *probe_failed_units(void)
 	return probe_first_words(argv);
 }
 
-/* "/dev/vda1 / ext4 rw,relatime 0 0" -> [source, target, type]. */
-static json_t *probe_mounts(void)
+/* Those of devices. */
+static json_t *probe_mounts(const json_t *survey)
 {
-	_cleanup_free_ char *text = NULL;
-	json_t *list = json_array();
-	char *save = NULL;
+	json_t *list = json_array(), *o;
+	size_t i;
 
-	if (io_read_file("/proc/self/mounts", OUTPUT_MAX, &text, NULL, NULL) < 0)
-		return list;
-	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-		char device[256], point[512], type[64];
-
-		if (sscanf(line, "%255s %511s %63s", device, point, type) == 3 &&
-		    (device[0] == '/' || strcmp(type, "btrfs") == 0))
-			json_array_append_new(
-			    list, json_pack("{s:s, s:s, s:s}", "source", device, "target", point, "type", type));
-	}
+	json_array_foreach(json_object_get(survey, "mounts"), i,
+			   o) if (*json_string_value(json_object_get(o, "source")) == '/') json_array_append(list, o);
 	return list;
 }
 
@@ -162,49 +162,35 @@ static json_t *probe_addresses(void)
 	return list;
 }
 
-static void probe_listening_in(const char *path, json_t *list)
+/* TCP ports. */
+static json_t *probe_ports(const json_t *survey)
 {
-	_cleanup_free_ char *text = NULL;
-	char *save = NULL;
+	json_t *list = json_array(), *o;
+	size_t i;
 
-	if (io_read_file(path, OUTPUT_MAX, &text, NULL, NULL) < 0)
-		return;
-	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-		unsigned port, state;
-		bool known = false;
-		json_t *have;
-		size_t i;
-
-		/* "0: 00000000:0016 00000000:0000 0A ..." - local address and port in hex, then the state; 0A listens.
-		 */
-		if (sscanf(line, "%*u: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &port, &state) != 2 || state != 0x0a)
-			continue;
-		json_array_foreach(list, i, have) known |= json_integer_value(have) == (json_int_t)port;
-		if (!known)
-			json_array_append_new(list, json_integer(port));
-	}
-}
-
-static json_t *probe_listening(void)
-{
-	json_t *list = json_array();
-
-	probe_listening_in("/proc/net/tcp", list);
-	probe_listening_in("/proc/net/tcp6", list);
+	json_array_foreach(json_object_get(survey, "listening"), i,
+			   o) if (strcmp(json_string_value(json_object_get(o, "proto")), "tcp") == 0)
+	    json_array_append(list, json_object_get(o, "port"));
 	return list;
 }
 
 static json_t *probe_report(const char *state)
 {
+	json_t *survey = survey_take("");
 	char host[256] = "";
 	struct utsname u;
 
 	gethostname(host, sizeof(host) - 1);
 	uname(&u);
-	return json_pack("{s:s, s:s, s:f, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "event", "report", "state", state,
+	return json_pack("{s:s, s:s, s:f, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "event", "report", "state", state,
 			 "boot_seconds", probe_uptime(), "kernel", u.release, "hostname", host, "failed_units",
-			 probe_failed_units(), "mounts", probe_mounts(), "missing_mounts", probe_missing_mounts(),
-			 "addresses", probe_addresses(), "listening", probe_listening());
+			 probe_failed_units(), "mounts", probe_mounts(survey), "missing_mounts", probe_missing_mounts(),
+			 "addresses", probe_addresses(), "listening", probe_ports(survey), "survey", survey);
+}
+
+static bool probe_is_up(const char *state)
+{
+	return strcmp(state, "running") == 0 || strcmp(state, "degraded") == 0;
 }
 
 static bool probe_is_final(const char *state)
@@ -225,20 +211,91 @@ static int probe_send(int port, json_t *event, struct err *e)
 	return r;
 }
 
-/* DHCP may answer a little after systemd calls itself running: an address is waited for, within reason. */
-static json_t *probe_final_report(const char *state)
+/* Running, or failed: then nothing more will come. */
+static bool probe_has_unit(const json_t *survey, const char *name)
 {
-	for (int i = 0;; i++) {
+	json_t *o;
+	size_t i;
+
+	json_array_foreach(json_object_get(survey, "units"), i, o)
+	{
+		const char *state = json_string_value(json_object_get(o, "state"));
+
+		if (strcmp(json_string_value(json_object_get(o, "name")), name) == 0)
+			return strcmp(state, "running") == 0 || strcmp(state, "failed") == 0;
+	}
+	return false;
+}
+
+static bool probe_has_port(const json_t *survey, const char *text)
+{
+	json_t *o;
+	size_t i;
+
+	json_array_foreach(json_object_get(survey, "listening"), i, o)
+	{
+		char port[32];
+
+		snprintf(port, sizeof(port), "%s/%d", json_string_value(json_object_get(o, "proto")),
+			 (int)json_integer_value(json_object_get(o, "port")));
+		if (strcmp(port, text) == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool probe_is_settled(const json_t *report, const json_t *asks)
+{
+	const json_t *expect = json_object_get(asks, "expect"), *survey = json_object_get(report, "survey");
+	json_t *o;
+	size_t i;
+
+	if (!json_array_size(json_object_get(report, "addresses")))
+		return false;
+	json_array_foreach(json_object_get(expect, "units"), i,
+			   o) if (json_is_string(o) && !probe_has_unit(survey, json_string_value(o))) return false;
+	json_array_foreach(json_object_get(expect, "listening"), i,
+			   o) if (json_is_string(o) && !probe_has_port(survey, json_string_value(o))) return false;
+	return true;
+}
+
+/* Services are called started before they listen, and DHCP may answer a little later, too: what is to be there is
+ * waited for, within reason. */
+static json_t *probe_final_report(const char *state, const json_t *asks)
+{
+	double end = id_now_mono() + (probe_is_up(state) ? SETTLE_SECONDS : SETTLE_SECONDS_SHELL);
+
+	for (;;) {
 		json_t *report = probe_report(state);
 
-		if (!report || json_array_size(json_object_get(report, "addresses")) || i == 15)
+		if (!report || probe_is_settled(report, asks) || id_now_mono() > end)
 			return report;
 		json_decref(report);
 		sleep(1);
 	}
 }
 
-static int probe_watch(int port, struct err *e)
+/* The checks of a system that is up; what they did may be seen in the report. */
+static int probe_finish(int port, const char *state, const json_t *asks, struct err *e)
+{
+	json_t *report = probe_final_report(state, asks), *wanted = json_object_get(asks, "checks"), *checks = NULL;
+	int r = report ? 0 : err_nomem(e);
+
+	if (r == 0 && json_array_size(wanted) && probe_is_up(state)) {
+		r = probe_send(port, json_pack("{s:s}", "event", "checking"), e);
+		if (r == 0)
+			checks = probe_run_checks(wanted);
+	}
+	if (r < 0) {
+		json_decref(report);
+		return r;
+	}
+	if (checks)
+		json_object_set_new(report, "checks", checks);
+	return probe_send(port, report, e);
+}
+
+static int probe_watch(int port, const json_t *asks, struct err *e)
 {
 	char state[64] = "", last[64] = "";
 	int r = probe_send(port, json_pack("{s:s, s:f}", "event", "started", "boot_seconds", probe_uptime()), e);
@@ -252,14 +309,26 @@ static int probe_watch(int port, struct err *e)
 				       e);
 		snprintf(last, sizeof(last), "%s", state);
 		if (probe_is_final(state))
-			return r ?: probe_send(port, probe_final_report(state), e);
+			return r ?: probe_finish(port, state, asks, e);
 		sleep(1);
 	}
 	return r;
 }
 
+static json_t *probe_asks(void)
+{
+	_cleanup_free_ char *text = NULL;
+	json_t *o = NULL;
+	size_t n;
+
+	if (io_read_file(PROBE_ASKS, ASKS_MAX, &text, &n, NULL) == 0)
+		jsn_parse(text, n, ASKS_MAX, &o, NULL);
+	return o;
+}
+
 int transition_probe(void *options, int argc, char **argv)
 {
+	_cleanup_json_ json_t *asks = probe_asks();
 	_cleanup_close_ int port = -1;
 	struct err e = {0};
 	int r = -ENODEV;
@@ -272,7 +341,7 @@ int transition_probe(void *options, int argc, char **argv)
 			sleep(1);
 	}
 	if (r == 0)
-		r = probe_watch(port, &e);
+		r = probe_watch(port, asks, &e);
 	if (r < 0)
 		log_error("%s", e.msg);
 	return r < 0 ? 1 : 0;
