@@ -13,11 +13,16 @@
 #include "base/util.h"
 
 /* In this order: the initramfs takes what fstab, crypttab and resume say; leftovers looks at the result. */
-static const struct guest_step *const guest_steps[] = {
-    &guest_step_fstab,       &guest_step_crypttab,  &guest_step_resume,     &guest_step_caches,
-    &guest_step_net_names,   &guest_step_network,   &guest_step_cloud_init, &guest_step_agent,
-    &guest_step_guest_tools, &guest_step_initramfs, &guest_step_grub,       &guest_step_leftovers,
+const struct guest_step *const guest_steps[] = {
+    &guest_step_fstab,       &guest_step_crypttab,
+    &guest_step_resume,      &guest_step_caches,
+    &guest_step_net_names,   &guest_step_network,
+    &guest_step_cloud_init,  &guest_step_agent,
+    &guest_step_guest_tools, &guest_step_initramfs,
+    &guest_step_loader,      &guest_step_grub,
+    &guest_step_leftovers,   NULL,
 };
+#define STEPS (ARRAY_SIZE(guest_steps) - 1)
 
 static const char *const state_names[] = {"not_needed", "done", "skipped", "failed"};
 
@@ -70,13 +75,14 @@ static int guest_read_os(struct guest *g, struct err *e)
 }
 
 /* A kernel is bootable when the boot loader can be given its image. */
-static int guest_find_kernels(struct guest *g, struct err *e)
+int guest_find_kernels(struct guest *g, struct err *e)
 {
 	_cleanup_(guest_names_release) struct guest_names names = {0};
 	int r = guest_list(g, "/boot", "", &names, e);
 
 	if (r < 0)
 		return r;
+	json_array_clear(g->kernels);
 	for (size_t i = 0; i < names.n; i++) {
 		char modules[300];
 
@@ -193,7 +199,7 @@ static int guest_unsupported(const struct guest *g, struct err *e)
 }
 
 /* Changing files on a full filesystem would leave them empty. */
-static int guest_check_space(const struct guest *g, struct err *e)
+int guest_check_space(const struct guest *g, struct err *e)
 {
 	static const char *const dirs[] = {"/etc", "/boot", "/usr/lib"};
 
@@ -211,7 +217,7 @@ static int guest_check_space(const struct guest *g, struct err *e)
 	return 0;
 }
 
-static int guest_run_step(struct guest *g, const struct guest_step *s, json_t **ret)
+int guest_run_step(struct guest *g, const struct guest_step *s, json_t **ret)
 {
 	struct guest_result r = {.state = GUEST_NOT_NEEDED, .files = json_array(), .notes = json_array()};
 	struct err e = {0};
@@ -264,7 +270,7 @@ static void guest_tell(guest_event_fn event, void *arg, size_t i)
 	if (!event)
 		return;
 	o = json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", guest_steps[i]->name, "index", (int)i + 1,
-		      "count", (int)ARRAY_SIZE(guest_steps));
+		      "count", (int)STEPS);
 	if (o)
 		event(arg, o);
 }
@@ -282,7 +288,7 @@ int guest_convert(struct guest *g, guest_event_fn event, void *arg, json_t **ret
 	r = guest_unsupported(g, e);
 	if (r == 0)
 		r = guest_check_space(g, e);
-	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(guest_steps); i++) {
+	for (size_t i = 0; r == 0 && i < STEPS; i++) {
 		json_t *step = NULL;
 
 		guest_tell(event, arg, i);

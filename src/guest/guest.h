@@ -95,6 +95,20 @@ typedef void (*guest_event_fn)(void *arg, const json_t *event);
  */
 int guest_convert(struct guest *g, guest_event_fn event, void *arg, json_t **ret, struct err *e);
 
+/*
+ * Looks at what the disks hold, and judges whether it will start and be reached elsewhere. *ret is the report:
+ * {"kind":"linux"|"iso"|"empty"|..., "verdict":"passed"|"warning"|"critical", "system", "items":[{"item","group",
+ * "level","message","remedy","repairable","high","value"}], "disks"}. `options`: {"network": as
+ * guest_set_address() wants it}, or NULL. With `repair` what can be is repaired by the conversion's steps, and
+ * "before", "verdict_before", "steps" and "repaired" tell of it. Only in the appliance; writes nothing without `repair`
+ * but what replaying journals does.
+ */
+int guest_check(const struct guest_volumes *v, const struct guest_root *root, const char *at, const json_t *options,
+		bool repair, guest_event_fn event, void *arg, json_t **ret, struct err *e);
+/* The same of a system that is open already, without the disks below it. */
+int guest_check_system(struct guest *g, const json_t *options, bool repair, guest_event_fn event, void *arg,
+		       json_t **ret, struct err *e);
+
 /* Puts the test boot's probe (the program at `program`) and its unit into the system, with what the request wants of
  * it:
  * {"checks":[{"name","script","timeout"}],"expect":{...}}, see src/transition/probe.c. For throw-away copies only. */

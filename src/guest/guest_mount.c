@@ -15,7 +15,8 @@
 #include "base/util.h"
 
 /* In which the conversion looks or writes, parents first. */
-static const char *const mount_points[] = {"/usr", "/boot", "/boot/efi", "/var", "/var/lib", "/usr/local", "/opt"};
+static const char *const mount_points[] = {"/usr",     "/boot",      "/boot/efi", "/var",
+					   "/var/lib", "/usr/local", "/opt",      "/efi"};
 
 static const char *mount_type(const struct guest_volume *v)
 {
@@ -175,21 +176,29 @@ int guest_mount_below(struct guest *g, const char *where, struct err *e)
 	return 0;
 }
 
+int guest_mount_rest(struct guest *g, struct err *e)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(mount_points); i++) {
+		int r = guest_mount_below(g, mount_points[i], e);
+
+		/* Without /boot and /usr nothing can be judged; an EFI partition that is gone must not stop us. */
+		if (r < 0 && i < 2)
+			return r;
+	}
+	return 0;
+}
+
 int guest_mount(const struct guest_volumes *v, const struct guest_root *root, const char *at, struct guest **ret,
 		struct err *e)
 {
 	struct guest *g = NULL;
 	int r = guest_find_root(v, root, at, &g, e);
 
-	if (r < 0)
+	if (r == 0)
+		r = guest_mount_rest(g, e);
+	if (r < 0) {
+		guest_close(g, NULL);
 		return r;
-	for (size_t i = 0; i < ARRAY_SIZE(mount_points); i++) {
-		r = guest_mount_below(g, mount_points[i], e);
-		/* Without /boot and /usr nothing can be judged; an EFI partition that is gone must not stop us. */
-		if (r < 0 && i < 2) {
-			guest_close(g, NULL);
-			return r;
-		}
 	}
 	*ret = g;
 	return 0;

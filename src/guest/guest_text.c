@@ -122,6 +122,11 @@ bool guest_is_linux(struct guest_span line)
 	       (guest_span_is(word, "linux") || guest_span_is(word, "linux16") || guest_span_is(word, "linuxefi"));
 }
 
+bool guest_is_initrd(struct guest_span word)
+{
+	return guest_span_is(word, "initrd") || guest_span_is(word, "initrd16") || guest_span_is(word, "initrdefi");
+}
+
 bool guest_assignment(const char *text, size_t len, const char *key, char *out, size_t size)
 {
 	struct guest_span rest = {text, len}, line;

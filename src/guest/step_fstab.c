@@ -3,6 +3,7 @@
 #include "guest/guest_int.h"
 
 #include <string.h>
+#include <strings.h>
 
 #include "base/err.h"
 #include "base/util.h"
@@ -22,6 +23,12 @@ static bool fstab_split(struct guest_span line, struct fstab_line *f)
 		return false;
 	return guest_next_word(&rest, &f->file) && guest_next_word(&rest, &f->type) &&
 	       (guest_next_word(&rest, &f->options) || true);
+}
+
+/* Does the boot go on without it? */
+static bool fstab_may_fail(const struct fstab_line *f)
+{
+	return guest_has_option(f->options, "nofail") || guest_has_option(f->options, "noauto");
 }
 
 static bool fstab_is_network(const struct fstab_line *f, const char *spec)
@@ -92,7 +99,7 @@ static void fstab_line(struct guest *g, struct guest_result *r, struct guest_spa
 		return;
 	}
 	kind = guest_device_find(g, spec, &v);
-	may_fail = guest_has_option(f.options, "nofail") || guest_has_option(f.options, "noauto");
+	may_fail = fstab_may_fail(&f);
 	if (strcmp(file, "/") == 0 && kind == GUEST_SPEC_UNKNOWN && g->root_volume) {
 		v = g->root_volume;
 		kind = GUEST_SPEC_FRAGILE;
@@ -124,6 +131,97 @@ unsigned guest_rewrite_fstab(struct guest *g, struct guest_result *r, struct gue
 		guest_end_line(line, text, out);
 	}
 	return renamed;
+}
+
+/* ---- the check of the same file ---- */
+
+/* One name for the drivers of the same filesystem; `type` is of fstab or of blkid. */
+static const char *fstab_family(struct guest_span type)
+{
+	static const char *const names[][2] = {
+	    {"ext2", "ext"},          {"ext3", "ext"},         {"ext4", "ext"},        {"ntfs", "ntfs"},
+	    {"ntfs3", "ntfs"},        {"ntfs-3g", "ntfs"},     {"lowntfs-3g", "ntfs"}, {"fuse.ntfs", "ntfs"},
+	    {"fuse.ntfs-3g", "ntfs"}, {"vfat", "vfat"},        {"msdos", "vfat"},      {"umsdos", "vfat"},
+	    {"exfat", "exfat"},       {"fuse.exfat", "exfat"}, {"exfat-fuse", "exfat"}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (guest_span_is(type, names[i][0]))
+			return names[i][1];
+	return NULL;
+}
+
+/* mount(8) takes several types, between commas, and tries them. */
+static bool fstab_type_fits(struct guest_span types, const char *fstype)
+{
+	const char *family = fstab_family((struct guest_span){fstype, strlen(fstype)}), *other;
+
+	while (types.n) {
+		const char *comma = memchr(types.s, ',', types.n);
+		struct guest_span one = {types.s, comma ? (size_t)(comma - types.s) : types.n};
+
+		other = fstab_family(one);
+		if (guest_span_is(one, "auto") || guest_span_is(one, "none") || guest_span_is(one, "fuseblk") ||
+		    guest_span_is(one, fstype) || (family && other && strcmp(family, other) == 0))
+			return true;
+		types.s += one.n + (comma != NULL);
+		types.n -= one.n + (comma != NULL);
+	}
+	return false;
+}
+
+/* What it says of the root, and of types, must be true of what is on the disks. */
+static void judge_volume(const struct guest *g, const struct fstab_line *f, const char *spec, const char *file,
+			 const struct guest_volume *v, struct guest_finding *out)
+{
+	bool root = strcmp(file, "/") == 0;
+
+	if (root && g->root_volume && v != g->root_volume && strcasecmp(v->uuid, g->root_volume->uuid) != 0)
+		guest_find(out, GUEST_CRITICAL, "'/' is '%s' there, but the system is on another filesystem", spec);
+	if (v->fstype[0] && !fstab_type_fits(f->type, v->fstype))
+		guest_find(out, fstab_may_fail(f) || guest_span_is(f->type, "swap") ? GUEST_WARNING : GUEST_CRITICAL,
+			   "'%s' is said to be %.*s and is %s", file, (int)MIN(f->type.n, (size_t)32), f->type.s,
+			   v->fstype);
+}
+
+static void judge_line(const struct guest *g, const struct fstab_line *f, const char *spec, const char *file,
+		       struct guest_finding *out)
+{
+	bool may_fail = fstab_may_fail(f), swap = guest_span_is(f->type, "swap");
+	const struct guest_volume *v = NULL;
+	enum guest_spec kind = guest_device_find(g, spec, &v);
+
+	if (kind == GUEST_SPEC_FRAGILE)
+		guest_find(out, may_fail || swap || str_starts(spec, "/dev/vd") ? GUEST_WARNING : GUEST_CRITICAL,
+			   "'%s' is on '%s', a name that changes with the hardware", file, spec);
+	else if (kind == GUEST_SPEC_UNKNOWN && !may_fail && swap && !fstab_is_crypt(g, spec))
+		guest_find(out, GUEST_WARNING, "swap is on '%s', which is not on the disks: the boot waits for it",
+			   spec);
+	else if (kind == GUEST_SPEC_UNKNOWN && !may_fail && !fstab_is_crypt(g, spec))
+		guest_find(out, GUEST_CRITICAL, "'%s' is on '%s', which is not on the disks: the boot stops there",
+			   file, spec);
+	else if (kind == GUEST_SPEC_OTHER && !may_fail && fstab_is_network(f, spec))
+		guest_find(out, GUEST_WARNING, "'%s' comes over the network, and the boot waits for it", file);
+	if (v)
+		judge_volume(g, f, spec, file, v, out);
+}
+
+void guest_judge_fstab(const struct guest *g, struct guest_span text, struct guest_finding *out)
+{
+	struct guest_span line, rest, word;
+	char spec[512], file[512];
+	struct fstab_line f;
+
+	while (guest_next_line(&text, &line)) {
+		rest = line;
+		if (!guest_next_word(&rest, &word) || *word.s == '#')
+			continue;
+		if (!fstab_split(line, &f) || !guest_span_copy(f.spec, true, spec, sizeof(spec)) ||
+		    !guest_span_copy(f.file, true, file, sizeof(file)))
+			guest_find(out, GUEST_WARNING, "a line is not complete: '%.*s'", (int)MIN(line.n, (size_t)100),
+				   line.s);
+		else
+			judge_line(g, &f, spec, file, out);
+	}
 }
 
 static int fstab_run(struct guest *g, struct guest_result *r, struct err *e)

@@ -15,6 +15,7 @@
 #define GRUB_CFG     "/boot/grub/grub.cfg"
 #define GRUB_DEFAULT "/etc/default/grub"
 #define GRUB_DROP_IN GUEST_CONVERTED
+#define GRUB_SECONDS 600
 
 static const char grub_drop_in[] =
     "# Written by Replant: a serial console beside the screen, where clouds show the boot.\n"
@@ -42,9 +43,8 @@ static bool grub_has_word(struct guest_span line, const char *prefix)
 }
 
 /* Does the entry that goes on with `rest` load an initramfs? */
-static bool grub_has_initrd(struct guest_span rest)
+bool guest_entry_has_initrd(struct guest_span rest)
 {
-	static const char *const names[] = {"initrd", "initrd16", "initrdefi"};
 	struct guest_span line, word;
 
 	while (guest_next_line(&rest, &line) && !guest_is_linux(line)) {
@@ -54,11 +54,42 @@ static bool grub_has_initrd(struct guest_span rest)
 			continue;
 		if (guest_span_is(word, "}"))
 			return false;
-		for (size_t i = 0; i < ARRAY_SIZE(names); i++)
-			if (guest_span_is(word, names[i]))
-				return true;
+		if (guest_is_initrd(word))
+			return true;
 	}
 	return false;
+}
+
+bool guest_search_uuid(struct guest_span line, struct guest_span *ret)
+{
+	bool uuid = false, any = false;
+	struct guest_span word;
+
+	if (!guest_next_word(&line, &word) || !guest_span_is(word, "search"))
+		return false;
+	while (guest_next_word(&line, &word)) {
+		uuid |= guest_span_is(word, "--fs-uuid") || guest_span_is(word, "-u");
+		any = *word.s != '-' && *word.s != '$';
+		*ret = word;
+	}
+	return uuid && any;
+}
+
+/* GRUB looks for the filesystem that its files and the kernels are on. False: nothing is wrong with the line. */
+static bool grub_search_line(const struct guest *g, struct guest_span line, struct str *out)
+{
+	const struct guest_volume *v, *boot = g->boot_volume ?: g->root_volume;
+	struct guest_span uuid;
+	char spec[128] = "UUID=";
+
+	if (!boot || !boot->uuid[0] || !guest_search_uuid(line, &uuid) ||
+	    !guest_span_copy(uuid, false, spec + 5, sizeof(spec) - 5) ||
+	    guest_device_find(g, spec, &v) != GUEST_SPEC_UNKNOWN)
+		return false;
+	str_add_mem(out, line.s, (size_t)(uuid.s - line.s));
+	str_add(out, boot->uuid);
+	str_add_mem(out, uuid.s + uuid.n, (size_t)(line.s + line.n - uuid.s - uuid.n));
+	return true;
 }
 
 static void grub_linux_line(const struct guest *g, struct guest_span line, bool alone, struct str *out)
@@ -95,9 +126,9 @@ unsigned guest_rewrite_grub_cfg(const struct guest *g, struct guest_span text, s
 
 	while (guest_next_line(&text, &line)) {
 		if (guest_is_linux(line)) {
-			grub_linux_line(g, line, !grub_has_initrd(text), out);
+			grub_linux_line(g, line, !guest_entry_has_initrd(text), out);
 			entries++;
-		} else {
+		} else if (!grub_search_line(g, line, out)) {
 			str_add_mem(out, line.s, line.n);
 		}
 		guest_end_line(line, text, out);
@@ -185,9 +216,25 @@ static int grub_all_defaults(struct guest *g, struct guest_result *r, struct err
 	return rc;
 }
 
+/* Only when the check found that it is missing. */
+static int grub_install(struct guest *g, struct guest_result *r, struct err *e)
+{
+	const char *const argv[] = {"grub-install", "--target=i386-pc", "--no-floppy", g->grub_device, NULL};
+	int rc = guest_run(g, argv, GRUB_SECONDS, NULL, e);
+
+	if (rc == 0) {
+		r->state = GUEST_DONE;
+		str_add(&r->summary, "installed in the boot sector; ");
+	}
+	return rc;
+}
+
 static int grub_run(struct guest *g, struct guest_result *r, struct err *e)
 {
 	int rc = grub_cfg(g, r, e);
+
+	if (rc == 0 && g->grub_device)
+		rc = grub_install(g, r, e);
 
 	if (rc == 0)
 		rc = grub_all_defaults(g, r, e);

@@ -12,29 +12,14 @@
 #include "base/util.h"
 
 #define REBUILD_SECONDS 1800
-#define NEEDS_MAX       12
 
-/* One thing the initramfs must hold; `must` without which the system can't boot at all. */
-struct need {
-	const char *module; /* file name without .ko, "-" and "_" alike */
-	bool must;
-	bool builtin;   /* in the kernel itself */
-	bool packed;    /* in the initramfs */
-	bool available; /* there is a module that could be put in */
-};
-
-struct needs {
-	struct need v[NEEDS_MAX];
-	size_t n;
-};
-
-static void needs_add(struct needs *n, const char *module, bool must)
+static void needs_add(struct guest_drivers *n, const char *module, bool must)
 {
-	must(n->n < NEEDS_MAX);
-	n->v[n->n++] = (struct need){.module = module, .must = must};
+	must(n->n < ARRAY_SIZE(n->v));
+	n->v[n->n++] = (struct guest_driver){.module = module, .must = must};
 }
 
-static void needs_of(const struct guest *g, struct needs *n)
+void guest_drivers_needed(const struct guest *g, struct guest_drivers *n)
 {
 	const struct guest_volume *v = g->root_volume;
 	const char *fstype = v ? v->fstype : "";
@@ -51,6 +36,8 @@ static void needs_of(const struct guest *g, struct needs *n)
 		needs_add(n, "btrfs", true);
 	if (v && v->mapper[0])
 		needs_add(n, "dm_mod", true);
+	if (g->wants_nvme)
+		needs_add(n, "nvme", false);
 }
 
 /* Is the last component of `path` that module's file: "virtio_blk.ko", "virtio-blk.ko.xz"? */
@@ -71,14 +58,14 @@ static bool is_module(const char *path, size_t len, const char *module)
 
 static void needs_found(void *arg, const char *name, size_t len)
 {
-	struct needs *n = arg;
+	struct guest_drivers *n = arg;
 
 	for (size_t i = 0; i < n->n; i++)
 		n->v[i].packed |= is_module(name, len, n->v[i].module);
 }
 
 /* modules.builtin and modules.dep: one path a line (a colon behind it in the latter). */
-static int needs_from_list(struct guest *g, const char *kernel, const char *file, bool builtin, struct needs *n)
+static int needs_from_list(struct guest *g, const char *kernel, const char *file, bool builtin, struct guest_drivers *n)
 {
 	_cleanup_free_ char *text = NULL;
 	struct guest_span rest, line;
@@ -103,18 +90,31 @@ static int needs_from_list(struct guest *g, const char *kernel, const char *file
 	return 0;
 }
 
+bool guest_initramfs_path(const struct guest *g, const char *kernel, char *out, size_t size)
+{
+	static const char *const names[] = {"/boot/initrd.img-%s", "/boot/initramfs-%s.img", "/boot/initrd-%s"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		const char *at = strstr(names[i], "%s");
+
+		snprintf(out, size, "%.*s%s%s", (int)(at - names[i]), names[i], kernel, at + 2);
+		if (guest_exists(g, out))
+			return true;
+	}
+	snprintf(out, size, "/boot/initrd.img-%s", kernel);
+	return false;
+}
+
 /* After an error nothing counts as packed: the kernel will not get further in a damaged file than we did. */
-static int needs_read(struct guest *g, const char *kernel, struct needs *n, struct err *e)
+int guest_read_drivers(struct guest *g, const char *kernel, struct guest_drivers *n, struct err *e)
 {
 	_cleanup_close_ int fd = -1;
 	char path[400];
 	int r;
 
-	*n = (struct needs){0};
-	needs_of(g, n);
 	needs_from_list(g, kernel, "modules.builtin", true, n);
 	needs_from_list(g, kernel, "modules.dep", false, n);
-	snprintf(path, sizeof(path), "/boot/initrd.img-%s", kernel);
+	guest_initramfs_path(g, kernel, path, sizeof(path));
 	fd = guest_openat(g, path, O_RDONLY | O_NONBLOCK, 0);
 	if (fd < 0)
 		return 0; /* everything built in, or it will be missed below */
@@ -124,11 +124,18 @@ static int needs_read(struct guest *g, const char *kernel, struct needs *n, stru
 	return r;
 }
 
+static int needs_read(struct guest *g, const char *kernel, struct guest_drivers *n, struct err *e)
+{
+	*n = (struct guest_drivers){0};
+	guest_drivers_needed(g, n);
+	return guest_read_drivers(g, kernel, n, e);
+}
+
 /* What is lacking, as words; what can't be had is only fatal where it must be there. */
-static void needs_lacking(const struct needs *n, struct str *rebuild, struct str *impossible)
+static void needs_lacking(const struct guest_drivers *n, struct str *rebuild, struct str *impossible)
 {
 	for (size_t i = 0; i < n->n; i++) {
-		const struct need *d = &n->v[i];
+		const struct guest_driver *d = &n->v[i];
 
 		if (d->builtin || d->packed)
 			continue;
@@ -171,9 +178,11 @@ static int initramfs_configure(struct guest *g, struct guest_result *r, const ch
 static int initramfs_rebuild(struct guest *g, struct guest_result *r, const char *kernel, const char *modules,
 			     struct err *e)
 {
-	const char *const argv[] = {"update-initramfs", "-u", "-k", kernel, NULL};
+	char path[400];
+	const char *const argv[] = {
+	    "update-initramfs", guest_initramfs_path(g, kernel, path, sizeof(path)) ? "-u" : "-c", "-k", kernel, NULL};
 	_cleanup_(str_release) struct str rebuild = {0}, impossible = {0};
-	struct needs n;
+	struct guest_drivers n;
 	int rc = initramfs_configure(g, r, modules, e);
 
 	if (rc == 0)
@@ -195,7 +204,7 @@ static int initramfs_kernel(struct guest *g, struct guest_result *r, const char 
 {
 	_cleanup_(str_release) struct str rebuild = {0}, impossible = {0};
 	struct err read_error = {0};
-	struct needs n;
+	struct guest_drivers n;
 	int rc = needs_read(g, kernel, &n, &read_error);
 	bool damaged = rc < 0 && rc != -ENOTSUP;
 

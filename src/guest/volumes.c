@@ -281,8 +281,10 @@ int guest_volumes_from_json(const json_t *j, struct guest_volumes *ret, struct e
 	if (r == 0)
 		r = volumes_names(&v, list, e);
 	v.ndisks = json_array_size(list);
-	for (i = 0; r == 0 && i < v.ndisks; i++)
+	for (i = 0; r == 0 && i < v.ndisks; i++) {
 		jsn_get_bool(json_array_get(list, i), "grub", false, &v.disks[i].grub, NULL);
+		r = volumes_text(json_array_get(list, i), "device", v.disks[i].device, sizeof(v.disks[i].device), e);
+	}
 	json_array_foreach(json_object_get(j, "volumes"), i, o)
 	{
 		struct guest_volume *one = r == 0 ? volumes_new(&v) : NULL;

@@ -244,6 +244,7 @@ static int read_all(struct layout_build *b, struct err *e)
 		if (r < 0)
 			return r;
 	}
+	b->l->ntable_warnings = b->l->nwarnings;
 	return lvm_read(b, e);
 }
 

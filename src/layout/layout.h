@@ -50,6 +50,7 @@ struct layout {
 	size_t nfree;
 	char **warnings; /* what was corrupt or not understood, a sentence each; such parts are whole */
 	size_t nwarnings;
+	size_t ntable_warnings; /* so many of them, the first, are of partition tables; the rest of LVM */
 };
 
 /* Does what is on it begin with a partition table (MBR or GPT)? */

@@ -1,6 +1,7 @@
 /*
- * The program of the appliance: one request line {"mode":"convert"|"probe","disks":[...],"inventory":{...}} on the
- * port, event lines back, the last one {"event":"report",...} or {"event":"error","code":...,"message":...}.
+ * The program of the appliance: one request line {"mode":"convert"|"probe"|"check"|"repair","disks":[...],
+ * "inventory":{...},"network":{...},"options":{...}} on the port, event lines back, the last one {"event":"report",...}
+ * or {"event":"error","code":...,"message":...}.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -97,11 +98,14 @@ static int appliance_serve(int port, const json_t *request, json_t **ret, struct
 	guest_root_from_inventory(json_object_get(request, "inventory"), &root);
 	if (mkdir(MOUNT_AT, 0700) < 0 && errno != EEXIST)
 		return err_sys(e, "cannot make '" MOUNT_AT "'");
-	root.converted = strcmp(mode, "probe") == 0;
+	root.converted = strcmp(mode, "convert") != 0;
 	if (strcmp(mode, "convert") == 0)
 		return appliance_convert(port, &v, &root, json_object_get(request, "network"), ret, e);
 	if (strcmp(mode, "probe") == 0)
 		return appliance_probe(&v, &root, request, ret, e);
+	if (strcmp(mode, "check") == 0 || strcmp(mode, "repair") == 0)
+		return guest_check(&v, &root, MOUNT_AT, json_object_get(request, "options"), *mode == 'r',
+				   appliance_tell, &port, ret, e);
 	return err_set(e, -EINVAL, "the appliance knows no mode '%s'", mode);
 }
 

@@ -1,7 +1,8 @@
 /*
  * Runs the conversion's steps for the tests, and prints the report. guest_tool ROOT VOLUMES-JSON: over a plain
  * directory. guest_tool --mount DIR VOLUMES-JSON: the system is looked for on the volumes and mounted there, as in the
- * appliance.
+ * appliance. guest_tool --check|--repair ROOT VOLUMES-JSON: what the check of an image says of a plain directory;
+ * --look DIR VOLUMES-JSON: of the volumes.
  */
 #include <stdio.h>
 #include <string.h>
@@ -40,7 +41,7 @@ static int open_mounted(const struct guest_volumes *v, const json_t *j, const ch
 	return guest_mount(v, &root, at, ret, e);
 }
 
-static int convert(bool mounted, const char *root, const char *text, json_t **ret, struct err *e)
+static int work(const char *mode, const char *root, const char *text, json_t **ret, struct err *e)
 {
 	_cleanup_(guest_volumes_release) struct guest_volumes v = {0};
 	_cleanup_json_ json_t *j = NULL;
@@ -49,12 +50,18 @@ static int convert(bool mounted, const char *root, const char *text, json_t **re
 	int r = jsn_parse(text, strlen(text), JSN_MAX_SIZE, &j, e), rc;
 
 	r = r ?: guest_volumes_from_json(j, &v, e);
+	if (r == 0 && strcmp(mode, "--look") == 0)
+		return guest_check(&v, NULL, root, j, false, NULL, NULL, ret, e);
 	if (r == 0)
-		r = mounted ? open_mounted(&v, j, root, &g, e) : open_plain(root, j, &v, &g, e);
+		r = strcmp(mode, "--mount") == 0 ? open_mounted(&v, j, root, &g, e) : open_plain(root, j, &v, &g, e);
 	if (r < 0)
 		return r;
-	r = guest_set_address(g, json_object_get(j, "network"), e);
-	r = r ?: guest_convert(g, NULL, NULL, ret, e);
+	if (strcmp(mode, "--check") == 0 || strcmp(mode, "--repair") == 0) {
+		r = guest_check_system(g, j, mode[2] == 'r', NULL, NULL, ret, e);
+	} else {
+		r = guest_set_address(g, json_object_get(j, "network"), e);
+		r = r ?: guest_convert(g, NULL, NULL, ret, e);
+	}
 	rc = guest_close(g, &why);
 	return r == 0 && rc < 0 ? err_set(e, rc, "%s", why.msg) : r;
 }
@@ -64,14 +71,13 @@ int main(int argc, char **argv)
 	_cleanup_json_ json_t *report = NULL;
 	_cleanup_free_ char *text = NULL;
 	struct err e = {0};
-	bool mounted = argc == 4 && strcmp(argv[1], "--mount") == 0;
 	int r;
 
-	if (argc != 3 && !mounted) {
-		fprintf(stderr, "usage: guest_tool [--mount] ROOT VOLUMES\n");
+	if (argc != 3 && argc != 4) {
+		fprintf(stderr, "usage: guest_tool [--mount|--check|--repair] ROOT VOLUMES\n");
 		return 2;
 	}
-	r = convert(mounted, argv[argc - 2], argv[argc - 1], &report, &e);
+	r = work(argc == 4 ? argv[1] : "", argv[argc - 2], argv[argc - 1], &report, &e);
 	if (report) {
 		text = jsn_text(report);
 		puts(text ? text : "{}");

@@ -48,11 +48,11 @@ class Rig:
         self.volumes.append({"device": self.loops[-1], "fstype": fstype, "uuid": uuid, **where, **more})
         return image
 
-    def convert(self, **more):
+    def convert(self, how="--mount", **more):
         """(report, or None, and what was said); nothing may stay mounted."""
         volumes = {"disks": [{"source": "/dev/sda", "grub": True}], "volumes": self.volumes, **more}
         script = '"$@"; status=$?; ! grep "$REPLANT_TEST_AT" /proc/self/mounts >&2 && exit $status'
-        done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", TOOL, "--mount", self.at, json.dumps(volumes)],
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", TOOL, how, self.at, json.dumps(volumes)],
                               env={**os.environ, "REPLANT_TEST_AT": str(self.at)}, capture_output=True, text=True,
                               check=False, timeout=120)
         report = json.loads(done.stdout) if done.stdout else None
@@ -305,3 +305,109 @@ def test_root_subvolume_is_the_one_it_had_mounted(rig):
     report, message = rig.convert(inventory=said)
     assert report, message
     assert report["system"]["name"] == "work"
+
+
+def checked(rig, **more):
+    report, message = rig.convert("--look", **more)
+    assert report, message
+    return report, {item["item"]: item for item in report["items"]}
+
+
+def test_a_system_without_its_boot_is_incomplete(rig):
+    """The tables can't be read here (the disk has no device), which isn't taken for empty disks or damage."""
+    tree, _ = split_boot(rig)
+    tree.write("/etc/fstab", f"UUID={uuid_of(1)} / ext4 defaults 0 1\nUUID={uuid_of(2)} /boot ext4 defaults 0 2\n")
+    rig.add(tree.path, uuid_of(1))
+    report, items = checked(rig)
+    assert report["kind"] == "incomplete" and "'/boot' of '/etc/fstab'" in items["system_image"]["message"]
+    tree.write("/etc/fstab", f"UUID={uuid_of(1)} / ext4 defaults 0 1\n")
+    rig.volumes.clear()
+    data = rig.folder / "data"
+    data.mkdir()
+    rig.add(data, uuid_of(3))
+    report, items = checked(rig)
+    assert report["kind"] == "no_system"
+
+
+def test_filesystems_are_checked(rig):
+    tree = rig.tree("root")
+    tree.write("/etc/fstab", f"UUID={uuid_of(1)} / ext4 defaults 0 1\n")
+    rig.add(tree.path, uuid_of(1))
+    report, items = checked(rig)
+    assert items["filesystems"]["level"] == "passed" and rig.loops[0] in items["filesystems"]["message"]
+    assert items["partition_table"]["level"] == "warning"  # nothing says that it is damaged
+    # neither a superblock that can't be read nor a program that gives up says "errors found"
+    none = rig.images / "none.img"
+    none.write_bytes(bytes(8 << 20))
+    rig.attach(none, uuid_of(2), "ext4")
+    rig.attach(none, uuid_of(3), "btrfs")
+    _, items = checked(rig)
+    assert items["filesystems"]["level"] == "warning" and "could not be checked" in items["filesystems"]["message"]
+    # a directory's block overwritten
+    data = rig.folder / "data"
+    (data / "folder").mkdir(parents=True)
+    (data / "folder" / "file").write_text("x")
+    image = rig.add(data, uuid_of(4))
+    run("debugfs", "-w", "-R", "clri folder", image)
+    _, items = checked(rig)
+    assert items["filesystems"]["level"] == "critical" and f"'{rig.loops[3]}' is damaged" in items["filesystems"]["message"]
+
+
+GRUB_SECTOR = (b"\xeb\x63GRUB ".ljust(0x5c, b"\0") + (1).to_bytes(8, "little")).ljust(440, b"\0")
+
+
+def test_boot_sectors(rig):
+    tree = rig.tree("root")
+    tree.write("/etc/fstab", f"UUID={uuid_of(1)} / ext4 defaults 0 1\n")
+    tree.write("/boot/grub/grub.cfg", GRUB_CFG.replace("/dev/sda1", f"UUID={uuid_of(1)}"))
+    tree.write("/usr/sbin/grub-install", "")
+    tree.write("/usr/lib/grub/i386-pc/boot.img", "")
+    rig.add(tree.path, uuid_of(1))
+    image = rig.images / "disk.img"
+    image.write_bytes(bytes(16 << 20))
+    disk = run("losetup", "-f", "--show", image)
+
+    def look(code, kind="83", core=b"\1"):
+        subprocess.run(["sfdisk", "-q", disk], input=f"label: dos\nstart=2048, size=4096, type={kind}\n", text=True, check=True,
+                       capture_output=True)
+        with open(disk, "r+b") as file:
+            file.write(code.ljust(440, b"\0"))
+            file.seek(512)
+            file.write(core.ljust(512, b"\0"))
+        _, items = checked(rig, disks=[{"source": "/dev/sda", "device": disk}])
+        assert items["partition_table"]["level"] == "passed", items
+        return items["boot_mode"]["level"], items["grub"]["level"], items["boot_mode"]["value"]["bios"], items["grub"]["repairable"]
+
+    try:
+        assert look(GRUB_SECTOR) == ("passed", "passed", True, False)
+        assert look(GRUB_SECTOR, core=b"") == ("passed", "critical", True, True)
+        assert look(b"") == ("critical", "critical", False, True)
+        assert look(b"\xfa\xfc another loader") == ("warning", "warning", False, False)
+        assert look(b"", kind="ef") == ("warning", "warning", False, False)
+    finally:
+        run("losetup", "-d", disk)
+
+
+def test_only_tables_are_damaged_tables(rig):
+    tree = rig.tree("root")
+    tree.write("/etc/fstab", f"UUID={uuid_of(1)} / ext4 defaults 0 1\n")
+    rig.add(tree.path, uuid_of(1))
+    image = rig.images / "disk.img"
+    image.write_bytes(bytes(16 << 20))
+    subprocess.run(["sfdisk", "-q", image], input="label: dos\nstart=2048, size=8192, type=8e\n", text=True, check=True, capture_output=True)
+    with open(image, "r+b") as file:
+        file.seek(2049 * 512)  # LVM's label, with a sum that is wrong
+        file.write(b"LABELONE" + (1).to_bytes(8, "little") + bytes(4) + (32).to_bytes(4, "little") + b"LVM2 001")
+    disk = run("losetup", "-f", "--show", image)
+    try:
+        _, items = checked(rig, disks=[{"device": disk}])
+        assert items["partition_table"]["level"] == "warning" and "LVM" in items["partition_table"]["message"]
+    finally:
+        run("losetup", "-d", disk)
+    os.truncate(image, 3 << 20)
+    disk = run("losetup", "-f", "--show", image)
+    try:
+        _, items = checked(rig, disks=[{"device": disk}])
+        assert items["partition_table"]["level"] == "critical" and "beyond the end" in items["partition_table"]["message"]
+    finally:
+        run("losetup", "-d", disk)
