@@ -1,4 +1,4 @@
-#include "provider/qemu.h"
+#include "provider/qemu_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +22,6 @@
 #include "base/str.h"
 #include "base/util.h"
 
-#define QEMU_PROGRAM  "qemu-system-x86_64"
 #define SERIAL_KEEP   (128u << 10)
 #define COMPLAINT_MAX 4096
 #define QMP_SECONDS   30.0
@@ -33,198 +32,85 @@
 #define TRIAL_CODE   "\xb0\x10\xba\xf4\x00\xee\xf4\xeb\xfd"
 #define TRIAL_STATUS 0x21
 
-enum { CH_QMP, CH_PORT, CH_SERIAL, CH_STDERR, CH_COUNT };
-
-struct qemu {
-	pid_t pid;
-	bool ended, no_space;
-	int fd[CH_COUNT];
-	struct qemu_lines qmp, port;
-	struct str serial;
-	struct str complaint;
-	json_t *reply; /* the last QMP answer that wasn't taken */
-	void (*console)(void *arg, const char *p, size_t n);
-	void *console_arg;
-};
-
-/* ---- command line ---- */
-
-/* Strings owned by the list, NULL at the end. */
-struct qemu_args {
-	char *v[64 + 4 * QEMU_DISKS_MAX];
-	size_t n;
-	bool failed;
-	int keep[CH_STDERR +
-		 QEMU_DISKS_MAX]; /* what QEMU gets: its ends of the channels, and open files, which are ours */
-	size_t nkeep;
-};
-
-static void args_release(struct qemu_args *a)
-{
-	for (size_t i = CH_STDERR; i < a->nkeep; i++)
-		close(a->keep[i]);
-	for (size_t i = 0; i < a->n; i++)
-		free(a->v[i]);
-}
-
-static void args_take(struct qemu_args *a, char *s)
-{
-	if (!s || a->n + 1 >= ARRAY_SIZE(a->v)) {
-		free(s);
-		a->failed = true;
-		return;
-	}
-	a->v[a->n++] = s;
-}
-
-static void args_add(struct qemu_args *a, const char *option, const char *value)
-{
-	args_take(a, strdup(option));
-	if (value)
-		args_take(a, strdup(value));
-}
-
-/* JSON, because a path may hold what QEMU's own option syntax would split. Takes `o`. */
-static void args_json(struct qemu_args *a, const char *option, json_t *o)
-{
-	args_take(a, strdup(option));
-	args_take(a, o ? jsn_text(o) : NULL);
-	json_decref(o);
-}
-
-static int args_open(struct qemu_args *a, const char *path, char *out, size_t size, struct err *e)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return err_sys(e, "cannot open '%s'", path);
-	a->keep[a->nkeep++] = fd;
-	snprintf(out, size, "/proc/self/fd/%d", fd);
-	return 0;
-}
-
-static int args_disk(struct qemu_args *a, const struct qemu_disk *d, size_t i, struct err *e)
-{
-	char node[32], opened[32];
-	const char *path = d->readonly ? opened : d->path;
-	int r = d->readonly ? args_open(a, d->path, opened, sizeof(opened), e) : 0;
-	json_t *device;
-
-	if (r < 0)
-		return r;
-	snprintf(node, sizeof(node), "disk%zu", i);
-	/* What is written here is thrown away or synced by the provider afterwards: flushes cost time for nothing. */
-	args_json(a, "-blockdev",
-		  json_pack("{s:s, s:s, s:b, s:s, s:{s:b}, s:{s:s, s:s, s:{s:b}}}", "node-name", node, "driver",
-			    d->format, "read-only", d->readonly, "discard", "unmap", "cache", "no-flush", true, "file",
-			    "driver", "file", "filename", path, "cache", "no-flush", true));
-	device = json_pack("{s:s, s:s, s:s}", "driver", "virtio-blk-pci", "drive", node, "serial", d->serial);
-	if (device && d->boot)
-		json_object_set_new(device, "bootindex", json_integer(1));
-	args_json(a, "-device", device);
-	return 0;
-}
-
-static void args_channel(struct qemu_args *a, const char *id, int fd)
-{
-	args_take(a, strdup("-chardev"));
-	args_take(a, str_printf("socket,id=%s,fd=%d", id, fd));
-}
-
-static void args_machine(struct qemu_args *a, const struct qemu_settings *s)
-{
-	args_add(a, QEMU_PROGRAM, NULL);
-	args_add(a, "-nodefaults", NULL);
-	args_add(a, "-no-user-config", NULL);
-	args_add(a, "-no-reboot", NULL);
-	/* graphics=off: the firmware, and through it GRUB, also write on the serial line. */
-	args_add(a, "-machine", "q35,graphics=off,usb=off,vmport=off");
-	/*
-	 * One thread for all processors: QEMU before 8.1 does not lock a page while it translates it, so that a kernel
-	 * that patches its own code on one processor (a static key) can crash on another at an int3 long gone.
-	 */
-	args_add(a, "-accel", strcmp(s->accel, "kvm") == 0 ? "kvm" : "tcg,thread=single");
-	args_add(a, "-cpu", strcmp(s->accel, "kvm") == 0 ? "host" : "max");
-	args_take(a, strdup("-m"));
-	args_take(a, str_printf("%u", s->memory_mib));
-	args_take(a, strdup("-smp"));
-	args_take(a, str_printf("%u", s->cpus));
-	args_add(a, "-display", "none");
-	args_add(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-	if (s->screen)
-		args_add(a, "-device", "VGA");
-	if (s->kernel) {
-		args_add(a, "-kernel", s->kernel);
-		args_add(a, "-initrd", s->initrd);
-		args_add(a, "-append", s->append);
-	}
-}
-
-static int args_build(struct qemu_args *a, const struct qemu_settings *s, const int child[CH_STDERR], struct err *e)
-{
-	int r = 0;
-
-	must(s->ndisks <= QEMU_DISKS_MAX);
-	memcpy(a->keep, child, CH_STDERR * sizeof(*child));
-	a->nkeep = CH_STDERR;
-	args_machine(a, s);
-	args_channel(a, "qmp", child[CH_QMP]);
-	args_add(a, "-mon", "chardev=qmp,mode=control");
-	args_channel(a, "serial", child[CH_SERIAL]);
-	args_add(a, "-device", "isa-serial,chardev=serial");
-	args_add(a, "-device", "virtio-serial-pci");
-	args_channel(a, "port", child[CH_PORT]);
-	args_json(a, "-device",
-		  json_pack("{s:s, s:s, s:s}", "driver", "virtserialport", "chardev", "port", "name", s->port));
-	args_add(a, "-device", "virtio-rng-pci");
-	for (size_t i = 0; i < s->ndisks && r == 0; i++)
-		r = args_disk(a, &s->disks[i], i, e);
-	if (s->network) {
-		uint8_t mac[3];
-
-		id_random(mac, sizeof(mac));
-		args_add(a, "-netdev", "user,id=net,restrict=on");
-		args_take(a, strdup("-device"));
-		args_take(a, str_printf("virtio-net-pci,netdev=net,romfile=,mac=52:54:00:%02x:%02x:%02x", mac[0],
-					mac[1], mac[2]));
-	}
-	return r == 0 && a->failed ? err_nomem(e) : r;
-}
-
 /* ---- life ---- */
 
-static int qemu_channels(struct qemu *vm, int child[CH_COUNT], struct err *e)
+struct qemu *qemu_new(void)
 {
-	for (int i = 0; i < CH_COUNT; i++) {
-		int p[2];
+	struct qemu *vm = calloc(1, sizeof(*vm));
 
-		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p) < 0)
-			return err_sys(e, "cannot make a channel to QEMU");
-		vm->fd[i] = p[0];
-		child[i] = p[1];
-		if (fcntl(p[0], F_SETFL, O_NONBLOCK) < 0)
-			return err_sys(e, "cannot make a channel to QEMU");
-	}
-	return 0;
+	for (int i = 0; vm && i < CH_COUNT; i++)
+		vm->fd[i] = -1;
+	/* Other numbers than those of an earlier connection, whose answers may come on this one. */
+	if (vm)
+		vm->asked = (json_int_t)(id_now_mono() * 1e6);
+	return vm;
 }
 
-static int qemu_spawn(struct qemu *vm, const struct qemu_settings *s, const int child[CH_COUNT], struct err *e)
+static int qemu_channel(struct qemu *vm, int ch, int child[CH_COUNT], struct err *e)
 {
-	_cleanup_(args_release) struct qemu_args a = {0};
+	int p[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p) < 0)
+		return err_sys(e, "cannot make a channel to QEMU");
+	vm->fd[ch] = p[0];
+	child[ch] = p[1];
+	return fcntl(p[0], F_SETFL, O_NONBLOCK) < 0 ? err_sys(e, "cannot make a channel to QEMU") : 0;
+}
+
+/* *ret_alive: a lock for one with a life of its own. */
+static int qemu_channels(struct qemu *vm, const struct qemu_settings *s, int child[CH_COUNT], int *ret_alive,
+			 struct err *e)
+{
+	int r = qemu_channel(vm, CH_STDERR, child, e);
+
+	if (s->life)
+		return r ?: qemu_life_prepare(s->life, &child[CH_QMP], ret_alive, &vm->fd[CH_QMP], e);
+	r = r ?: qemu_channel(vm, CH_QMP, child, e);
+	r = r ?: qemu_channel(vm, CH_SERIAL, child, e);
+	return r == 0 && s->port ? qemu_channel(vm, CH_PORT, child, e) : r;
+}
+
+/* What QEMU gets besides its standard descriptors. */
+static size_t qemu_kept(const struct qemu_args *a, const struct qemu_settings *s, const int child[CH_COUNT], int alive,
+			int *keep, size_t max)
+{
+	size_t n = 0;
+
+	must(CH_COUNT + a->nopened + (s->life ? 1 + s->life->nkeep : 0) <= max);
+	for (int i = 0; i < CH_STDERR; i++)
+		if (child[i] >= 0)
+			keep[n++] = child[i];
+	for (size_t i = 0; i < a->nopened; i++)
+		keep[n++] = a->opened[i];
+	if (alive >= 0)
+		keep[n++] = alive;
+	for (size_t i = 0; s->life && i < s->life->nkeep; i++)
+		keep[n++] = s->life->keep[i];
+	return n;
+}
+
+static int qemu_spawn(struct qemu *vm, const struct qemu_settings *s, const int child[CH_COUNT], int alive,
+		      struct err *e)
+{
+	_cleanup_(qemu_args_release) struct qemu_args a = {0};
 	struct proc_opts o = PROC_OPTS_INIT;
-	int r = args_build(&a, s, child, e);
+	int keep[QEMU_DISKS_MAX + 16], r = qemu_args_build(&a, s, child, e);
 
 	if (r < 0)
 		return r;
 	o.stderr_fd = child[CH_STDERR];
-	o.die_with_us = true;
+	o.die_with_us = !s->life;
+	o.detached = s->life;
 	o.user = s->user;
-	o.keep = a.keep;
-	o.nkeep = a.nkeep;
-	return proc_spawn((const char *const *)a.v, &o, &vm->pid, e);
+	o.keep = keep;
+	o.nkeep = qemu_kept(&a, s, child, alive, keep, ARRAY_SIZE(keep));
+	r = proc_spawn((const char *const *)a.v, &o, &vm->pid, e);
+	if (r < 0 || s->life)
+		vm->pid = -1;
+	return r;
 }
 
-static int qemu_greet(struct qemu *vm, struct err *e)
+int qemu_greet(struct qemu *vm, struct err *e)
 {
 	int r = qemu_command(vm, "qmp_capabilities", NULL, NULL, e);
 
@@ -235,23 +121,22 @@ static int qemu_greet(struct qemu *vm, struct err *e)
 
 int qemu_start(const struct qemu_settings *s, struct qemu **ret, struct err *e)
 {
-	struct qemu *vm = calloc(1, sizeof(*vm));
-	int child[CH_COUNT] = {-1, -1, -1, -1};
+	struct qemu *vm = qemu_new();
+	int child[CH_COUNT] = {-1, -1, -1, -1}, alive = -1;
 	int r;
 
 	if (!vm)
 		return err_nomem(e);
-	must(s->ndisks <= QEMU_DISKS_MAX);
 	vm->console = s->console;
 	vm->console_arg = s->console_arg;
-	for (int i = 0; i < CH_COUNT; i++)
-		vm->fd[i] = -1;
-	r = qemu_channels(vm, child, e);
+	r = qemu_channels(vm, s, child, &alive, e);
 	if (r == 0)
-		r = qemu_spawn(vm, s, child, e);
+		r = qemu_spawn(vm, s, child, alive, e);
 	for (int i = 0; i < CH_COUNT; i++)
 		if (child[i] >= 0)
 			close(child[i]);
+	if (alive >= 0)
+		close(alive);
 	if (r == 0)
 		r = qemu_greet(vm, e);
 	if (r < 0) {
@@ -311,8 +196,17 @@ static void qemu_take(struct qemu *vm, int ch, const char *p, size_t n)
 	}
 }
 
-/* Answers are kept. Of the events only BLOCK_IO_ERROR matters: QEMU has stopped the guest because the host's disk is
- * full. */
+/* BLOCK_IO_ERROR: QEMU has stopped the guest because the host's disk is full. SHUTDOWN: of a machine that may not start
+ * twice also when the guest has restarted it. */
+static void qemu_heed(struct qemu *vm, const json_t *event)
+{
+	const json_t *data = json_object_get(event, "data");
+
+	vm->no_space |= json_is_true(json_object_get(data, "nospace"));
+	vm->reset |= strcmp(json_string_value(json_object_get(data, "reason")) ?: "", "guest-reset") == 0;
+}
+
+/* The answer is kept, one that comes late to an earlier command is not; events are heeded. */
 static int qemu_take_qmp(struct qemu *vm, struct err *e)
 {
 	json_t *o = NULL;
@@ -320,10 +214,14 @@ static int qemu_take_qmp(struct qemu *vm, struct err *e)
 
 	while ((r = qemu_lines_next(&vm->qmp, &o, e)) == 1) {
 		if (json_object_get(o, "return") || json_object_get(o, "error")) {
-			json_decref(vm->reply);
-			vm->reply = o;
+			const json_t *id = json_object_get(o, "id");
+
+			if (json_is_integer(id) && json_integer_value(id) == vm->asked && !vm->reply)
+				vm->reply = o;
+			else
+				json_decref(o);
 		} else {
-			vm->no_space |= json_is_true(json_object_get(json_object_get(o, "data"), "nospace"));
+			qemu_heed(vm, o);
 			json_decref(o);
 		}
 	}
@@ -404,6 +302,11 @@ bool qemu_no_space(const struct qemu *vm)
 	return vm->no_space;
 }
 
+bool qemu_was_reset(const struct qemu *vm)
+{
+	return vm->reset;
+}
+
 int qemu_next_event(struct qemu *vm, json_t **ret, struct err *e)
 {
 	return qemu_lines_next(&vm->port, ret, e);
@@ -441,9 +344,18 @@ int qemu_send(struct qemu *vm, const json_t *request, struct err *e)
 	return qemu_write(vm, CH_PORT, request, e);
 }
 
+/* One with a life of its own that owes an answer: whoever needs to know connects to it anew. */
+static void qemu_cut(struct qemu *vm)
+{
+	if (vm->fd[CH_QMP] >= 0)
+		close(take_fd(&vm->fd[CH_QMP]));
+	vm->ended = true;
+}
+
 int qemu_command(struct qemu *vm, const char *command, json_t *arguments, json_t **ret_return, struct err *e)
 {
-	_cleanup_json_ json_t *o = json_pack("{s:s, s:o*}", "execute", command, "arguments", arguments);
+	_cleanup_json_ json_t *o =
+	    json_pack("{s:s, s:I, s:o*}", "execute", command, "id", ++vm->asked, "arguments", arguments);
 	_cleanup_json_ json_t *reply = NULL;
 	double end = id_now_mono() + QMP_SECONDS;
 	json_t *error;
@@ -456,6 +368,8 @@ int qemu_command(struct qemu *vm, const char *command, json_t *arguments, json_t
 	r = qemu_write(vm, CH_QMP, o, e);
 	while (r == 0 && !vm->reply && !vm->ended && id_now_mono() < end)
 		r = qemu_pump(vm, 0.2, e);
+	if (!vm->reply && vm->pid <= 0)
+		qemu_cut(vm);
 	if (r < 0)
 		return r;
 	if (!vm->reply)
