@@ -385,6 +385,26 @@ static int receive_dir(struct local *l, const char *job, uint64_t number, struct
 	return r ?: local_give(l, ret->s, e);
 }
 
+int local_is_partial(const struct local *l, const char *job, struct err *e)
+{
+	struct local_path path;
+	int r = local_path(l, &path, e, "jobs/%s/partial", job);
+
+	return r < 0 ? r : local_exists(path.s, e);
+}
+
+int local_set_partial(const struct local *l, const char *job, bool partial, struct err *e)
+{
+	struct local_path path;
+	int r = local_path(l, &path, e, "jobs/%s/partial", job);
+
+	if (r < 0)
+		return r;
+	if (partial)
+		return io_write_file_atomic(path.s, "", 0, 0600, e);
+	return unlink(path.s) < 0 && errno != ENOENT ? err_sys(e, "cannot remove '%s'", path.s) : 0;
+}
+
 static int receive_layers(struct local *l, const char *job, const char *dir, struct local_receiver *rc, struct err *e)
 {
 	struct local_path run;
@@ -436,6 +456,9 @@ static int receive_shared(struct local *l, const char *job, const struct provide
 	struct local_path dir;
 	int status = 0, k = receive_dir(l, job, r->number, &dir, e), rest;
 
+	/* Before the first byte of it, and until all of another one is here. */
+	if (k == 0 && r->partial)
+		k = local_set_partial(l, job, true, e);
 	if (k < 0)
 		return k;
 	k = receive_run(l, job, r, dir.s, &rc, w, &status, e);
@@ -443,6 +466,8 @@ static int receive_shared(struct local *l, const char *job, const struct provide
 	if (k < 0 || rest < 0)
 		return k < 0 ? k : rest;
 	k = receive_result(&rc, status, e);
+	if (k == 0 && !r->partial && !r->number)
+		k = local_set_partial(l, job, false, e);
 	return k == 0 && r->number ? local_chain_complete(l, job, r->number, e) : k;
 }
 
@@ -533,6 +558,7 @@ static const struct provider_ops local_ops = {
     .convert = local_convert,
     .image_create = local_image_create,
     .test_boot = local_test_boot,
+    .copy_boot = local_copy_boot,
     .image_export = local_image_export,
     .image_remove = local_image_remove,
     .trim = local_trim,

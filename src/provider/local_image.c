@@ -210,6 +210,11 @@ static int image_move(struct local *l, const char *job, const char *image_dir, s
 	r = r ?: local_path(l, &images, e, "images/.");
 	if (r < 0)
 		return r;
+	r = local_is_partial(l, job, e);
+	if (r != 0)
+		return r < 0 ? r
+			     : err_set(e, -EPERM, "the copy of job '%s' is that of a migration test; it is no image",
+				       job);
 	snprintf(report, sizeof(report), "%s/report.json", replica.s);
 	if (access(report, F_OK) < 0)
 		return err_set(e, -ENOENT, "the copy of job '%s' has not been converted", job);

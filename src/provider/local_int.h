@@ -11,7 +11,9 @@
 
 /*
  * DIR/jobs/JOB/replica/     diskN.raw, diskN.manifest, replica.json (the receiver's); diskN.qcow2, report.json (the
- * conversion's) DIR/images/IMAGE/         that directory, renamed, and manifest.json; later boot.json, screenshot.png
+ * conversion's)
+ * DIR/jobs/JOB/partial      the replica is that of a migration test
+ * DIR/images/IMAGE/         that directory, renamed, and manifest.json; later boot.json, screenshot.png
  * DIR/chains/JOB/           layers of an incremental job, see local_chain.c
  * DIR/runs/NAME/            what a machine needs while it runs; removed when it ends, or before the next one of that
  * name starts
@@ -38,6 +40,9 @@ int local_check_id(const char *noun, const char *id, struct err *e);
 int local_exists(const char *path, struct err *e);
 /* How many disk0, disk1 ... lie there, as .raw or .qcow2. */
 size_t local_disks(const char *dir);
+/* Notes that the copy of the job is only a part, or that it is whole again. */
+int local_set_partial(const struct local *l, const char *job, bool partial, struct err *e);
+int local_is_partial(const struct local *l, const char *job, struct err *e); /* 1 or 0 */
 /* A directory for `user`, made anew. */
 int local_fresh_dir(const struct local *l, const char *path, struct err *e);
 int local_give(const struct local *l, const char *path, struct err *e);
@@ -165,12 +170,40 @@ int local_image_remove(struct provider *p, const char *image, struct err *e);
 /* ---- local_boot.c ---- */
 int local_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
 		    json_t **ret, struct err *e);
-/* Where a boot that never reported came to, from the serial line: *ret_stage is static ("kernel_panic" ...). True when
- * nothing more will come of it. */
-bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text);
+/* The disk that the image's conversion found a boot loader on, of `n`. */
+size_t local_image_boot_disk(const char *dir, size_t n);
+int local_copy_boot(struct provider *p, const char *job, const json_t *options, const struct provider_watch *w,
+		    json_t **ret, struct err *e);
 /* The probe's report as far as it is believed: known keys of the right type and size, nothing else. New reference, or
  * NULL. */
 json_t *local_boot_report(const json_t *probe);
+
+/* ---- local_stage.c ---- */
+/* Where a boot that never reported came to, from the serial line: *ret_stage ("kernel_panic" ...; docs/errors.md has
+ * all) and *ret_text, what is the matter and what to do, are static. True when nothing more will come of it. */
+bool local_boot_stage(const char *serial, bool ended, const char **ret_stage, const char **ret_text);
+/* Of a machine that runs: what its serial line and its screen (text, or "") say. */
+enum local_boot { LOCAL_BOOT_COMING, LOCAL_BOOT_UP, LOCAL_BOOT_FAILED };
+enum local_boot local_boot_judge(const char *serial, const char *screen, const char **ret_stage, const char **ret_text);
+
+/* ---- local_hw.c: what a machine is made of, for test boots and instances ---- */
+struct local_hw {
+	uint64_t cpus, memory_mib;
+	char cpu[64]; /* "": the best there is */
+	bool uefi;
+	enum qemu_bus bus;
+};
+extern const char *const local_buses[]; /* as enum qemu_bus */
+/* Of {"cpus","memory_mib","cpu","firmware","bus"}; what is missing stays as it is. */
+int local_hw_read(const json_t *o, struct local_hw *hw, struct err *e);
+/* "host" is only with KVM. */
+int local_hw_check(const struct local_hw *hw, const char *accel, struct err *e);
+/* For qemu_start(): borrowed from hw. */
+void local_hw_use(const struct local_hw *hw, struct qemu_settings *s);
+/* The next kind of UEFI that this host has, from *i (begun with 0): 1; 0: no more. */
+int local_hw_uefi_kind(size_t *i, const char **ret_code, const char **ret_vars);
+/* The best of them: UEFI's code and the template of its variables, static; -ENOENT */
+int local_hw_uefi(const char **ret_code, const char **ret_vars, struct err *e);
 
 static inline struct local *local_of(struct provider *p)
 {

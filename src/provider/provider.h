@@ -27,6 +27,7 @@ struct provider_receive {
 	const char *psk_hex; /* 64 digits */
 	const char *listen;  /* address for the receiver */
 	bool clear;          /* data that is authenticated but not encrypted */
+	bool partial;        /* a migration test: disks may be missing in the copy, which never becomes an image */
 	uint64_t
 	    number; /* of an incremental job's run, from 1: what earlier ones got stays as it is; 0: there is one */
 };
@@ -47,6 +48,12 @@ struct provider_ops {
 			    struct err *e);
 	/* Boots the image in a throw-away overlay; *ret: the test report, "screenshot" in it names the PNG's path. */
 	int (*test_boot)(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+			 json_t **ret, struct err *e);
+	/*
+	 * Boots the converted copy of a migration test the same way. Its picture is gone with job_remove() at the
+	 * latest.
+	 */
+	int (*copy_boot)(struct provider *p, const char *job, const json_t *options, const struct provider_watch *w,
 			 json_t **ret, struct err *e);
 	int (*image_export)(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 			    const struct provider_watch *w, struct err *e);

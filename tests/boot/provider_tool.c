@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "base/jsn.h"
 #include "base/util.h"
-#include "provider/provider.h"
+#include "provider/local_int.h"
 
 static volatile sig_atomic_t stopped;
 
@@ -62,6 +63,17 @@ static int tool_run(struct provider *p, int argc, char **argv, json_t **ret, str
 
 		*ret = json_pack("{s:b}", "left", left);
 		return r;
+	}
+	if (strcmp(verb, "stage") == 0) { /* of the serial line in the file */
+		_cleanup_free_ char *serial = NULL;
+		const char *stage, *text;
+		bool final;
+
+		if (io_read_file(id, 1u << 20, &serial, NULL, e) < 0)
+			return e->code;
+		final = local_boot_stage(serial, argc > 2, &stage, &text);
+		*ret = json_pack("{s:s, s:s, s:b}", "stage", stage, "text", text, "final", final);
+		return 0;
 	}
 	if (strcmp(verb, "job-remove") == 0)
 		return p->ops->job_remove(p, id, e);

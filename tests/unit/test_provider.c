@@ -6,41 +6,76 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/io.h"
 #include "base/jsn.h"
 #include "base/str.h"
+#include "base/util.h"
 #include "provider/local_int.h"
-
-static void check_stage(const char *serial, bool ended, const char *stage, bool final)
-{
-	const char *got, *text;
-
-	assert_int_equal(local_boot_stage(serial, ended, &got, &text), final);
-	assert_string_equal(got, stage);
-}
+#include "provider/qemu.h"
 
 /* Lines as real machines wrote them: tests/boot breaks such machines. */
 static void test_boot_stage(void **state)
 {
-	check_stage("", false, "firmware", false);
-	check_stage("", true, "powered_off", true);
-	check_stage("SeaBIOS (version 1.16.2)\nBooting from Hard Disk...\nBoot failed\nNo bootable device.\n", false,
-		    "firmware", true);
-	check_stage("SeaBIOS\nBooting from Hard Disk...\n", false, "boot_loader", false);
-	check_stage("Booting from Hard Disk...\nGRUB loading.\nerror: no such partition.\ngrub rescue> ", false,
-		    "boot_loader", true);
-	check_stage("GRUB loading.\nLoading Linux 6.1.0 ...\nLoading initial ramdisk ...\n", false, "kernel", false);
-	check_stage("GRUB\n[    0.000000] Linux version 6.1.0\n[    3.0] x\n", false, "hang", false);
-	check_stage(
-	    "[    0.000000] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: VFS: Unable to mount root fs\n",
-	    false, "kernel_panic", true);
-	check_stage("Linux version 5\nALERT!  UUID=x does not exist.  Dropping to a shell!\n(initramfs) ", false,
-		    "initramfs_shell", true);
-	check_stage("Linux version 5\nsystemd[1]: x\nYou are in emergency mode. After logging in\n", false, "emergency",
-		    true);
+	static const struct {
+		const char *serial;
+		bool ended;
+		const char *stage;
+		bool final;
+	} rows[] = {
+	    {"", false, "firmware", false},
+	    {"", true, "powered_off", true},
+	    {"SeaBIOS (version 1.16.2)\nBooting from Hard Disk...\nBoot failed\nNo bootable device.\n", false,
+	     "no_boot_loader", true},
+	    {"BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x3,0x0): Not Found\n"
+	     "BdsDxe: No bootable option or device was found.\n",
+	     false, "no_boot_loader", true},
+	    {"UEFI Interactive Shell v2.2\nEDK II\nShell> ", false, "no_boot_loader", true},
+	    {"SeaBIOS\nBooting from Hard Disk...\n", false, "silent", false},
+	    {"Booting from Hard Disk...\nGRUB loading.\nerror: no such partition.\ngrub rescue> ", false, "boot_loader",
+	     true},
+	    {"Booting from Hard Disk...\nGRUB loading.\nEnter passphrase for hd0,msdos1 (8f0b): ", false, "passphrase",
+	     true},
+	    {"GRUB loading.\nLoading Linux 6.1.0 ...\nLoading initial ramdisk ...\n", false, "kernel", false},
+	    {"GRUB\n[    0.000000] Linux version 6.1.0\n[    3.0] x\n", false, "hang", false},
+	    {"[    0.000000] Linux version 6.1.0\n[    1.5] Run /init as init process\n", false, "initramfs_hang",
+	     false},
+	    {"[ 0.0] Linux version 6.1.0\nBegin: Mounting root file system ... Begin: Running /scripts/local-block\n",
+	     false, "initramfs_hang", false},
+	    {"[ 0.0] Linux version 6.1.0\nBegin: Mounting root file system ... done.\n[    3.9] systemd[1]: Detected\n",
+	     false, "hang", false},
+	    {"[ 0.0] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: VFS: Unable to mount root fs\n", false,
+	     "kernel_panic", true},
+	    {"[ 0.0] Linux version 6.1.0\n[    3.3] Kernel panic - not syncing: Attempted to kill init!\n", true,
+	     "kernel_panic", true},
+	    {"[ 0.0] Linux version 6.1.0\nPlease unlock disk sda2_crypt (/dev/sda2): ", false, "passphrase", true},
+	    {"[ 0.0] Linux version 6.1.0\nsystemd[1]: x\nPlease enter passphrase for disk VBOX (data): \n", false,
+	     "passphrase", false},
+	    {"Linux version 5\nPlease enter passphrase for disk x (y): \nYou are in emergency mode. After\n", false,
+	     "passphrase", true},
+	    {"Linux version 5\nALERT!  UUID=x does not exist.  Dropping to a shell!\n(initramfs) ", false,
+	     "initramfs_shell", true},
+	    {"Linux version 5\nsystemd[1]: x\nYou are in emergency mode. After logging in\n", false, "emergency", true},
+	    {"Linux version 5\nsystemd[1]: x\nCannot open access to console, the root account is locked.\n", false,
+	     "emergency", true},
+	    {"Linux version 5\nsystemd[1]: x\n", true, "powered_off", true},
+	    {"Linux version 5\nx\nLinux version 5\nx\nLinux version 5\n", false, "reboot_loop", true},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		const char *got, *text;
+
+		assert_int_equal(local_boot_stage(rows[i].serial, rows[i].ended, &got, &text), rows[i].final);
+		assert_string_equal(got, rows[i].stage);
+		assert_true(strchr(text, '(') && str_ends(text, ")")); /* what to do */
+	}
 }
 
 static void test_lines(void **state)
@@ -108,6 +143,44 @@ static void test_boot_report(void **state)
 	assert_int_equal(json_array_size(json_object_get(report, "listening")), 1);
 	assert_int_equal(json_array_size(json_object_get(report, "addresses")), 0);
 	assert_int_equal(json_array_size(json_object_get(report, "missing_mounts")), 500);
+	json_decref(report);
+	json_decref(probe);
+}
+
+static void test_survey_in_the_boot_report(void **state)
+{
+	json_t *probe =
+	    json_pack("{s:{s:s,s:s,s:[{s:s,s:s,s:s,s:i},s,[]],s:[{s:s,s:i},{s:s,s:f},{s:s,s:i}],s:i},"
+		      "s:[{s:s,s:i,s:b,s:f,s:s,s:s},{s:s,s:i}]}",
+		      "survey", "hostname", "web", "evil", "x", "units", "name", "a.service", "state", "running", "x",
+		      "y", "enabled", 1, "z", "listening", "proto", "tcp", "port", 22, "proto", "tcp", "port", 22.5,
+		      "proto", "udp", "port", 70000, "swaps", -1, "checks", "name", "web", "status", 1, "timed_out", 0,
+		      "seconds", 1.5, "output", "no", "path", "/etc/shadow", "name", "huge", "status", 1000);
+	json_t *much = json_array(), *report, *survey, *l;
+
+	assert_non_null(probe);
+	for (int i = 0; i < 9000; i++)
+		json_array_append_new(much, json_string("p:amd64=1"));
+	json_object_set_new(json_object_get(probe, "survey"), "packages",
+			    json_pack("{s:i, s:o, s:{}}", "count", 9000, "list", much, "digest"));
+	json_object_set_new(json_array_get(json_object_get(probe, "checks"), 1), "output", json_sprintf("%9000d", 1));
+	report = local_boot_report(probe);
+	survey = json_object_get(report, "survey");
+	assert_string_equal(json_string_value(json_object_get(survey, "hostname")), "web");
+	assert_null(json_object_get(survey, "evil"));
+	assert_null(json_object_get(survey, "swaps"));
+	assert_int_equal(json_array_size(json_object_get(survey, "units")), 1);
+	assert_int_equal(json_object_size(json_array_get(json_object_get(survey, "units"), 0)), 2);
+	l = json_object_get(survey, "listening");
+	assert_int_equal(json_integer_value(json_object_get(json_array_get(l, 0), "port")), 22);
+	assert_null(json_object_get(json_array_get(l, 1), "port"));
+	assert_null(json_object_get(json_array_get(l, 2), "port"));
+	assert_int_equal(json_array_size(json_object_get(json_object_get(survey, "packages"), "list")), 6000);
+	assert_null(json_object_get(json_object_get(survey, "packages"), "digest"));
+	l = json_array_get(json_object_get(report, "checks"), 0);
+	assert_int_equal(json_object_size(l), 5);
+	l = json_array_get(json_object_get(report, "checks"), 1);
+	assert_int_equal(json_object_size(l), 1);
 	json_decref(report);
 	json_decref(probe);
 }
@@ -262,13 +335,125 @@ static void test_image_without_digests(void **state)
 	assert_int_equal(io_remove_tree(dir, &e), 0);
 }
 
+static void check_judge(const char *serial, const char *screen, enum local_boot how, const char *stage)
+{
+	const char *got, *text;
+
+	assert_int_equal(local_boot_judge(serial, screen, &got, &text), how);
+	assert_string_equal(got, stage);
+}
+
+/* A boot that failed is told from one that is slow, and an earlier boot from this one. */
+static void test_boot_judge(void **state)
+{
+	static const char up[] = "Linux version 6.1\nDebian GNU/Linux 12 web ttyS0\n\nweb login: ";
+	static const char dead[] = "Linux version 6.1\n[ 3.3] Kernel panic - not syncing: VFS\n";
+	char both[512];
+
+	check_judge("", "", LOCAL_BOOT_COMING, "firmware");
+	check_judge(up, "", LOCAL_BOOT_UP, "up");
+	check_judge("GRUB\nLoading initial ramdisk ...\n", "", LOCAL_BOOT_COMING, "kernel");
+	check_judge(dead, "", LOCAL_BOOT_FAILED, "kernel_panic");
+	snprintf(both, sizeof(both), "SeaBIOS (version 1)\n%sSeaBIOS (version 1)\n%s", dead, up);
+	check_judge(both, "", LOCAL_BOOT_UP, "up");
+	snprintf(both, sizeof(both), "SeaBIOS (version 1)\n%sSeaBIOS (version 1)\n", up);
+	check_judge(both, "", LOCAL_BOOT_COMING, "firmware");
+	snprintf(both, sizeof(both), "BdsDxe: loading Boot0001\n%s%s", up, dead);
+	check_judge(both, "", LOCAL_BOOT_FAILED, "kernel_panic");
+	/* A kernel that only writes on the screen. */
+	check_judge("Booting from Hard Disk...\n", "web login: ", LOCAL_BOOT_UP, "up");
+	check_judge("GRUB\nLoading initial ramdisk ...\n", "(initramfs) _", LOCAL_BOOT_FAILED, "initramfs_shell");
+	check_judge("BdsDxe: No bootable option or device was found.\n", "", LOCAL_BOOT_FAILED, "no_boot_loader");
+}
+
+/* A QEMU that answers each command after answers to others; of the last one, nothing at all. */
+struct qmp {
+	int server;
+	json_int_t ids[16];
+	size_t n;
+};
+
+static bool qmp_answer(struct qmp *q, FILE *f, const char *line)
+{
+	json_t *o = json_loads(line, 0, NULL), *id = json_object_get(o, "id");
+	bool on = strcmp(json_string_value(json_object_get(o, "execute")) ?: "", "quit") != 0;
+
+	if (q->n < ARRAY_SIZE(q->ids) && json_is_integer(id))
+		q->ids[q->n++] = json_integer_value(id);
+	fprintf(f, "{\"return\":{\"status\":\"late\"},\"id\":%lld}\n", (long long)json_integer_value(id) - 1);
+	fprintf(f, "{\"error\":{\"desc\":\"nobody's\"}}\n{\"return\":{\"status\":\"text\"},\"id\":\"1\"}\n");
+	if (on) {
+		fprintf(f, "{\"return\":{\"status\":\"running\"},\"id\":%lld}\n", (long long)json_integer_value(id));
+		fprintf(f, "{\"return\":{\"status\":\"twice\"},\"id\":%lld}\n", (long long)json_integer_value(id));
+	}
+	fflush(f);
+	json_decref(o);
+	return on;
+}
+
+static void *qmp_serve(void *arg)
+{
+	struct qmp *q = arg;
+
+	for (int i = 0; i < 2; i++) {
+		int fd = accept(q->server, NULL, NULL);
+		FILE *f = fd >= 0 ? fdopen(fd, "r+") : NULL;
+		char line[4096];
+
+		if (!f)
+			break;
+		fputs("{\"QMP\":{}}\n", f);
+		fflush(f);
+		while (fgets(line, sizeof(line), f) && qmp_answer(q, f, line))
+			fseek(f, 0, SEEK_CUR);
+		fclose(f);
+	}
+	return NULL;
+}
+
+static void test_answers_are_known_by_their_number(void **state)
+{
+	char dir[] = "/tmp/replant-qmp-XXXXXX", status[32];
+	struct qmp q = {.server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+	struct qemu *vm = NULL;
+	pthread_t thread;
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(at.sun_path, sizeof(at.sun_path), "%s/qmp", dir);
+	assert_int_equal(bind(q.server, (struct sockaddr *)&at, sizeof(at)), 0);
+	assert_int_equal(listen(q.server, 2), 0);
+	assert_int_equal(pthread_create(&thread, NULL, qmp_serve, &q), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(qemu_attach(dir, &vm, NULL), 0);
+		for (int k = 0; k < 2; k++) {
+			assert_int_equal(qemu_status(vm, status, sizeof(status), NULL), 0);
+			assert_string_equal(status, "running");
+		}
+		/* A connection that owes an answer is none any more. */
+		assert_int_equal(qemu_command(vm, "quit", NULL, NULL, NULL), -EIO);
+		assert_true(qemu_ended(vm));
+		assert_int_equal(qemu_status(vm, status, sizeof(status), NULL), -EPIPE);
+		qemu_stop(vm);
+	}
+	pthread_join(thread, NULL);
+	close(q.server);
+	assert_int_equal(q.n, 8);
+	for (size_t i = 1; i < q.n; i++)
+		assert_true(q.ids[i] > q.ids[i - 1]);
+	assert_int_equal(io_remove_tree(dir, NULL), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(test_answers_are_known_by_their_number),
 	    cmocka_unit_test(test_boot_stage),
+	    cmocka_unit_test(test_boot_judge),
 	    cmocka_unit_test(test_lines),
 	    cmocka_unit_test(test_line_without_end),
 	    cmocka_unit_test(test_boot_report),
+	    cmocka_unit_test(test_survey_in_the_boot_report),
 	    cmocka_unit_test(test_layers_are_dropped_once),
 	    cmocka_unit_test(test_receiver_may_not_tell_all),
 	    cmocka_unit_test(test_what_a_receiver_complains_of),
