@@ -46,13 +46,13 @@ static struct local_chain_use **use_find(struct local *l, const char *chain)
 }
 
 /* For other centers on the same storage: the chain's byte. The kernel lets go of it with the process. */
-static bool use_lock(const struct local *l, const char *chain, short type)
+bool local_chain_lock(int fd, const char *chain, short type)
 {
 	struct flock lk = {.l_type = type, .l_whence = SEEK_SET, .l_len = 1};
 	const char *hex = strchr(chain, '-');
 
 	lk.l_start = hex ? (off_t)(strtoull(hex + 1, NULL, 16) & (INT64_MAX >> 1)) : 0;
-	return fcntl(l->chain_locks, F_OFD_SETLK, &lk) == 0;
+	return fcntl(fd, F_OFD_SETLK, &lk) == 0;
 }
 
 /* False when it must wait, or there is no memory. */
@@ -68,7 +68,7 @@ static bool use_take(struct local *l, const char *chain, bool own)
 	u = *p;
 	ok = u && !u->owned && (!own || !u->shared);
 	if (ok && !u->shared)
-		ok = use_lock(l, chain, own ? F_WRLCK : F_RDLCK);
+		ok = local_chain_lock(l->chain_locks, chain, own ? F_WRLCK : F_RDLCK);
 	if (u && !u->shared && !u->owned && !ok) {
 		*p = u->next;
 		free(u);
@@ -94,7 +94,7 @@ static void use_leave(struct local *l, const char *chain, bool own)
 	else
 		u->shared--;
 	if (!u->shared && !u->owned) {
-		use_lock(l, chain, F_UNLCK);
+		local_chain_lock(l->chain_locks, chain, F_UNLCK);
 		*p = u->next;
 		free(u);
 	}
@@ -316,22 +316,43 @@ const char *local_image_chain(const json_t *manifest, uint64_t *ret_run)
 	return chain;
 }
 
+/* The chain that an image stands on, or the image that it stands on, and so on. */
+static int chain_of_image(const struct local *l, const char *image, char chain[ID_MAX], struct err *e)
+{
+	char at[ID_MAX];
+
+	*chain = '\0';
+	snprintf(at, sizeof(at), "%s", image);
+	for (unsigned deep = 0; deep < LOCAL_BASES_MAX; deep++) {
+		_cleanup_json_ json_t *manifest = NULL;
+		struct local_path path;
+		const char *name, *base;
+		uint64_t run;
+		int r = local_path(l, &path, e, "images/%s/manifest.json", at);
+
+		r = r ?: local_exists(path.s, e);
+		r = r > 0 ? local_read_json(path.s, &manifest, e) : r;
+		if (r < 0 || !manifest)
+			return r;
+		name = local_image_chain(manifest, &run);
+		base = local_image_base(manifest);
+		if (name)
+			snprintf(chain, ID_MAX, "%s", name);
+		if (name || !base)
+			return 0;
+		snprintf(at, sizeof(at), "%s", base);
+	}
+	return err_set(e, -ELOOP, "image '%s' stands on more than %u others", image, LOCAL_BASES_MAX);
+}
+
 int local_chain_share_image(struct local *l, const char *image, char chain[ID_MAX], const struct provider_watch *w,
 			    struct err *e)
 {
-	_cleanup_json_ json_t *manifest = NULL;
-	struct local_path path;
-	uint64_t run;
-	int r = local_path(l, &path, e, "images/%s/manifest.json", image);
-	const char *name;
+	char name[ID_MAX];
+	int r = chain_of_image(l, image, name, e);
 
 	*chain = '\0';
-	r = r ?: local_exists(path.s, e);
-	r = r > 0 ? local_read_json(path.s, &manifest, e) : r;
-	name = r == 0 && manifest ? local_image_chain(manifest, &run) : NULL;
-	if (r < 0 || !name)
-		return r;
-	r = local_chain_share(l, name, w, e);
+	r = r ?: local_chain_share(l, name, w, e);
 	if (r == 0)
 		snprintf(chain, ID_MAX, "%s", name);
 	return r;

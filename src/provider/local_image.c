@@ -302,6 +302,7 @@ int local_image_remove(struct provider *p, const char *image, struct err *e)
 
 	r = r ?: local_path(l, &path, e, "images/%s", image);
 	r = r ?: local_path(l, &gone, e, "runs/%s-gone", image);
+	r = r ?: local_image_is_free(l, image, e);
 	if (r < 0)
 		return r;
 	/* Out of the way at once, so that a half-removed image is never taken for one. */

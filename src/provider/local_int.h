@@ -28,6 +28,7 @@ struct local {
 
 #define LOCAL_DISKS_MAX 64
 #define LOCAL_JSON_MAX  (16u << 20)
+#define LOCAL_BASES_MAX 16u /* images on one another */
 
 struct local_path {
 	char s[PATH_MAX];
@@ -124,6 +125,8 @@ int local_chain_near(const struct local *l, const char *job, const struct local_
 /* What the qcow2 file says it stands on; "": nothing. */
 #define LOCAL_BACKING_MAX 1024
 int local_backing(const char *path, char ret[LOCAL_BACKING_MAX], struct err *e);
+/* The chain's byte in the open file `fd` (DIR/locks), F_RDLCK, F_WRLCK or F_UNLCK. */
+bool local_chain_lock(int fd, const char *chain, short type);
 /* Calls `each` for all finished images on the chain, with what their manifest.json says; non-zero ends it. */
 int local_chain_images(const struct local *l, const char *job,
 		       int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e),
@@ -166,6 +169,16 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 int local_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 		       const struct provider_watch *w, struct err *e);
 int local_image_remove(struct provider *p, const char *image, struct err *e);
+
+/* ---- local_check.c ---- */
+int local_image_check(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+		      json_t **ret, struct err *e);
+int local_image_repair(struct provider *p, const char *image, const char *repaired, const json_t *options,
+		       const struct provider_watch *w, json_t **ret, json_t **ret_manifest, struct err *e);
+/* -EBUSY: a repaired image stands on it. */
+int local_image_is_free(const struct local *l, const char *image, struct err *e);
+/* Of an image's manifest: the image it stands on, or NULL. */
+const char *local_image_base(const json_t *manifest);
 
 /* ---- local_boot.c ---- */
 int local_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,

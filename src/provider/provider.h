@@ -49,6 +49,15 @@ struct provider_ops {
 	/* Boots the image in a throw-away overlay; *ret: the test report, "screenshot" in it names the PNG's path. */
 	int (*test_boot)(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
 			 json_t **ret, struct err *e);
+	/* Reads the image in throw-away overlays and judges it; *ret: the report. options: {"network"}, may be NULL. */
+	int (*image_check)(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+			   json_t **ret, struct err *e);
+	/*
+	 * What can be repaired is, in overlays on the image's disks that become the image `repaired`; *ret: the report,
+	 * *ret_manifest: its manifest, with "base": image. The first stays as it was, and can't be removed before that.
+	 */
+	int (*image_repair)(struct provider *p, const char *image, const char *repaired, const json_t *options,
+			    const struct provider_watch *w, json_t **ret, json_t **ret_manifest, struct err *e);
 	/*
 	 * Boots the converted copy of a migration test the same way. Its picture is gone with job_remove() at the
 	 * latest.
@@ -57,6 +66,7 @@ struct provider_ops {
 			 json_t **ret, struct err *e);
 	int (*image_export)(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 			    const struct provider_watch *w, struct err *e);
+	/* -EBUSY when another image stands on it. */
 	int (*image_remove)(struct provider *p, const char *image, struct err *e);
 	/*
 	 * Gives back what runs of incremental jobs hold and no image needs any more; what is in use now is *ret_left

@@ -53,6 +53,16 @@ static int tool_run(struct provider *p, int argc, char **argv, json_t **ret, str
 		return p->ops->image_create(p, id, argv[2], request, ret, e);
 	if (strcmp(verb, "test-boot") == 0)
 		return p->ops->test_boot(p, id, request, &w, ret, e);
+	if (strcmp(verb, "check") == 0)
+		return p->ops->image_check(p, id, request, &w, ret, e);
+	if (strcmp(verb, "repair") == 0 && argc > 2) {
+		_cleanup_json_ json_t *manifest = NULL;
+		int r = p->ops->image_repair(p, id, argv[2], request, &w, ret, &manifest, e);
+
+		if (r == 0)
+			json_object_set(*ret, "manifest", manifest);
+		return r;
+	}
 	if (strcmp(verb, "export") == 0 && argc > 4)
 		return p->ops->image_export(p, id, (unsigned)atoi(argv[2]), argv[3], argv[4], &w, e);
 	if (strcmp(verb, "image-remove") == 0)
