@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <fts.h>
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
@@ -490,34 +489,18 @@ static int local_receive(struct provider *p, const char *job, const struct provi
 	return k;
 }
 
-/* What lies below a directory, holes not counted; one that isn't there holds nothing. */
-static int tree_blocks(const char *path, uint64_t *ret, struct err *e)
-{
-	char *const paths[] = {(char *)(uintptr_t)path, NULL};
-	FTS *f = access(path, F_OK) == 0 ? fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR | FTS_XDEV, NULL) : NULL;
-	FTSENT *one;
-
-	if (!f)
-		return access(path, F_OK) < 0 && errno == ENOENT ? 0 : err_sys(e, "cannot read '%s'", path);
-	while ((one = fts_read(f)))
-		if (one->fts_info == FTS_F || one->fts_info == FTS_D)
-			*ret += (uint64_t)one->fts_statp->st_blocks * 512;
-	fts_close(f);
-	return 0;
-}
-
 static int local_job_holds(struct provider *p, const char *job, uint64_t *ret, struct err *e)
 {
 	static const char *const kinds[] = {"jobs", "runs", "chains"};
 	struct local *l = local_of(p);
 	int r = local_check_id("job", job, e);
 	struct local_path path;
-	uint64_t sum = 0;
+	uint64_t sum = 0, one = 0;
+	double since;
 
-	for (size_t i = 0; i < ARRAY_SIZE(kinds) && r == 0; i++) {
+	for (size_t i = 0; i < ARRAY_SIZE(kinds) && r == 0; i++, sum += one) {
 		r = local_path(l, &path, e, "%s/%s", kinds[i], job);
-		if (r == 0)
-			r = tree_blocks(path.s, &sum, e);
+		r = r ?: io_look_tree(path.s, &one, &since, e);
 	}
 	if (r == 0)
 		*ret = sum;
@@ -527,13 +510,17 @@ static int local_job_holds(struct provider *p, const char *job, uint64_t *ret, s
 static int local_job_remove(struct provider *p, const char *job, struct err *e)
 {
 	struct local *l = local_of(p);
-	struct local_path path;
+	struct local_path path, gone;
 	int r = local_check_id("job", job, e);
 
 	r = r ?: local_chain_close(l, job, e);
 	r = r ?: local_path(l, &path, e, "jobs/%s", job);
-	r = r ?: io_remove_tree(path.s, e);
+	/* At once: half of a copy is never taken for one. */
+	r = r ?: local_throw(l, path.s, job, &gone, e);
+	r = r ?: io_remove_tree(gone.s, e);
 	r = r ?: local_path(l, &path, e, "runs/%s", job);
+	r = r ?: io_remove_tree(path.s, e);
+	r = r ?: local_path(l, &path, e, "runs/%s-probe", job);
 	return r ?: io_remove_tree(path.s, e);
 }
 
@@ -566,6 +553,9 @@ static const struct provider_ops local_ops = {
     .trim = local_trim,
     .job_holds = local_job_holds,
     .job_remove = local_job_remove,
+    .holdings = local_holdings,
+    .discard = local_discard,
+    .empty = local_empty,
     .close = local_close,
 };
 

@@ -15,6 +15,7 @@
  * DIR/jobs/JOB/partial      the replica is that of a migration test
  * DIR/images/IMAGE/         that directory, renamed, and manifest.json; later boot.json, screenshot.png
  * DIR/chains/JOB/           layers of an incremental job, see local_chain.c
+ * DIR/gone/NAME             was somebody's, and is being removed
  * DIR/runs/NAME/            what a machine needs while it runs; removed when it ends, or before the next one of that
  * name starts
  */
@@ -145,6 +146,13 @@ void local_chain_disown(struct local *l, const char *chain);
 /* That of the image, copied to `chain` ("" when it has none), and shared. */
 int local_chain_share_image(struct local *l, const char *image, char chain[ID_MAX], const struct provider_watch *w,
 			    struct err *e);
+
+/* ---- local_sweep.c ---- */
+int local_holdings(struct provider *p, json_t **ret, struct err *e);
+int local_discard(struct provider *p, const char *path, struct err *e);
+int local_empty(struct provider *p, struct err *e);
+/* Moves it to DIR/gone, where it is *ret; what isn't there is fine. */
+int local_throw(const struct local *l, const char *path, const char *name, struct local_path *ret, struct err *e);
 
 /* ---- local_trim.c ---- */
 int local_trim(struct provider *p, const struct provider_watch *w, bool *ret_left, struct err *e);

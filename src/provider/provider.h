@@ -77,6 +77,15 @@ struct provider_ops {
 	int (*job_holds)(struct provider *p, const char *job, uint64_t *ret, struct err *e);
 	/* Everything a job left that no image owns. */
 	int (*job_remove)(struct provider *p, const char *job, struct err *e);
+	/*
+	 * All that is kept for somebody, an array (new reference) of {"kind":"copy"|"chain"|"image"|"instance-set"|
+	 * "run"|"temporary","owner":id or null,"path","bytes","since"}: since when nothing of it has changed.
+	 */
+	int (*holdings)(struct provider *p, json_t **ret, struct err *e);
+	/* Out of the way at once, if it is certainly temporary; -EPERM: that is somebody's data. `path` as above. */
+	int (*discard)(struct provider *p, const char *path, struct err *e);
+	/* What was discarded is given back, also by an earlier process. */
+	int (*empty)(struct provider *p, struct err *e);
 	void (*close)(struct provider *p);
 };
 

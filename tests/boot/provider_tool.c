@@ -74,6 +74,12 @@ static int tool_run(struct provider *p, int argc, char **argv, json_t **ret, str
 		*ret = json_pack("{s:b}", "left", left);
 		return r;
 	}
+	if (strcmp(verb, "holdings") == 0)
+		return p->ops->holdings(p, ret, e);
+	if (strcmp(verb, "discard") == 0)
+		return p->ops->discard(p, id, e);
+	if (strcmp(verb, "empty") == 0)
+		return p->ops->empty(p, e);
 	if (strcmp(verb, "stage") == 0) { /* of the serial line in the file */
 		_cleanup_free_ char *serial = NULL;
 		const char *stage, *text;
