@@ -571,7 +571,7 @@ static char *local_absolute(const char *path, struct err *e)
 	return s;
 }
 
-static int local_open(const struct provider_settings *s, struct provider **ret, struct err *e)
+int local_open(const struct provider_settings *s, struct provider **ret, struct err *e)
 {
 	static const char *const subdirs[] = {"jobs", "images", "runs", "chains"};
 	struct local *l = calloc(1, sizeof(*l));

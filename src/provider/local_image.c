@@ -298,7 +298,10 @@ int local_image_remove(struct provider *p, const char *image, struct err *e)
 {
 	struct local *l = local_of(p);
 	struct local_path path, gone;
+	_cleanup_close_ int spared = -1;
 	int r = local_check_id("image", image, e);
+
+	r = r ?: local_vm_spare_image(l, image, &spared, e);
 
 	r = r ?: local_path(l, &path, e, "images/%s", image);
 	r = r ?: local_path(l, &gone, e, "runs/%s-gone", image);
@@ -311,6 +314,8 @@ int local_image_remove(struct provider *p, const char *image, struct err *e)
 		if (r == 0 && rename(path.s, gone.s) < 0 && errno != ENOENT)
 			r = err_sys(e, "cannot remove '%s'", path.s);
 	}
+	if (spared >= 0)
+		close(take_fd(&spared)); /* it can't be found any more */
 	return r < 0 ? r : io_remove_tree(gone.s, e);
 }
 

@@ -27,6 +27,9 @@ struct local {
 	int chain_locks;              /* DIR/locks: a byte of it for each chain, for centers that share DIR */
 };
 
+/* provider_open() for "local". */
+int local_open(const struct provider_settings *s, struct provider **ret, struct err *e);
+
 #define LOCAL_DISKS_MAX 64
 #define LOCAL_JSON_MAX  (16u << 20)
 #define LOCAL_BASES_MAX 16u /* images on one another */
@@ -198,6 +201,11 @@ int local_copy_boot(struct provider *p, const char *job, const json_t *options, 
 /* The probe's report as far as it is believed: known keys of the right type and size, nothing else. New reference, or
  * NULL. */
 json_t *local_boot_report(const json_t *probe);
+
+/* ---- local_vm.c: instances ---- */
+int local_vm_open(const struct provider_settings *s, const json_t *settings, struct hypervisor **ret, struct err *e);
+/* Why an image must stay: an instance stands on it (-EBUSY). *ret_lock: to close; until then none begins to. */
+int local_vm_spare_image(const struct local *l, const char *image, int *ret_lock, struct err *e);
 
 /* ---- local_stage.c ---- */
 /* Where a boot that never reported came to, from the serial line: *ret_stage ("kernel_panic" ...; docs/errors.md has

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 struct err;
+struct str;
 struct provider;
 
 struct provider_watch {
@@ -100,3 +101,77 @@ struct provider_settings {
 	const char *user;     /* unprivileged user of receiver and QEMU when we are root; NULL: ours */
 };
 int provider_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e);
+
+/*
+ * Where instances run: a second table, since images are made in one place and may run in many. `local` has QEMU on this
+ * host, `libvirt` has domains. An instance is known there by its `ref` (local: the instance's id; libvirt: the domain's
+ * UUID).
+ *
+ * What its disks hold is a *set*: all of them, under one name. Sets stand on images, or on each other, and never change
+ * once something stands on them. The set in use is exchanged as one, while the instance is off, and the same call puts
+ * the earlier one back, bit for bit. Calls block, any thread may make them (of one instance one at a time), all are
+ * idempotent: killed in the middle, the same call is made again and starts from what is there.
+ */
+struct hypervisor;
+
+#define HYPERVISOR_REF_MAX 64
+#define HYPERVISOR_SET_MAX 48 /* of a set's name: an id */
+
+struct hypervisor_ops {
+	const char *kind; /* "local", "libvirt" */
+	/* {"accelerator","memory","cpus","instances",...} (new reference) */
+	int (*capacity)(struct hypervisor *h, json_t **ret, struct err *e);
+	/* All that run or could run there, an array of what get() gives (new reference). */
+	int (*list)(struct hypervisor *h, json_t **ret, struct err *e);
+	/*
+	 * {"ref","name","state":"off"|"running"|"paused"|"crashed","arch","settings":{as create() takes them},
+	 * "disks":[{"size":bytes,"format","allocated":bytes}],"addresses":["10.0.2.15",...],
+	 * "set":in use,"sets":[{"set","on":set or null,"image":id or null,"allocated":bytes}],
+	 * "boot":{"stage":"up"|where it is,"failed":nothing more will come,"text"}}; -ENOENT
+	 */
+	int (*get)(struct hypervisor *h, const char *ref, json_t **ret, struct err *e);
+	/*
+	 * An instance without disks, or its settings changed while it is off. settings: {"name","cpus","memory_mib",
+	 * "cpu":"host"|"max"|a model,"firmware":"bios"|"uefi","bus":"virtio"|"scsi"|"sata","network":"user"|"none"|a
+	 * name that the hypervisor knows,"mac","address":"A.B.C.D" that its DHCP is to give,"forwards":[{"host":port,
+	 * "guest":port}]}; what is missing has a default, which get() shows.
+	 */
+	int (*define)(struct hypervisor *h, const char *id, const json_t *settings, char ret_ref[HYPERVISOR_REF_MAX],
+		      struct err *e);
+	/* With all its sets. */
+	int (*remove)(struct hypervisor *h, const char *ref, struct err *e);
+	int (*start)(struct hypervisor *h, const char *ref, struct err *e);
+	/* By the power button, until it is off or `seconds` have gone: -ETIMEDOUT; 0: at once, by force. */
+	int (*stop)(struct hypervisor *h, const char *ref, double seconds, const struct provider_watch *w,
+		    struct err *e);
+	/*
+	 * The image's disks ([{"path","format","size"}], as its manifest has them) become a set, each at least as big
+	 * as `sizes` (an array of bytes or nulls, or NULL) say. The instance goes on with what it has. Tells
+	 * {"event":"set","percent":...}.
+	 */
+	int (*set_add)(struct hypervisor *h, const char *ref, const char *set, const char *image, const json_t *disks,
+		       const json_t *sizes, const struct provider_watch *w, struct err *e);
+	/* A set on top of another, which doesn't change any more. */
+	int (*set_fork)(struct hypervisor *h, const char *ref, const char *from, const char *set, struct err *e);
+	/* What is in use is kept as it is at this instant, and the instance, on or off, goes on in the new set `set` on
+	 * top of it. */
+	int (*set_snapshot)(struct hypervisor *h, const char *ref, const char *set, struct err *e);
+	/* While it is off (-EBUSY): all or nothing, also when we are killed. */
+	int (*set_use)(struct hypervisor *h, const char *ref, const char *set, struct err *e);
+	/* -EBUSY when it is in use, or something stands on it. */
+	int (*set_drop)(struct hypervisor *h, const char *ref, const char *set, struct err *e);
+	/* The screen as a PNG file at `path`; -ENOTCONN when it is off. */
+	int (*screenshot)(struct hypervisor *h, const char *ref, const char *path, struct err *e);
+	/* The serial line from byte `since` on, or what is left of it; *ret_end: where it ends. */
+	int (*serial)(struct hypervisor *h, const char *ref, uint64_t since, struct str *ret, uint64_t *ret_end,
+		      struct err *e);
+	void (*close)(struct hypervisor *h);
+};
+
+struct hypervisor {
+	const struct hypervisor_ops *ops;
+};
+
+/* `settings`: those of the region ("uri", "pool", ...), may be NULL. */
+int hypervisor_open(const char *kind, const struct provider_settings *s, const json_t *settings,
+		    struct hypervisor **ret, struct err *e);
