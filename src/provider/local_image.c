@@ -371,33 +371,22 @@ static int export_follow(int out, pid_t pid, const struct provider_watch *w, str
 	}
 }
 
-static int export_run(const struct local *l, const char *from, const char *format, int to_fd,
-		      const struct provider_watch *w, struct err *e)
+int local_qemu_img(const struct local *l, const char *const argv[], int keep, const char *failure,
+		   const struct provider_watch *w, struct err *e)
 {
-	const char *argv[16] = {"qemu-img", "convert", "-p", "-f", "qcow2", "-O", format};
 	_cleanup_close_ int out_r = -1, out_w = -1;
 	struct proc_opts o = PROC_OPTS_INIT;
-	char to[64];
-	size_t n = 7;
 	int pipe_fd[2], status, r;
 	pid_t pid;
 
-	if (export_options(format)) {
-		argv[n++] = "-o";
-		argv[n++] = export_options(format);
-	}
-	/* By descriptor: the user need not get where it lies. */
-	snprintf(to, sizeof(to), "/proc/self/fd/%d", to_fd);
-	argv[n++] = from;
-	argv[n++] = to;
 	if (pipe2(pipe_fd, O_CLOEXEC) < 0)
 		return err_sys(e, "cannot start qemu-img");
 	out_r = pipe_fd[0], out_w = pipe_fd[1];
 	o.stdout_fd = out_w;
 	o.die_with_us = true;
 	o.user = l->user;
-	o.keep = &to_fd;
-	o.nkeep = 1;
+	o.keep = &keep;
+	o.nkeep = keep >= 0;
 	r = proc_spawn(argv, &o, &pid, e);
 	if (r < 0)
 		return r;
@@ -407,10 +396,27 @@ static int export_run(const struct local *l, const char *from, const char *forma
 		return r;
 	r = proc_wait(pid, &status, e);
 	if (r == 0 && status != 0)
-		return err_set(
-		    e, -EIO, "the image could not be written as %s (qemu-img ended with status %d; is the disk full?)",
-		    format, status);
+		return err_set(e, -EIO, "%s (qemu-img ended with status %d; is the disk full?)", failure, status);
 	return r;
+}
+
+static int export_run(const struct local *l, const char *from, const char *format, int to_fd,
+		      const struct provider_watch *w, struct err *e)
+{
+	const char *argv[16] = {"qemu-img", "convert", "-p", "-f", "qcow2", "-O", format};
+	char to[64], failure[80];
+	size_t n = 7;
+
+	if (export_options(format)) {
+		argv[n++] = "-o";
+		argv[n++] = export_options(format);
+	}
+	/* By descriptor: the user need not get where it lies. */
+	snprintf(to, sizeof(to), "/proc/self/fd/%d", to_fd);
+	argv[n++] = from;
+	argv[n++] = to;
+	snprintf(failure, sizeof(failure), "the image could not be written as %s", format);
+	return local_qemu_img(l, argv, to_fd, failure, w, e);
 }
 
 /* A new file that qemu-img, as `user`, may fill; nobody's but ours at the end. */

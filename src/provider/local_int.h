@@ -180,6 +180,9 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 int local_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 		       const struct provider_watch *w, struct err *e);
 int local_image_remove(struct provider *p, const char *image, struct err *e);
+/* qemu-img with -p, as `user`, with the descriptor `keep` (-1: none): tells {"event":"export","percent":...}. */
+int local_qemu_img(const struct local *l, const char *const argv[], int keep, const char *failure,
+		   const struct provider_watch *w, struct err *e);
 
 /* ---- local_check.c ---- */
 int local_image_check(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
