@@ -138,6 +138,22 @@ int api_answer_fd(struct api_request *q, int fd, const char *type, const char *f
 	return 0;
 }
 
+int api_answer_log(struct api_request *q, const struct str *text, uint64_t end)
+{
+	char number[24];
+
+	q->response = text->s ? MHD_create_response_from_buffer(text->len, text->s, MHD_RESPMEM_MUST_COPY)
+			      : MHD_create_response_from_buffer(0, (void *)(uintptr_t) "", MHD_RESPMEM_PERSISTENT);
+	if (!q->response)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	snprintf(number, sizeof(number), "%llu", (unsigned long long)end);
+	MHD_add_response_header(q->response, "Content-Type", "text/plain; charset=utf-8");
+	MHD_add_response_header(q->response, "X-Content-Type-Options", "nosniff");
+	MHD_add_response_header(q->response, "Replant-Log-End", number);
+	q->status = 200;
+	return 0;
+}
+
 int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out)
 {
 	const char *field = NULL;

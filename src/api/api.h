@@ -32,6 +32,27 @@ int api_fault_set(struct api_fault *f, int status, const char *code, const char 
 /* From a negative errno: the store's and the provider's codes to their status. Returns -1. */
 int api_fault_err(struct api_fault *f, const struct err *e);
 
+enum instance_verb {
+	INSTANCE_CREATE, /* instance_create() only */
+	INSTANCE_START,
+	INSTANCE_STOP,
+	INSTANCE_RESTART,
+	INSTANCE_CHANGE,
+	INSTANCE_SNAPSHOT,
+	INSTANCE_REVERT,
+	INSTANCE_TIDY, /* a snapshot goes */
+	INSTANCE_DELETE,
+	INSTANCE_VERBS,
+};
+
+struct api_instance_do {
+	enum instance_verb verb;
+	double seconds;              /* stop, restart: what the power button is given; 0: at once, by force */
+	bool force, keep;            /* of a removal */
+	const char *snapshot, *name; /* snapshot's id; of a new one, too */
+	const json_t *settings;      /* of a change, laid over those it has */
+};
+
 /* The engine. Calls come from several threads; those that return int answer 0, or -1 with the fault. */
 struct api_engine {
 	void *arg;
@@ -75,8 +96,25 @@ struct api_engine {
 	void (*subscription_changed)(void *arg);
 	/* Sends a ping and waits a moment for the answer; *notice (ID_MAX) tells how it went. */
 	int (*subscription_test)(void *arg, const char *subscription, char *notice, struct api_fault *f);
+	/* A new one, its row ready but for what the hypervisor says: it is made of its image, or (without one) is what
+	 * is there as `ref`. */
+	int (*instance_create)(void *arg, struct model_instance *in, bool start, struct api_fault *f);
+	/* Something is done to an instance: 0 when it is done, 1: it goes on, and instance.updated (or .deleted) tells
+	 * the end. */
+	int (*instance_do)(void *arg, const char *instance, const struct api_instance_do *a, struct api_fault *f);
+	/* Lays over a row just read what its hypervisor says now, if it does. */
+	void (*instance_see)(void *arg, struct model_instance *in);
+	/* All that runs in a region, known here or not; one of them (new references). */
+	int (*instance_list)(void *arg, const char *region, json_t **ret, struct api_fault *f);
+	int (*instance_get)(void *arg, const char *region, const char *ref, json_t **ret, struct api_fault *f);
+	/* Its screen now, a PNG: the caller closes *ret_fd. */
+	int (*instance_screen)(void *arg, const struct model_instance *in, int *ret_fd, struct api_fault *f);
+	int (*instance_serial)(void *arg, const struct model_instance *in, uint64_t since, struct str *ret,
+			       uint64_t *ret_end, struct api_fault *f);
 	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
 	json_t *(*region_info)(void *arg, const char *region);
+	/* Can instances run there? Asks the host: its answer is the fault. */
+	int (*region_check)(void *arg, const char *provider, const json_t *settings, struct api_fault *f);
 };
 
 #define API_ACCESS_KEY 32u

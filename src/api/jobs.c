@@ -71,7 +71,7 @@ int api_check_parameters(struct api_request *q, const json_t *given, const char 
 }
 
 /* A job on a network that its region isn't on would wait for data that never comes. */
-static int check_network(struct api_request *q, const char *region, const json_t *parameters)
+static int check_network(struct api_request *q, const json_t *parameters)
 {
 	_cleanup_(model_region_release) struct model_region r = {0};
 	struct store *s = q->api->s.store;
@@ -79,12 +79,12 @@ static int check_network(struct api_request *q, const char *region, const json_t
 
 	if (model_word(model_networks, json_string_value(json_object_get(parameters, "network"))) != NETWORK_PRIVATE)
 		return 0;
-	if (s->ops->get(s, &model_regions, region, &r, &e) < 0)
+	if (s->ops->get(s, &model_regions, "local", &r, &e) < 0)
 		return api_fail(q, &e);
 	return model_region_address(&r, NETWORK_PRIVATE)
 		   ? 0
 		   : api_refuse(q, 400, "bad_field", "parameters.network",
-				"region '%s' has no private address; an admin can give it one", region);
+				"region 'local' has no private address; an admin can give it one");
 }
 
 /* Request and defaults -> what the job will use. inventory: of the source, NULL when that is gone. */
@@ -171,7 +171,7 @@ static int fill_job(struct api_request *q, const struct model_job_request *in, c
 		return -1;
 	if (read_parameters(q, in->parameters, NULL, src->inventory, &job->parameters) < 0)
 		return -1;
-	return check_network(q, job->region, job->parameters);
+	return check_network(q, job->parameters);
 }
 
 static int take_first(void *arg, void *row)
@@ -394,7 +394,7 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 		if (read_parameters(q, in->parameters, job->parameters, src.inventory, &parameters) < 0)
 			return -1;
 		model_take_json(&job->parameters, parameters);
-		if (check_network(q, job->region, job->parameters) < 0)
+		if (check_network(q, job->parameters) < 0)
 			return -1;
 	}
 	if ((in->name && model_set(&job->name, in->name) < 0) ||

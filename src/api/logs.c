@@ -24,24 +24,12 @@ int api_get_log(struct api_request *q)
 	const struct api_engine *en = &q->api->s.engine;
 	const char *part = api_query(q, "part");
 	uint64_t run = 0, since = 0, end = 0;
-	char number[24];
-	size_t n;
 
 	if (api_row(q, &model_jobs, &job) < 0 || api_query_number(q, "run", 1, INT64_MAX, &run) < 0 ||
 	    api_query_number(q, "since", 0, INT64_MAX, &since) < 0 ||
 	    en->job_log(en->arg, q->id, run, part ? part : "agent", since, &text, &end, &q->fault) < 0)
 		return -1;
-	n = text.len;
-	q->response = text.s ? MHD_create_response_from_buffer(n, text.s, MHD_RESPMEM_MUST_COPY)
-			     : MHD_create_response_from_buffer(0, (void *)(uintptr_t) "", MHD_RESPMEM_PERSISTENT);
-	if (!q->response)
-		return api_refuse(q, 500, "internal", NULL, "out of memory");
-	snprintf(number, sizeof(number), "%llu", (unsigned long long)end);
-	MHD_add_response_header(q->response, "Content-Type", "text/plain; charset=utf-8");
-	MHD_add_response_header(q->response, "X-Content-Type-Options", "nosniff");
-	MHD_add_response_header(q->response, "Replant-Log-End", number);
-	q->status = 200;
-	return 0;
+	return api_answer_log(q, &text, end);
 }
 
 int api_get_bundle(struct api_request *q)

@@ -88,6 +88,14 @@ static int check_export(struct api_request *q)
 	return api_row(q, &model_exports, &x) < 0 ? -1 : check_row(q, &model_images, x.image);
 }
 
+/* What its disks held is seen by who sees the instance. */
+static int check_snapshot(struct api_request *q)
+{
+	_cleanup_(model_snapshot_release) struct model_snapshot sn = {0};
+
+	return api_row(q, &model_snapshots, &sn) < 0 ? -1 : check_row(q, &model_instances, sn.instance);
+}
+
 int api_scope_check(struct api_request *q)
 {
 	const struct model_noun *n = q->route->noun ? noun_of(q->route->noun) : NULL;
@@ -96,6 +104,8 @@ int api_scope_check(struct api_request *q)
 		return 0;
 	if (q->route->scope == API_SCOPE_ROW && n == &model_exports)
 		return check_export(q);
+	if (q->route->scope == API_SCOPE_ROW && n == &model_snapshots)
+		return check_snapshot(q);
 	if (q->route->scope == API_SCOPE_ROW && n && api_scope_noun(n))
 		return check_row(q, n, q->id);
 	return api_refuse(q, 403, "forbidden", NULL,

@@ -224,7 +224,7 @@ static int put_summary(const struct bundle *b, struct err *e)
 		str_addf(&text, "Its source %s is %s; heard of %.0f s ago.\n", b->source.id,
 			 seen_online(b->en, b->source.id) ? "there" : "not heard of", seen_ago(b->en, b->source.id));
 	if (p->ops->capacity(p, &capacity, NULL) == 0)
-		str_addf(&text, "Its region has %s free.\n",
+		str_addf(&text, "The center has %s free.\n",
 			 str_bytes((uint64_t)MAX(0, json_integer_value(json_object_get(capacity, "free"))), space,
 				   sizeof(space)));
 	say_attempts(&text, b->runs);

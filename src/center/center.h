@@ -29,6 +29,8 @@ int center_open_store(const char *state, struct store **ret, struct err *e);
 
 typedef int (*center_provider_fn)(const char *kind, const struct provider_settings *s, struct provider **ret,
 				  struct err *e);
+typedef int (*center_hypervisor_fn)(const char *kind, const struct provider_settings *s, const json_t *settings,
+				    struct hypervisor **ret, struct err *e);
 
 /* Times in seconds; 0 takes the default in brackets. */
 struct center_settings {
@@ -37,19 +39,22 @@ struct center_settings {
 	const char *user;   /* unprivileged user of receivers and virtual machines; NULL: ours */
 	const char *cache;  /* NULL: STATE/cache */
 	center_provider_fn provider_open;
-	double heartbeat;       /* between syncs of an idle agent [10] */
-	double heartbeat_busy;  /* of one that sends [2] */
-	double source_patience; /* until a job gives up a source that is there and sends nothing [900] */
-	double source_absence;  /* until it gives up one that isn't heard of: reboots, networks [14400] */
-	double retry_pause;     /* before a failed transfer is tried again [2] */
-	double last_word;       /* how long the agent has to say why its receiver ended [3] */
-	double tick;            /* of the clockwork [1] */
-	double hour;            /* of an incremental job's interval [3600]; tests have shorter ones */
-	double renew_check;     /* between looks whether the server's certificate is to be renewed [86400] */
-	double notify_pause;    /* before what couldn't be told is told again; the next are longer [10] */
-	double notify_timeout;  /* of one attempt [10] */
-	double lease;           /* how long others leave to a center that is silent what it had [60] */
-	const char *data_host;  /* where agents reach our receivers, when the store is shared; NULL: the url's */
+	center_hypervisor_fn hypervisor_open; /* NULL: there are no instances */
+	double heartbeat;                     /* between syncs of an idle agent [10] */
+	double heartbeat_busy;                /* of one that sends [2] */
+	double source_patience;               /* until a job gives up a source that is there and sends nothing [900] */
+	double source_absence;                /* until it gives up one that isn't heard of: reboots, networks [14400] */
+	double retry_pause;                   /* before a failed transfer is tried again [2] */
+	double last_word;                     /* how long the agent has to say why its receiver ended [3] */
+	double tick;                          /* of the clockwork [1] */
+	double hour;                          /* of an incremental job's interval [3600]; tests have shorter ones */
+	double switch_boot;                   /* until a system that an instance was switched to must be up [900] */
+	double instances_tick;                /* between looks at what instances do [10] */
+	double renew_check;    /* between looks whether the server's certificate is to be renewed [86400] */
+	double notify_pause;   /* before what couldn't be told is told again; the next are longer [10] */
+	double notify_timeout; /* of one attempt [10] */
+	double lease;          /* how long others leave to a center that is silent what it had [60] */
+	const char *data_host; /* where agents reach our receivers, when the store is shared; NULL: the url's */
 	unsigned failures_per_minute;
 	const char *trust; /* certificates (PEM) that web hooks and mail servers may have; NULL: the system's only */
 	const char *mail_server;   /* smtp://HOST[:PORT] or smtps://...; NULL: no mail */

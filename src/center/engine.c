@@ -1,3 +1,4 @@
+#include "center/instances.h"
 #include "center/notify.h"
 
 #include <errno.h>
@@ -550,14 +551,6 @@ static void api_source_forget(void *arg, const char *source)
 	seen_forget(arg, source);
 }
 
-static json_t *api_region_info(void *arg, const char *region)
-{
-	struct engine *en = arg;
-	json_t *info = NULL;
-
-	return en->provider->ops->capacity(en->provider, &info, NULL) < 0 ? NULL : info;
-}
-
 /* Memory is that of the machine that converts or boots its copy, while there is one. */
 static json_t *api_job_holds(void *arg, const struct model_job *job)
 {
@@ -595,7 +588,15 @@ struct api_engine engine_api(struct engine *en)
 	    .hook_secret = notify_secret,
 	    .subscription_changed = notify_changed,
 	    .subscription_test = notify_test,
-	    .region_info = api_region_info,
+	    .instance_create = instance_create,
+	    .instance_do = instance_do,
+	    .instance_see = instance_see,
+	    .instance_list = instance_ask_list,
+	    .instance_get = instance_ask_get,
+	    .instance_screen = instance_ask_screen,
+	    .instance_serial = instance_ask_serial,
+	    .region_info = engine_region_info,
+	    .region_check = instance_ask_try,
 	};
 }
 
@@ -730,7 +731,7 @@ static void resume_left(struct engine *en)
 static void *clockwork_main(void *arg)
 {
 	struct engine *en = arg;
-	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged, scheduled = 0;
+	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged, scheduled = 0, looked = 0;
 
 	while (clockwork_sleep(en)) {
 		double now = id_now_mono();
@@ -750,6 +751,10 @@ static void *clockwork_main(void *arg)
 		if (now - resumed > (en->store->share ? MIN(10, en->s.lease / 20) : 10)) {
 			resumed = now;
 			resume_left(en);
+		}
+		if (now - looked > en->s.instances_tick) {
+			looked = now;
+			instance_tick(en);
 		}
 		if (now - scheduled > en->s.hour / 60) {
 			scheduled = now;
@@ -775,6 +780,7 @@ int engine_start(struct engine *en, struct err *e)
 {
 	int r = seen_load(en, e);
 
+	id_new("start", en->start);
 	if (r == 0)
 		r = share_start(en, e);
 	joblog_sweep(en);
@@ -797,7 +803,7 @@ void engine_stop(struct engine *en)
 	pthread_mutex_lock(&en->lock);
 	en->stopping = true;
 	pthread_cond_broadcast(&en->changed);
-	while (en->live || en->tasks || en->leaving)
+	while (en->live || en->tasks || en->leaving || en->asks)
 		pthread_cond_wait(&en->changed, &en->lock);
 	pthread_mutex_unlock(&en->lock);
 	if (en->clockwork_runs)

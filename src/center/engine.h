@@ -99,6 +99,8 @@ struct seen {
 };
 
 struct hold;
+struct hyper;
+struct ask;
 struct remote;
 
 /* Who does what with an image: boots one at a time, exports any number, removal alone. Under the lock. */
@@ -110,7 +112,7 @@ struct image_mark {
 	unsigned uses[IMAGE_USES];
 };
 
-enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE, TASK_TRIM };
+enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE, TASK_TRIM, TASK_INSTANCE, TASK_REFRESH };
 
 /* How a task went, for who waits for its end. */
 struct task_outcome {
@@ -141,7 +143,8 @@ struct engine {
 	struct provider *provider;
 	struct api *api;
 	char state[4096], exports[4096], logs[4096], listen[64];
-	pthread_mutex_t log_lock; /* files below `logs` */
+	char dir[4200], cache[4200], programs[4200]; /* what provider and hypervisors get */
+	pthread_mutex_t log_lock;                    /* files below `logs` */
 	atomic_bool bundling;
 
 	/* Order: log_lock, the store's, then this one. Nothing here calls the store while it holds this. */
@@ -151,6 +154,9 @@ struct engine {
 	struct live *live;
 	struct task *tasks;
 	struct image_mark *marks;
+	struct hyper *hypers;
+	char start[ID_MAX]; /* of this run of the center; fixed */
+	struct ask *asks;   /* of hypervisors, under way */
 	struct seen *seen[ENGINE_SEEN_BUCKETS];
 	bool trim_wanted;             /* layers may be free */
 	double trim_after, trim_wait; /* one that failed is not tried again before; how long that was */
@@ -238,6 +244,8 @@ void share_fence(struct engine *en, const char *name);
 int share_confirm(struct engine *en, struct err *e);
 /* To the center that has the lease, if it is another: stop what is under way, or only look at the row again. */
 int share_call(struct engine *en, const char *name, bool stop, struct err *e);
+/* Under the lock: as far as is heard, another center has it. */
+bool share_is_remote(struct engine *en, const char *name);
 /* Under the lock, of what another center carries: its progress (new reference, NULL), its steps. */
 json_t *share_progress(struct engine *en, const char *job);
 void share_overlay(struct engine *en, struct model_job *job);
@@ -246,6 +254,15 @@ void share_ticks(struct engine *en, uint64_t since, json_t *list);
 bool share_sync(struct engine *en, const char *source, const struct model_task_request *task,
 		const struct model_error_request *error, json_t **ret_task);
 void share_psk(const struct engine *en, const char *run, char ret[65]);
+
+/* hypervisors.c: the one of a region, opened when first asked for. */
+int engine_hypervisor(struct engine *en, const char *region, struct hypervisor **ret, struct err *e);
+/* One that is no region's yet, which the caller closes. */
+int engine_hypervisor_try(struct engine *en, const char *provider, const json_t *settings, struct hypervisor **ret,
+			  struct err *e);
+void engine_hypervisors_close(struct engine *en);
+/* For the API. */
+json_t *engine_region_info(void *arg, const char *region);
 
 /* schedule.c: the runs of a job */
 /* Before the job takes the answer's state: numbers, what began the run, when the next is due. */
@@ -337,6 +354,13 @@ void image_unmark(struct engine *en, const char *image, enum image_use use);
 /* tasks.c: what runs beside jobs. 0; 1 when that task runs already; negative errno. Its thread takes the mark of
  * `image` (may be NULL) over when it returns 0. */
 int task_start(struct engine *en, enum task_kind kind, const char *id, const char *image);
+int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
+		   struct task_outcome *waiter);
+/* False when it goes on and nobody waits for it any more. */
+bool task_wait(struct engine *en, enum task_kind kind, const char *id, struct task_outcome *o);
+bool task_cancelled(void *task);
+/* The same, taking the mark itself; 0 too when it can't be had now. */
+int task_start_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use);
 bool task_runs(struct engine *en, enum task_kind kind, const char *id);
 int task_boot(void *arg, const char *image, struct api_fault *f);
 /* 0: it's gone; 1: that takes a while and goes on. */

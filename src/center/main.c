@@ -82,6 +82,7 @@ static int run_serve(void *options, int argc, char **argv)
 					     : cache && *cache ? cache
 							       : NULL,
 				    .provider_open = provider_open,
+				    .hypervisor_open = hypervisor_open,
 				    .trust = o->trust,
 				    .mail_server = o->mail_server,
 				    .mail_from = o->mail_from,

@@ -6,7 +6,7 @@
 
 #include "base/err.h"
 #include "base/log.h"
-#include "center/engine.h"
+#include "center/instances.h"
 
 static double interval(struct engine *en, const struct model_job *job)
 {
@@ -138,8 +138,11 @@ void schedule_keep_images(struct engine *en, const char *id)
 	left = d.n;
 	/* Newest first; the newest itself always stays. */
 	for (size_t i = d.n; i-- > 1 && left > (size_t)MAX(max, (json_int_t)1);) {
+		char user[MODEL_NAME_MAX + 1];
 		struct api_fault fault = {0};
 
+		if (instance_on_image(en, d.v[i], user, NULL) > 0)
+			continue;
 		if (task_image_remove(en, d.v[i], &fault) >= 0) {
 			log_info("job %s: image %s is removed for a newer one", id, d.v[i]);
 			left--;

@@ -111,30 +111,29 @@ static int check_way(const char *user, const char *path, struct err *e)
 static int open_provider(struct engine *en, struct err *e)
 {
 	_cleanup_(model_region_release) struct model_region region = {0};
-	_cleanup_free_ char *dir = str_printf("%s/local", en->state), *cache = str_printf("%s/cache", en->state);
-	char programs[4200];
-	struct provider_settings ps = {.dir = dir, .user = en->s.user, .programs = programs};
+	const struct provider_settings ps = {
+	    .dir = en->dir, .cache = en->cache, .programs = en->programs, .user = en->s.user};
 	int r = en->store->ops->get(en->store, &model_regions, "local", &region, e);
 
 	if (r < 0)
 		return r;
-	if (!dir || !cache)
-		return err_nomem(e);
 	/* Another user's QEMU has to get through to its files; every secret in the directory is closed by its
 	 * own mode. */
 	if (en->s.user && geteuid() == 0 && chmod(en->state, 0711) < 0)
 		return err_sys(e, "cannot open the way through '%s'", en->state);
-	ps.cache = en->s.cache ? en->s.cache : cache;
-	r = io_mkdirs(dir, 0711, e);
+	snprintf(en->dir, sizeof(en->dir), "%s/local", en->state);
+	snprintf(en->cache, sizeof(en->cache), "%s%s", en->s.cache ? en->s.cache : en->state,
+		 en->s.cache ? "" : "/cache");
+	r = io_mkdirs(en->dir, 0711, e);
 	if (r == 0)
-		r = check_way(en->s.user, dir, e);
+		r = check_way(en->s.user, en->dir, e);
 	if (r == 0)
-		r = io_mkdirs(ps.cache, 0755, e);
+		r = io_mkdirs(en->cache, 0755, e);
 	if (r == 0)
-		r = check_way(en->s.user, ps.cache, e);
+		r = check_way(en->s.user, en->cache, e);
 	if (r < 0)
 		return r;
-	r = find_program("replant-transition", "transition", programs, sizeof(programs), e);
+	r = find_program("replant-transition", "transition", en->programs, sizeof(en->programs), e);
 	if (r == 0)
 		r = io_mkdirs(en->exports, 0700, e);
 	if (r == 0)
@@ -163,6 +162,8 @@ static void apply_defaults(struct center_settings *s)
 	s->retry_pause = s->retry_pause > 0 ? s->retry_pause : 2;
 	s->last_word = s->last_word > 0 ? s->last_word : 3;
 	s->tick = s->tick > 0 ? s->tick : 1;
+	s->switch_boot = s->switch_boot > 0 ? s->switch_boot : 900;
+	s->instances_tick = s->instances_tick > 0 ? s->instances_tick : 10;
 	s->lease = s->lease > 0 ? s->lease : 60;
 	s->renew_check = s->renew_check > 0 ? s->renew_check : 86400;
 	s->notify_pause = s->notify_pause > 0 ? s->notify_pause : 10;
@@ -291,6 +292,7 @@ static int serve_open(struct engine *en, const sigset_t *set, struct err *e)
 		r = open_provider(en, e);
 	if (r == 0) {
 		r = serve_engine(en, &pki, set, e);
+		engine_hypervisors_close(en);
 		en->provider->ops->close(en->provider);
 	}
 	notify_free(en);

@@ -111,6 +111,11 @@ static struct remote *remote_find(struct engine *en, const char *name)
 	return r;
 }
 
+bool share_is_remote(struct engine *en, const char *name)
+{
+	return remote_find(en, name);
+}
+
 /* 1: counted, 0: ask the store, -EBUSY: not now. */
 static int hold_again(struct engine *en, const char *name)
 {

@@ -10,15 +10,13 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "center/instances.h"
 #include "center/notify.h"
 
 #define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
 
 #define TRIM_WAIT     30.0 /* seconds until a trim that failed is tried again; then twice that, and so on */
 #define TRIM_WAIT_MAX 900.0
-
-static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
-			  struct task_outcome *waiter);
 
 static struct task *find(struct engine *en, enum task_kind kind, const char *id)
 {
@@ -35,7 +33,7 @@ bool task_runs(struct engine *en, enum task_kind kind, const char *id)
 	return find(en, kind, id);
 }
 
-static bool task_cancelled(void *arg)
+bool task_cancelled(void *arg)
 {
 	struct task *t = arg;
 	ENGINE_LOCK(t->engine);
@@ -245,8 +243,10 @@ static int note_removal(struct engine *en, const char *image, struct model_image
 	struct store_filter filter = {"image", image};
 	struct store_query q = {.filters = &filter, .nfilters = 1};
 	struct store *s = en->store;
+	char user[MODEL_NAME_MAX + 1];
 	struct err e = {0};
 	size_t exports = 0;
+	int r;
 
 	if (s->ops->get(s, &model_images, image, im, &e) < 0 ||
 	    s->ops->list(s, &model_exports, &q, count_row, &exports, NULL, &e) < 0)
@@ -255,6 +255,12 @@ static int note_removal(struct engine *en, const char *image, struct model_image
 		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first", exports);
 	if (image_in_job(en, im))
 		return api_fault_set(f, 409, "in_use", NULL, "the image is being made; wait for its end");
+	r = instance_on_image(en, image, user, &e);
+	if (r != 0)
+		return r < 0 ? api_fault_err(f, &e)
+			     : api_fault_set(f, 409, "in_use", NULL,
+					     "the disks of instance '%s' stand on the image; delete the instance first",
+					     user);
 	im->deleting = true;
 	return s->ops->put(s, &model_images, im, &e) < 0 ? api_fault_err(f, &e) : 0;
 }
@@ -289,8 +295,7 @@ static void run_remove_image(struct task *t)
 	engine_wake(t->engine);
 }
 
-/* False when it goes on and nobody waits for it any more. */
-static bool outcome_wait(struct engine *en, enum task_kind kind, const char *id, struct task_outcome *o)
+bool task_wait(struct engine *en, enum task_kind kind, const char *id, struct task_outcome *o)
 {
 	struct timespec end;
 	struct task *t;
@@ -319,7 +324,7 @@ int task_image_remove(void *arg, const char *image, struct api_fault *f)
 		image_unmark(en, image, IMAGE_REMOVE);
 		return api_fault_set(f, 503, "busy", NULL, "the center can't start another task now; try again");
 	}
-	if (!outcome_wait(en, TASK_REMOVE_IMAGE, image, &o))
+	if (!task_wait(en, TASK_REMOVE_IMAGE, image, &o))
 		return 1;
 	*f = o.fault;
 	return o.r;
@@ -615,7 +620,7 @@ static void *task_main(void *arg)
 	struct task *t = arg, **p;
 	struct engine *en = t->engine;
 
-	share_fence(en, *t->lease ? t->lease : t->image);
+	share_fence(en, *t->lease ? t->lease : *t->image ? t->image : NULL);
 	switch (t->kind) {
 	case TASK_BOOT:
 		run_boot(t);
@@ -631,6 +636,12 @@ static void *task_main(void *arg)
 		break;
 	case TASK_TRIM:
 		run_trim(t);
+		break;
+	case TASK_INSTANCE:
+		instance_run(t);
+		break;
+	case TASK_REFRESH:
+		instance_refresh(t);
 		break;
 	}
 	share_fence(en, NULL);
@@ -686,10 +697,11 @@ static int task_begin(struct engine *en, enum task_kind kind, const char *id, co
 	return 0;
 }
 
-static int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
-			  struct task_outcome *waiter)
+int task_start_for(struct engine *en, enum task_kind kind, const char *id, const char *image,
+		   struct task_outcome *waiter)
 {
-	const char *lease = kind == TASK_REMOVE_JOB ? id : kind == TASK_TRIM ? "trim" : "";
+	bool own = kind == TASK_REMOVE_JOB || kind == TASK_INSTANCE;
+	const char *lease = own ? id : kind == TASK_TRIM ? "trim" : "";
 	int r = *lease ? share_take(en, lease) : 0;
 
 	if (r < 0)
@@ -711,7 +723,7 @@ static int resume_deleting(void *arg, void *row)
 }
 
 /* With the mark it takes; one that runs, or has just been asked for, is left alone. */
-static int resume_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use)
+int task_start_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use)
 {
 	int r;
 
@@ -727,7 +739,7 @@ static int resume_export(void *arg, void *row)
 {
 	const struct model_export *x = row;
 
-	return resume_marked(arg, TASK_EXPORT, x->id, x->image, IMAGE_EXPORT);
+	return task_start_marked(arg, TASK_EXPORT, x->id, x->image, IMAGE_EXPORT);
 }
 
 static int resume_image(void *arg, void *row)
@@ -736,10 +748,10 @@ static int resume_image(void *arg, void *row)
 	const char *state = json_string_value(json_object_get(im->boot, "state"));
 
 	if (im->deleting)
-		return resume_marked(arg, TASK_REMOVE_IMAGE, im->id, im->id, IMAGE_REMOVE);
+		return task_start_marked(arg, TASK_REMOVE_IMAGE, im->id, im->id, IMAGE_REMOVE);
 	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, im))
 		return 0;
-	return resume_marked(arg, TASK_BOOT, im->id, im->id, IMAGE_BOOT);
+	return task_start_marked(arg, TASK_BOOT, im->id, im->id, IMAGE_BOOT);
 }
 
 int task_resume_all(struct engine *en, struct err *e)
@@ -759,5 +771,7 @@ int task_resume_all(struct engine *en, struct err *e)
 
 	if (r == 0)
 		r = s->ops->list(s, &model_exports, &exports, resume_export, en, NULL, e);
-	return r < 0 ? r : s->ops->list(s, &model_images, &all, resume_image, en, NULL, e);
+	if (r == 0)
+		r = s->ops->list(s, &model_images, &all, resume_image, en, NULL, e);
+	return r ?: instance_resume_all(en, e);
 }

@@ -32,14 +32,25 @@ struct cli {
 	const char *server_opt, *token_file_opt, *ca_opt, *state_opt;
 	bool json;
 	/* of some */
-	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, keep, incremental, no_sync, dry_run,
-	    follow;
+	bool yes, force, start, watch, quiet, checksum, no_checksum, no_test_boot, no_image_check, repair, keep,
+	    incremental, no_sync, dry_run, follow;
 	const char *name, *description, *image_name, *region, *on_read_error, *role, *format, *output, *interval;
 	const char *part, *diagnostic_logs;
 	const char *at, *license, *client_token, *state, *template, *who, *action, *object, *network, *target,
 	    *encryption;
-	const char *public_address, *private_address;
-	struct opt_list tags, events;
+	const char *public_address, *private_address, *uri, *pool, *accelerator;
+	bool test, test_only, then_migrate, no_test;
+	const char *address, *gateway;
+	const char *onto; /* the instance to migrate onto */
+	bool no_rollback;
+	const char *owner, *kind; /* of what is kept */
+	const char *html;         /* file for the page */
+	struct opt_list tags, events, nameservers, checks;
+	uint64_t check_timeout;                 /* 0: the center's */
+	const char *cpu, *firmware, *bus, *mac; /* of instances */
+	bool no_start;
+	struct opt_list forwards;
+	uint64_t cpus, memory, seconds;
 	uint64_t valid_days, transition_cpus, transition_memory;
 	uint64_t compression, rate, connections, max_images, max_freeze, uses, days, disk, since, retry, run;
 
@@ -206,7 +217,7 @@ struct cli_noun {
 };
 
 extern const struct cli_noun cli_source, cli_job, cli_image, cli_export, cli_code, cli_token, cli_region, cli_template,
-    cli_workgroup, cli_record, cli_subscription, cli_notice;
+    cli_workgroup, cli_record, cli_subscription, cli_notice, cli_instance;
 
 /* Name, id or the beginning of an id (with or without "job-") -> id. -ENOENT, -ENOTUNIQ. */
 int cli_find(struct cli *c, const struct cli_noun *n, const char *word, char **ret_id, struct err *e);

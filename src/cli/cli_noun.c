@@ -350,7 +350,11 @@ static int noun_rm_one(struct cli *c, const struct cli_noun *n, const char *word
 	int x = c->yes ? 0 : noun_confirm(c, n, word, e);
 
 	if (x == 0)
-		x = cli_item(c, n, word, "DELETE", c->force ? "?force=true" : "", NULL, &id, &r, e);
+		x = cli_item(c, n, word, "DELETE",
+			     c->force  ? "?force=true"
+			     : c->keep ? "?keep=true"
+				       : "",
+			     NULL, &id, &r, e);
 	if (id && (x == 0 || c->json))
 		cli_done(c, &r, "%s %s %s", n->noun, id,
 			 strcmp(get_str(r.json, "state"), "deleting") == 0 ? "is being removed" : "removed");
@@ -446,7 +450,7 @@ NOUN_LS(image) NOUN_SHOW(image) NOUN_RENAME(image) NOUN_RM(image)
 NOUN_LS(export) NOUN_RM(export)
 NOUN_LS(code) NOUN_RM(code)
 NOUN_LS(token) NOUN_RM(token)
-NOUN_LS(region) NOUN_SHOW(region)
+NOUN_LS(region) NOUN_SHOW(region) NOUN_RM(region)
 NOUN_LS(template) NOUN_SHOW(template) NOUN_RENAME(template) NOUN_RM(template)
 NOUN_LS(subscription) NOUN_SHOW(subscription) NOUN_RENAME(subscription) NOUN_RM(subscription)
 NOUN_LS(workgroup) NOUN_SHOW(workgroup) NOUN_RENAME(workgroup) NOUN_RM(workgroup)

@@ -46,6 +46,12 @@ static void region_show(struct cli *c, json_t *r)
 	out_fieldf("Provider", "%s", get_str(r, "provider"));
 	region_free(&b, r);
 	out_field("Free", b.s ? b.s : "", OUT_PLAIN);
+	if (*get_str(r, "uri")) {
+		out_fieldf("Host", "%s", get_str(r, "uri"));
+		out_fieldf("Pool", "%s", *get_str(r, "pool") ? get_str(r, "pool") : "default");
+		out_fieldf("Network", "%s", *get_str(r, "network") ? get_str(r, "network") : "default");
+		out_fieldf("Instances", "%.0f", get_num(r, "capacity.instances", 0));
+	}
 	if (*get_str(r, "public_address"))
 		out_fieldf("Public address", "%s", get_str(r, "public_address"));
 	if (*get_str(r, "private_address"))
@@ -78,18 +84,41 @@ static void region_prepare(struct cli *c, json_t *items)
 const struct cli_noun cli_region = {
     "region", "regions", "/v1/regions", region_cols, region_show, "The center's operator adds them.", region_prepare};
 
+static json_t *region_body(const struct cli *c)
+{
+	return json_pack("{s:s*, s:s*, s:s*, s:s*, s:s*, s:s*}", "public_address", c->public_address, "private_address",
+			 c->private_address, "uri", c->uri, "pool", c->pool, "network", c->network, "accelerator",
+			 c->accelerator);
+}
+
+CLI_COMMAND(regions_add)
+{
+	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_json_ json_t *body = region_body(c);
+	int x;
+
+	if (!body || json_object_set_new(body, "id", json_string(argv[0])) < 0 ||
+	    json_object_set_new(body, "provider", json_string("libvirt")) < 0)
+		return err_set(e, -EINVAL, "a value is not valid UTF-8");
+	x = cli_http(c, "POST", cli_region.path, body, &r, e);
+	if (x == 0 || c->json)
+		cli_done(c, &r, "region %s was added: %s, %.0f CPUs, %.0f instances", argv[0],
+			 get_str(r.json, "capacity.accelerator"), get_num(r.json, "capacity.cpus", 0),
+			 get_num(r.json, "capacity.instances", 0));
+	return x;
+}
+
 CLI_COMMAND(regions_set)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
 	_cleanup_free_ char *id = NULL;
-	_cleanup_json_ json_t *body =
-	    json_pack("{s:s*, s:s*}", "public_address", c->public_address, "private_address", c->private_address);
+	_cleanup_json_ json_t *body = region_body(c);
 	int x;
 
 	if (!body)
-		return err_set(e, -EINVAL, "an address is not valid UTF-8");
+		return err_set(e, -EINVAL, "a value is not valid UTF-8");
 	if (!json_object_size(body)) {
-		out_error("nothing to set (give --public-address or --private-address)");
+		out_error("nothing to set (give --public-address or --private-address, or --uri and the like)");
 		return CLI_USAGE;
 	}
 	x = cli_item(c, &cli_region, argv[0], "PATCH", "", body, &id, &r, e);

@@ -91,14 +91,14 @@ static int look_at_room(struct doctor *d, struct err *e)
 {
 	_cleanup_(str_release) struct str b = {0};
 	_cleanup_json_ json_t *region = NULL;
-	int r = fetch(d, "regions", get_str(d->job, "region"), &region, e);
+	int r = fetch(d, "regions", "local", &region, e); /* images are made there, wherever they run */
 	double free = get_num(region, "capacity.free", -1), total = get_num(region, "capacity.total", 0);
 
 	if (r < 0 || job_is(d, "finished") || free < 0 || free > total / 20)
 		return r;
 	out_size(&b, free);
 	find(d, "no_space", "Remove images or exports that nobody needs: replant images rm, replant exports rm.",
-	     "region '%s' has only %s left", get_str(d->job, "region"), b.s ?: "");
+	     "region 'local' has only %s left", b.s ?: "");
 	return 0;
 }
 

@@ -84,6 +84,11 @@ CLI_COMMAND(jobs_tag)
 	return tag_item(c, &cli_job, argc, argv, e);
 }
 
+CLI_COMMAND(instances_tag)
+{
+	return tag_item(c, &cli_instance, argc, argv, e);
+}
+
 CLI_COMMAND(images_tag)
 {
 	return tag_item(c, &cli_image, argc, argv, e);

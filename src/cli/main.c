@@ -133,7 +133,24 @@ static const struct opt common[] = {
 static const struct opt ls_opts[] = {OPT_QUIET, {0}};
 static const struct opt image_ls_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_QUIET, {0}};
 static const struct opt find_opts[] = {OPT_FILTER_NAME, OPT_FILTER_TAG, OPT_FILTER_STATE, OPT_QUIET, {0}};
+#define OPTS_OF_HOSTS                                                                                                  \
+	{"pool", 0, OPT_STRING, AT(pool), "NAME", "storage pool for its instances' disks (default)"},                  \
+	    {"network",  0,                                                                                            \
+	     OPT_STRING, AT(network),                                                                                  \
+	     "NAME",     "a network of the host, bridge:NAME, user or none, for instances that don't say (default)"},  \
+	{                                                                                                              \
+		"accelerator", 0, OPT_STRING, AT(accelerator), "tcg",                                                  \
+		    "do without KVM, even where the host says it has it"                                               \
+	}
+
+static const struct opt region_add_opts[] = {
+    {"uri", 0, OPT_STRING, AT(uri), "URI", "how libvirt reaches it: qemu+ssh://root@HOST/system", .required = true},
+    OPTS_OF_HOSTS,
+    {0},
+};
 static const struct opt region_opts[] = {
+    {"uri", 0, OPT_STRING, AT(uri), "URI", "how libvirt reaches the host"},
+    OPTS_OF_HOSTS,
     {"public-address", 0, OPT_STRING, AT(public_address), "HOST", "name or address; '' for the center's own"},
     {"private-address", 0, OPT_STRING, AT(private_address), "HOST", "the same on the private network; '' for none"},
     {0},
@@ -297,6 +314,58 @@ static const struct opt notice_opts[] = {
     {0},
 };
 
+#define OPTS_OF_INSTANCES                                                                                              \
+	OPT_DESCRIPTION, {"cpus", 0, OPT_U64, AT(cpus), "N", "processors, 1 to 64", 1, 64},                            \
+	    {"memory", 0, OPT_U64, AT(memory), "MIB", "its memory, from 128 on", 128, 1 << 22},                        \
+	    {"cpu", 0, OPT_STRING, AT(cpu), "MODEL", "host, max, or a model that the region knows"},                   \
+	    {"firmware", 0, OPT_STRING, AT(firmware), "bios|uefi", "what starts it"},                                  \
+	    {"bus", 0, OPT_STRING, AT(bus), "virtio|scsi|sata", "what its disks are on"},                              \
+	    {"network", 0, OPT_STRING, AT(network), "NAME", "user, none, or one that the region knows"},               \
+	    {"mac", 0, OPT_STRING, AT(mac), "MAC", "of its network card"},                                             \
+	    {"address", 0, OPT_STRING, AT(address), "IPV4", "that its network is to give it"},                         \
+	{                                                                                                              \
+		"forward", 0, OPT_LIST, AT(forwards), "HOST:GUEST", "a port of the host that leads to one of it"       \
+	}
+
+static const struct opt instance_opts[] = {
+    OPTS_OF_INSTANCES,
+    {"region", 0, OPT_STRING, AT(region), "ID", "where it runs (default local)"},
+    {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label; may be given again"},
+    {"no-start", 0, OPT_FLAG, AT(no_start), NULL, "leave it off"},
+    OPT_RETRY,
+    {0},
+};
+
+static const struct opt instance_set_opts[] = {OPTS_OF_INSTANCES, OPT_RETRY, {0}};
+
+static const struct opt instance_import_opts[] = {
+    OPT_DESCRIPTION,
+    {"region", 0, OPT_STRING, AT(region), "ID", "where it is (default local)"},
+    {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label; may be given again"},
+    OPT_RETRY,
+    {0},
+};
+
+static const struct opt instance_stop_opts[] = {
+    {"force", 0, OPT_FLAG, AT(force), NULL, "at once, as by pulling the plug"},
+    {"seconds", 0, OPT_U64, AT(seconds), "N", "that it has after the power button, 1 to 3600 (default 60)", 1, 3600},
+    OPT_RETRY,
+    {0},
+};
+
+static const struct opt instance_rm_opts[] = {
+    OPT_YES,
+    {"keep", 0, OPT_FLAG, AT(keep), NULL, "only forget one that was imported; it stays where it is"},
+    {"force", 0, OPT_FLAG, AT(force), NULL, "also one that runs, or was imported, with its disks"},
+    {0},
+};
+
+static const struct opt serial_opts[] = {
+    {"since", 0, OPT_U64, AT(since), "N", "from this byte on (default 0)", 0, INT64_MAX},
+    {"follow", 'f', OPT_FLAG, AT(follow), NULL, "go on printing"},
+    {0},
+};
+
 static const struct opt event_opts[] = {
     {"since", 0, OPT_U64, AT(since), "N", "begin after event N (default: with what happens now)", 0, INT64_MAX},
     OPT_RETRY,
@@ -306,17 +375,25 @@ static const struct opt event_opts[] = {
 cli_command_fn cli_sources_ls, cli_sources_show, cli_sources_rename, cli_sources_tag, cli_sources_rm, cli_jobs_create,
     cli_jobs_start, cli_jobs_stop, cli_jobs_watch, cli_jobs_ls, cli_jobs_show, cli_jobs_rename, cli_jobs_tag,
     cli_jobs_rm, cli_jobs_run, cli_jobs_cutover, cli_jobs_runs, cli_jobs_set, cli_images_ls, cli_images_show,
-    cli_images_report, cli_images_rename, cli_images_tag, cli_images_boot, cli_images_screenshot, cli_images_export,
-    cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke, cli_codes_rm,
-    cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_regions_set,
-    cli_events_follow, cli_audit_ls, cli_jobs_doctor, cli_jobs_logs, cli_jobs_bundle, cli_jobs_import, cli_version,
-    cli_templates_create, cli_templates_ls, cli_templates_show, cli_templates_set, cli_templates_rename,
-    cli_templates_rm, cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show, cli_workgroups_add,
-    cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag, cli_workgroups_rename,
-    cli_workgroups_rm;
+    cli_images_report, cli_images_rename, cli_images_tag, cli_images_boot, cli_images_check, cli_images_screenshot,
+    cli_images_export, cli_images_rm, cli_exports_ls, cli_exports_rm, cli_codes_create, cli_codes_ls, cli_codes_revoke,
+    cli_codes_rm, cli_tokens_create, cli_tokens_ls, cli_tokens_rm, cli_regions_ls, cli_regions_show, cli_regions_set,
+    cli_regions_add, cli_regions_rm, cli_events_follow, cli_audit_ls, cli_jobs_doctor, cli_jobs_logs, cli_jobs_bundle,
+    cli_jobs_import, cli_version, cli_templates_create, cli_templates_ls, cli_templates_show, cli_templates_set,
+    cli_templates_rename, cli_templates_rm, cli_workgroups_create, cli_workgroups_ls, cli_workgroups_show,
+    cli_workgroups_add, cli_workgroups_remove, cli_workgroups_start, cli_workgroups_stop, cli_workgroups_tag,
+    cli_workgroups_rename, cli_workgroups_rm;
+cli_command_fn cli_jobs_test, cli_jobs_report;
+cli_command_fn cli_jobs_rollback, cli_jobs_confirm, cli_jobs_screenshot, cli_instances_rollback, cli_instances_confirm;
 cli_command_fn cli_subscriptions_create, cli_subscriptions_ls, cli_subscriptions_show, cli_subscriptions_set,
     cli_subscriptions_pause, cli_subscriptions_resume, cli_subscriptions_test, cli_subscriptions_notices,
     cli_subscriptions_rename, cli_subscriptions_rm;
+cli_command_fn cli_center_holdings, cli_center_sweep;
+
+cli_command_fn cli_instances_create, cli_instances_import, cli_instances_ls, cli_instances_show, cli_instances_start,
+    cli_instances_stop, cli_instances_restart, cli_instances_set, cli_instances_rename, cli_instances_tag,
+    cli_instances_screenshot, cli_instances_serial, cli_instances_snapshot, cli_instances_snapshots,
+    cli_instances_revert, cli_instances_forget, cli_instances_rm, cli_regions_instances;
 
 /* What completes operands. */
 #define SOURCES   "replant sources ls --quiet"
@@ -328,6 +405,7 @@ cli_command_fn cli_subscriptions_create, cli_subscriptions_ls, cli_subscriptions
 #define TEMPLATES "replant templates ls --quiet"
 #define GROUPS    "replant workgroups ls --quiet"
 #define REGIONS   "replant regions ls --quiet"
+#define MACHINES  "replant instances ls --quiet"
 #define TOLD      "replant subscriptions ls --quiet"
 
 static const struct opt_command commands[] = {
@@ -463,6 +541,57 @@ static const struct opt_command commands[] = {
     {"images rm", "IMAGE...", "remove images and their files", "Example:\n  replant images rm web-1 --yes", rm_opts, 1,
      -1, cli_images_rm, IMAGES},
 
+    {"instances create", "IMAGE NAME", "make a machine of an image, and start it",
+     "Waits until it is made. What isn't given has a default of the region.\n\nExamples:\n"
+     "  replant instances create web-1 web-1-new --cpus 2 --memory 2048 --forward 8080:80\n"
+     "  replant instances create web-1 web-1-trial --network none --no-start",
+     instance_opts, 2, 2, cli_instances_create, IMAGES},
+    {"instances import", "REF NAME", "make a machine that runs in a region an instance of this center",
+     "REF is what 'replant regions instances' shows.\n\nExample:\n  replant instances import 6f0c8c5e-web web-1 "
+     "--region "
+     "lab",
+     instance_import_opts, 2, 2, cli_instances_import, NULL},
+    {"instances ls", "", "list the instances",
+     "Examples:\n  replant instances ls\n  replant instances ls --state running --tag wave=2", find_opts, 0, 0,
+     cli_instances_ls, NULL},
+    {"instances show", "INSTANCE", "show an instance: state, addresses, settings, disks",
+     "Example:\n  replant instances show web-1", NULL, 1, 1, cli_instances_show, MACHINES},
+    {"instances start", "INSTANCE...", "start instances", "Example:\n  replant instances start web-1", watch_opts, 1,
+     -1, cli_instances_start, MACHINES},
+    {"instances stop", "INSTANCE...", "press the power button of instances, and wait until they are off",
+     "Examples:\n  replant instances stop web-1\n  replant instances stop web-1 --force", instance_stop_opts, 1, -1,
+     cli_instances_stop, MACHINES},
+    {"instances restart", "INSTANCE...", "stop instances and start them again",
+     "Example:\n  replant instances restart web-1 --seconds 120", instance_stop_opts, 1, -1, cli_instances_restart,
+     MACHINES},
+    {"instances set", "INSTANCE", "change the settings of an instance that is off",
+     "'' takes a setting back to its default, --forward none all forwards.\n\nExample:\n"
+     "  replant instances set web-1 --cpus 4 --memory 4096",
+     instance_set_opts, 1, 1, cli_instances_set, MACHINES},
+    {"instances rename", "INSTANCE NAME", "give an instance another name",
+     "Example:\n  replant instances rename web-1-new web-1", NULL, 2, 2, cli_instances_rename, MACHINES},
+    {"instances tag", "INSTANCE KEY=VALUE|KEY-...", "label an instance, or take labels away",
+     "Example:\n  replant instances tag web-1 wave=2", NULL, 2, -1, cli_instances_tag, MACHINES},
+    {"instances screenshot", "INSTANCE", "fetch a picture of the screen as it is now",
+     "Example:\n  replant instances screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_instances_screenshot,
+     MACHINES},
+    {"instances serial", "INSTANCE", "print what its serial line said", "Example:\n  replant instances serial web-1 -f",
+     serial_opts, 1, 1, cli_instances_serial, MACHINES},
+    {"instances snapshot", "INSTANCE NAME", "keep what its disks hold now, also while it runs",
+     "Example:\n  replant instances snapshot web-1 'before the upgrade'", watch_opts, 2, 2, cli_instances_snapshot,
+     MACHINES},
+    {"instances snapshots", "INSTANCE", "list the snapshots of an instance, newest first",
+     "Example:\n  replant instances snapshots web-1", ls_opts, 1, 1, cli_instances_snapshots, MACHINES},
+    {"instances revert", "INSTANCE SNAPSHOT", "give an instance that is off the disks of then; what it has now goes",
+     "Example:\n  replant instances stop web-1 && replant instances revert web-1 'before the upgrade'", watch_opts, 2,
+     2, cli_instances_revert, MACHINES},
+    {"instances forget", "INSTANCE SNAPSHOT", "remove a snapshot",
+     "What is in use stays as it is.\n\nExample:\n  replant instances forget web-1 'before the upgrade'", NULL, 2, 2,
+     cli_instances_forget, MACHINES},
+    {"instances rm", "INSTANCE...", "remove instances with their disks and snapshots",
+     "Examples:\n  replant instances rm web-1-trial --yes\n  replant instances rm imported --keep --yes",
+     instance_rm_opts, 1, -1, cli_instances_rm, MACHINES},
+
     {"exports ls", "", "list the converted files that lie on the center", "Example:\n  replant exports ls", ls_opts, 0,
      0, cli_exports_ls, NULL},
     {"exports rm", "EXPORT...", "remove converted files from the center",
@@ -523,11 +652,21 @@ static const struct opt_command commands[] = {
      "400)'",
      audit_opts, 0, 0, cli_audit_ls, NULL},
 
-    {"regions ls", "", "list the places where images are made", "Example:\n  replant regions ls", ls_opts, 0, 0,
+    {"regions add", "ID", "make a host of libvirt a region: instances can run there, and its domains be instances",
+     "The host is connected to at once, as the center's user and without a password: with ssh by a key, with tls by\n"
+     "certificates. Images are made at the center all the same.\n\nExample:\n"
+     "  replant regions add rack2 --uri qemu+ssh://root@rack2.example.org/system --pool default",
+     region_add_opts, 1, 1, cli_regions_add, NULL},
+    {"regions rm", "REGION...", "forget regions; the hosts and their domains are left alone",
+     "Not while jobs, images or instances belong to them.\n\nExample:\n  replant regions rm rack2 --yes", rm_opts, 1,
+     -1, cli_regions_rm, REGIONS},
+    {"regions ls", "", "list the places where instances run", "Example:\n  replant regions ls", ls_opts, 0, 0,
      cli_regions_ls, NULL},
     {"regions show", "REGION", "show a region and how much room it has", "Example:\n  replant regions show local", NULL,
      1, 1, cli_regions_show, REGIONS},
-    {"regions set", "REGION", "set the addresses that data reaches a region by",
+    {"regions instances", "REGION", "list the machines of a region, known to this center or not",
+     "Example:\n  replant regions instances local", NULL, 1, 1, cli_regions_instances, REGIONS},
+    {"regions set", "REGION", "set the addresses that data reaches the center by, or how a host is reached",
      "Without any, agents send the data to where the center is. Jobs on the private network take the private one.\n\n"
      "Example:\n  replant regions set local --private-address 10.0.0.5",
      region_opts, 1, 1, cli_regions_set, REGIONS},
@@ -597,6 +736,9 @@ int main(int argc, char **argv)
 			.disk = CLI_UNSET,
 			.since = CLI_UNSET,
 			.run = CLI_UNSET,
+			.cpus = CLI_UNSET,
+			.memory = CLI_UNSET,
+			.seconds = CLI_UNSET,
 			.retry = 60};
 	int r;
 
@@ -611,5 +753,6 @@ int main(int argc, char **argv)
 	curl_global_cleanup();
 	free(c.tags.v);
 	free(c.events.v);
+	free(c.forwards.v);
 	return r;
 }

@@ -92,6 +92,18 @@ def fill(center):
         "region": "local", "created": ago(5.5 * MIN), "boot": boot(), "manifest": MANIFEST})
     center.script["GET", f"/v1/images/{ident('image', 0)}/report"] = [
         (200, {"image": ident("image", 0), "conversion": CONVERSION, "test_boot": boot()["report"]})]
+    settings = {"name": "web-1", "cpus": 2, "memory_mib": 2048, "cpu": "host", "firmware": "bios", "bus": "virtio", "network": "user",
+                "mac": "52:54:00:12:34:56", "address": None, "forwards": [{"host": 8080, "guest": 80}]}
+    plain = {"description": "", "region": "local", "action": None, "percent": None, "error": None, "job": None, "switching": None, "tags": {}}
+    items["instances"] += [
+        {**plain, "id": ident("instance", 0), "name": "web-1", "state": "running", "image": ident("image", 0), "disks": "set-1", "tags": {"wave": "2"},
+         "settings": settings, "created": ago(90 * MIN), "seen": {"addresses": ["10.0.2.15", "fec0::15"], "set": "set-1", "disks": [
+             {"size": 20 * GIB, "format": "qcow2", "allocated": 3 * GIB}]}},
+        {**plain, "id": ident("instance", 1), "name": "db", "state": "off", "action": "create", "percent": 42.4, "image": ident("image", 0), "disks": None,
+         "settings": {}, "seen": None, "created": ago(3.5 * MIN)},
+        {**plain, "id": ident("instance", 2), "name": "old", "state": "crashed", "image": None, "disks": "base", "settings": {"name": "old", "cpus": 1},
+         "seen": {"addresses": [], "set": "base"}, "created": ago(3.5 * DAY), "error": {
+             "code": "hypervisor_failed", "message": "no memory\x1b[2J for it", "action": "start", "time": ago(60)}}]
     items["codes"].append({"id": ident("code", 0), "name": "shop", "uses": 100, "used": 3, "state": "active",
                            "created": ago(90 * MIN), "expires": time.time() + 29.8 * DAY})
     items["tokens"].append({"id": ident("token", 0), "name": "first", "role": "admin", "created": ago(90 * MIN)})

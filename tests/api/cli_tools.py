@@ -47,7 +47,7 @@ class FakeCenter:
     """`items[noun]` are the lists; `script[path]` holds answers that are given once each, the last one for ever."""
 
     def __init__(self, cert, key, port=0):
-        self.items = {n: [] for n in ("sources", "jobs", "images", "exports", "codes", "tokens", "regions")}
+        self.items = {n: [] for n in ("sources", "jobs", "images", "exports", "codes", "tokens", "regions", "instances")}
         self.script = {}
         self.requests = []
         self.page = 1000

@@ -9,9 +9,9 @@ from tests.postgres import Server, programs  # noqa: E402
 
 
 # What rests most on the store is tested with both.
-BOTH_STORES = {"test_every_write", "test_groups", "test_incremental", "test_jobs", "test_requests"}
+BOTH_STORES = {"test_every_write", "test_groups", "test_incremental", "test_instances", "test_jobs", "test_requests", "test_sweep"}
 # Long, and about the provider.
-ONE_STORE = {"test_trimming", "test_trimming_that_fails"}
+ONE_STORE = {"test_trimming", "test_trimming_that_fails", "test_killed_in_the_hypervisor", "test_bad_settings", "test_bad_forwards"}
 
 
 def pytest_generate_tests(metafunc):

@@ -2,18 +2,22 @@
  * replantd with a provider that only pretends, for the API tests; never installed. What it does is read from
  * files in the directory $SCRIPT, anew at each call: NAME.delay (seconds), NAME.fail (message; "no_space:
  * ..." is -ENOSPC), NAME.hold (waits until it's gone), where NAME is capacity, receive, convert,
- * image_create, test_boot, image_export, image_remove, trim, job_remove. Each call appends a line to $SCRIPT/calls.
- * NAME.log is what the programs of receive, convert and test_boot say.
- * `receive` commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells;
- * unlink.hold holds the center's
- * removals of exported files, but for as many of the first as it says; die.at kills the
- * center at the Nth statement from then on by which the database is changed, before it is carried out.
+ * image_create, test_boot, copy_boot, image_check, image_repair, image_export, image_remove, trim, job_remove. Each
+ * call appends a line to $SCRIPT/calls. test_boot.says: members of its report, as JSON.
+ * NAME.log is what the programs of receive, convert and test_boot say. `receive`
+ * commits when $SCRIPT/commit.RUN exists; convert.step names the step that `convert` tells; clock.ahead is by how
+ * many seconds the wall clock was set ahead; unlink.hold holds the
+ * center's removals of exported files, but for as many of the first as it says; die.at kills the center at the Nth
+ * statement from then on by which the database is changed, before it is carried out.
  *
  * It also keeps what it was told to make, as a real one would: $SCRIPT/world/ has copy.JOB ("receiving" or
  * "committed"), image.IMAGE, and receiver.RUN (our pid) as long as it runs; $SCRIPT/made says whose each image was.
- * What no honest provider could do, it does not, and says so in $SCRIPT/misuse: image of what was never received, two
- * calls that exclude each other.
+ * Instances are in scripted_vms.c; with $REAL_HYPERVISOR they are real ones, and image_create.disks says what an image
+ * has. $SCRIPT/kept/ may have KIND.OWNER: holdings beside those; what was discarded is in $SCRIPT/discarded. What no
+ * honest provider could do, it does not, and says so in $SCRIPT/misuse: image of what was never received, two calls
+ * that exclude each other.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #ifdef STORE_POSTGRES
@@ -37,10 +41,11 @@
 #include "base/str.h"
 #include "base/util.h"
 #include "center/center.h"
+#include "scripted.h"
 
-static const char *script_dir;
+const char *script_dir;
 
-static char *script_read(const char *name, const char *what)
+char *script_read(const char *name, const char *what)
 {
 	_cleanup_free_ char *path = str_printf("%s/%s.%s", script_dir, name, what);
 	char *text = NULL;
@@ -51,15 +56,12 @@ static char *script_read(const char *name, const char *what)
 	return text;
 }
 
-static bool script_has(const char *name, const char *what)
+bool script_has(const char *name, const char *what)
 {
 	_cleanup_free_ char *text = script_read(name, what);
 
 	return text;
 }
-
-static void nap(void);
-static void note(const char *name, const char *id);
 
 /* The center's, too: so a test can be in the middle of what it does. */
 int unlink(const char *path)
@@ -82,7 +84,7 @@ static double number(const char *name, double otherwise)
 	return s ? atof(s) : otherwise;
 }
 
-static void nap(void)
+void nap(void)
 {
 	nanosleep(&(struct timespec){.tv_nsec = (long)(number("NAP", 20) * 1e6)}, NULL);
 }
@@ -98,13 +100,13 @@ static void append(const char *file, const char *what, const char *id)
 	}
 }
 
-static void note(const char *name, const char *id)
+void note(const char *name, const char *id)
 {
 	append("calls", name, id);
 }
 
 /* What a call was given, for the test to read: $SCRIPT/NAME.given. */
-static void given(const char *name, const json_t *what)
+void given(const char *name, const json_t *what)
 {
 	_cleanup_free_ char *path = str_printf("%s/%s.given", script_dir, name), *text = jsn_text(what);
 
@@ -114,12 +116,12 @@ static void given(const char *name, const json_t *what)
 
 /* ---- what there is ---- */
 
-static char *world_path(const char *kind, const char *id)
+char *world_path(const char *kind, const char *id)
 {
 	return str_printf("%s/world/%s.%s", script_dir, kind, id);
 }
 
-static void world_put(const char *kind, const char *id, const char *text)
+void world_put(const char *kind, const char *id, const char *text)
 {
 	_cleanup_free_ char *path = world_path(kind, id), *dir = str_printf("%s/world", script_dir);
 
@@ -129,14 +131,14 @@ static void world_put(const char *kind, const char *id, const char *text)
 	io_write_file_atomic(path, text, strlen(text), 0600, NULL);
 }
 
-static bool world_has(const char *kind, const char *id, const char *text)
+bool world_has(const char *kind, const char *id, const char *text)
 {
 	_cleanup_free_ char *path = world_path(kind, id), *is = NULL;
 
 	return path && io_read_file(path, 4096, &is, NULL, NULL) == 0 && (!text || strcmp(is, text) == 0);
 }
 
-static void world_remove(const char *kind, const char *id)
+void world_remove(const char *kind, const char *id)
 {
 	_cleanup_free_ char *path = world_path(kind, id);
 
@@ -144,7 +146,7 @@ static void world_remove(const char *kind, const char *id)
 		unlinkat(AT_FDCWD, path, 0);
 }
 
-static int misuse(const char *what, const char *id, struct err *e)
+int misuse(const char *what, const char *id, struct err *e)
 {
 	append("misuse", what, id);
 	return err_set(e, -EINVAL, "misused: %s %s", what, id);
@@ -219,7 +221,7 @@ static void call_end(struct call *c)
 	return -EINVAL
 
 /* Delay, hold, failure: what every call starts with. */
-static int play(const char *name, const char *id, const struct provider_watch *w, struct err *e)
+int play(const char *name, const char *id, const struct provider_watch *w, struct err *e)
 {
 	_cleanup_free_ char *delay = script_read(name, "delay"), *fail = NULL;
 	double left = delay ? atof(delay) : 0;
@@ -231,10 +233,16 @@ static int play(const char *name, const char *id, const struct provider_watch *w
 		nap();
 		left -= 0.02;
 	}
+	if (script_has(name, "die"))
+		raise(SIGKILL);
 	fail = script_read(name, "fail");
 	if (!fail)
 		return 0;
-	return err_set(e, str_starts(fail, "no_space") ? -ENOSPC : -EIO, "%s", fail);
+	return err_set(e,
+		       str_starts(fail, "no_space") ? -ENOSPC
+		       : str_starts(fail, "busy")   ? -EBUSY
+						    : -EIO,
+		       "%s", fail);
 }
 
 /* What a program says to people, as it is: bytes, not lines. */
@@ -248,7 +256,7 @@ static void speak(const char *name, const struct provider_watch *w)
 			w->log(w->arg, text + i, MIN(n - i, (size_t)1000));
 }
 
-static void emit(const struct provider_watch *w, json_t *event)
+void emit(const struct provider_watch *w, json_t *event)
 {
 	w->event(w->arg, event);
 	json_decref(event);
@@ -318,7 +326,7 @@ static int s_receive(struct provider *p, const char *job, const struct provider_
 		}
 		nap();
 	}
-	world_put("copy", job, "committed");
+	world_put("copy", job, r->partial ? "partial" : "committed");
 	emit(w, json_pack("{s:s}", "event", "committed"));
 	return 0;
 }
@@ -330,7 +338,7 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 	int r;
 	CALL(CALL_CONVERT, job, NULL);
 
-	if (!world_has("copy", job, "committed"))
+	if (!world_has("copy", job, "committed") && !world_has("copy", job, "partial"))
 		return misuse("convert of no copy", job, e);
 	given("convert", request);
 	emit(w, json_pack("{s:s, s:s, s:i, s:i}", "event", "step", "name", step ? step : "fstab", "index", 1, "count",
@@ -345,6 +353,7 @@ static int s_convert(struct provider *p, const char *job, const json_t *request,
 static int s_image_create(struct provider *p, const char *job, const char *image, const json_t *meta, json_t **ret,
 			  struct err *e)
 {
+	_cleanup_free_ char *disks = NULL;
 	int r;
 	CALL(CALL_IMAGE_CREATE, job, image);
 
@@ -356,13 +365,18 @@ static int s_image_create(struct provider *p, const char *job, const char *image
 	if (r == 0)
 		*ret = json_pack("{s:[{s:s, s:I}], s:O}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30,
 				 "meta", meta);
+	/* Real ones, for a real hypervisor. */
+	disks = r == 0 ? script_read("image_create", "disks") : NULL;
+	if (disks)
+		json_object_set_new(*ret, "disks", json_loads(disks, 0, NULL));
 	return r;
 }
 
 static int s_test_boot(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
 		       json_t **ret, struct err *e)
 {
-	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir);
+	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir),
+			    *said = script_read("test_boot", "says");
 	int r;
 	CALL(CALL_BOOT, NULL, image);
 
@@ -371,11 +385,102 @@ static int s_test_boot(struct provider *p, const char *image, const json_t *opti
 	given("test_boot", options);
 	speak("test_boot", w);
 	r = play("test_boot", image, w, e);
-
+	said = script_read("test_boot", "says");
 	if (r == 0)
 		*ret = json_pack("{s:b, s:[{s:s}], s:s, s:f}", "verified", !script_has("test_boot", "bad"), "problems",
 				 "message", "no network card", "screenshot", picture, "boot_seconds", 1.5);
+	if (r == 0 && said) {
+		_cleanup_json_ json_t *more = json_loads(said, 0, NULL);
+
+		json_object_del(*ret, "problems");
+		json_object_update(*ret, more);
+	}
 	return r;
+}
+
+/* What is no copy of a test's is booted as the image that it becomes. */
+static int s_copy_boot(struct provider *p, const char *job, const json_t *options, const struct provider_watch *w,
+		       json_t **ret, struct err *e)
+{
+	_cleanup_free_ char *picture = str_printf("%s/screen.png", script_dir),
+			    *code = script_read("copy_boot", "problem");
+	bool bad;
+	int r;
+	CALL(CALL_BOOT, job, NULL);
+
+	if (!world_has("copy", job, "partial"))
+		return misuse("boot of no test's copy", job, e);
+	given("copy_boot", options);
+	speak("test_boot", w);
+	r = play("copy_boot", job, w, e);
+	bad = script_has("test_boot", "bad") || code;
+	if (r == 0)
+		*ret = json_pack("{s:b, s:[], s:s, s:f}", "verified", !bad, "problems", "screenshot", picture,
+				 "boot_seconds", 1.5);
+	if (r == 0 && bad)
+		json_array_append_new(
+		    json_object_get(*ret, "problems"),
+		    json_pack("{s:s, s:s}", "code", code ? code : "no_address", "message", "no network card"));
+	return r;
+}
+
+static json_t *check_report(bool repaired)
+{
+	bool bad = script_has("image_check", "bad") && !repaired;
+
+	return json_pack("{s:s, s:s, s:{s:s}, s:[{s:s, s:s, s:s, s:s, s:s, s:b, s:b}]}", "kind", "linux", "verdict",
+			 bad ? "critical" : "passed", "system", "name", "Debian <b>12</b>", "items", "item", "fstab",
+			 "group", "boot", "level", bad ? "critical" : "passed", "message",
+			 bad ? "'/' is on '<script>'" : "well", "remedy", "name it & go", "repairable", bad, "high", 1);
+}
+
+static int s_image_check(struct provider *p, const char *image, const json_t *options, const struct provider_watch *w,
+			 json_t **ret, struct err *e)
+{
+	int r;
+	CALL(CALL_BOOT, NULL, image);
+
+	if (!world_has("image", image, NULL))
+		return misuse("check of no image", image, e);
+	given("image_check", options);
+	r = play("image_check", image, w, e);
+	if (r == 0)
+		*ret = check_report(false);
+	return r;
+}
+
+static int s_image_repair(struct provider *p, const char *image, const char *repaired, const json_t *options,
+			  const struct provider_watch *w, json_t **ret, json_t **ret_manifest, struct err *e)
+{
+	_cleanup_json_ json_t *before = check_report(false);
+	int r;
+	CALL(CALL_BOOT, NULL, image);
+
+	if (!world_has("image", image, NULL))
+		return misuse("repair of no image", image, e);
+	world_put("image", repaired, image);
+	append("made", repaired, image);
+	r = play("image_repair", image, w, e);
+	if (r < 0) {
+		world_remove("image", repaired);
+		return r;
+	}
+	*ret = check_report(true);
+	json_object_set_new(*ret, "before", json_incref(json_object_get(before, "items")));
+	json_object_set_new(*ret, "verdict_before", json_incref(json_object_get(before, "verdict")));
+	json_object_set_new(*ret, "steps", json_array());
+	json_object_set_new(*ret, "repaired", json_array());
+	if (script_has("image_check", "bad")) {
+		json_array_append_new(json_object_get(*ret, "steps"),
+				      json_pack("{s:s, s:s, s:s, s:[{s:s, s:s, s:s}]}", "name", "fstab", "state",
+						"done", "summary", "1 name", "files", "path", "/etc/fstab", "action",
+						"changed", "old", "/dev/sda1 / <b>"));
+		json_array_append_new(json_object_get(*ret, "repaired"),
+				      json_pack("{s:s, s:b, s:s}", "item", "fstab", "repaired", 1, "was", "wrong"));
+	}
+	*ret_manifest =
+	    json_pack("{s:[{s:s, s:I}], s:s}", "disks", "format", "qcow2", "size", (json_int_t)1 << 30, "base", image);
+	return 0;
 }
 
 static int s_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
@@ -396,6 +501,8 @@ static int s_image_remove(struct provider *p, const char *image, struct err *e)
 	int r;
 	CALL(CALL_IMAGE_REMOVE, NULL, image);
 
+	if (vms_stand_on(image))
+		return misuse("removal of an image under an instance", image, e);
 	r = play("image_remove", image, NULL, e);
 	if (r == 0)
 		world_remove("image", image);
@@ -430,6 +537,62 @@ static int s_job_holds(struct provider *p, const char *job, uint64_t *ret, struc
 	return 0;
 }
 
+/* The world, and what lies in $SCRIPT/kept: KIND.OWNER[.more], as old as its file is. */
+static int s_holdings(struct provider *p, json_t **ret, struct err *e)
+{
+	static const char *const dirs[] = {"world", "kept"};
+	json_t *list = json_array();
+	_cleanup_free_ char *fail = script_read("holdings", "fail");
+
+	for (size_t i = 0; i < ARRAY_SIZE(dirs); i++) {
+		_cleanup_free_ char *dir = str_printf("%s/%s", script_dir, dirs[i]);
+		DIR *d = dir ? opendir(dir) : NULL;
+		struct dirent *ent;
+
+		while (d && (ent = readdir(d))) {
+			static const char *const others[] = {"receiver", "serial", "acting"};
+			char kind[32], owner[64];
+			bool is_other = false;
+			struct stat st;
+
+			if (sscanf(ent->d_name, "%31[^.].%63[^.]", kind, owner) != 2)
+				continue;
+			for (size_t k = 0; k < ARRAY_SIZE(others); k++)
+				is_other |= strcmp(kind, others[k]) == 0;
+			if (is_other || fstatat(dirfd(d), ent->d_name, &st, 0) < 0)
+				continue;
+			json_array_append_new(list,
+					      json_pack("{s:s, s:o, s:o, s:I, s:f}", "kind",
+							strcmp(kind, "instance") == 0 ? "instance-set" : kind, "owner",
+							strcmp(owner, "none") == 0 ? json_null() : json_string(owner),
+							"path", json_sprintf("%s/%s", dirs[i], ent->d_name), "bytes",
+							(json_int_t)st.st_size, "since", (double)st.st_mtim.tv_sec));
+		}
+		if (d)
+			closedir(d);
+	}
+	*ret = list;
+	return fail ? err_set(e, -EIO, "%s", fail) : 0;
+}
+
+static int s_discard(struct provider *p, const char *path, struct err *e)
+{
+	_cleanup_free_ char *file = str_printf("%s/%s", script_dir, path);
+
+	append("discarded", "-", path);
+	if (!str_starts(path, "kept/run.") && !str_starts(path, "kept/temporary."))
+		return misuse("discard of what isn't temporary", path, e);
+	if (script_has("discard", "fail"))
+		return err_set(e, -EIO, "stuck");
+	return file && unlinkat(AT_FDCWD, file, 0) == 0 ? 0 : err_set(e, -EIO, "'%s' isn't there", path);
+}
+
+static int s_empty(struct provider *p, struct err *e)
+{
+	append("discarded", "-", "empty");
+	return 0;
+}
+
 static void s_close(struct provider *p)
 {
 }
@@ -441,11 +604,17 @@ static const struct provider_ops scripted_ops = {
     .convert = s_convert,
     .image_create = s_image_create,
     .test_boot = s_test_boot,
+    .copy_boot = s_copy_boot,
+    .image_check = s_image_check,
+    .image_repair = s_image_repair,
     .image_export = s_image_export,
     .image_remove = s_image_remove,
     .trim = s_trim,
     .job_holds = s_job_holds,
     .job_remove = s_job_remove,
+    .holdings = s_holdings,
+    .discard = s_discard,
+    .empty = s_empty,
     .close = s_close,
 };
 
@@ -507,6 +676,20 @@ PGresult *__wrap_PQexecParams(PGconn *c, const char *sql, int n, const Oid *type
 }
 #endif
 
+/* ---- a clock that is set (-Wl,--wrap): $SCRIPT/clock.ahead seconds ---- */
+
+int __real_clock_gettime(clockid_t clock, struct timespec *ts);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *ts);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
+{
+	_cleanup_free_ char *ahead = clock == CLOCK_REALTIME && script_dir ? script_read("clock", "ahead") : NULL;
+	int r = __real_clock_gettime(clock, ts);
+
+	if (r == 0 && ahead)
+		ts->tv_sec += atol(ahead);
+	return r;
+}
+
 static int scripted_open(const char *kind, const struct provider_settings *s, struct provider **ret, struct err *e)
 {
 	static struct provider p = {.ops = &scripted_ops};
@@ -523,7 +706,8 @@ static void ready(uint16_t port)
 
 int main(int argc, char **argv)
 {
-	struct center_settings s = {.listen = "127.0.0.1:0", .provider_open = scripted_open, .ready = ready};
+	struct center_settings s = {
+	    .listen = "127.0.0.1:0", .provider_open = scripted_open, .hypervisor_open = vms_open, .ready = ready};
 	_cleanup_free_ char *token = NULL;
 	struct err e = {0};
 	int r;
@@ -545,6 +729,10 @@ int main(int argc, char **argv)
 		s.retry_pause = 0.05;
 		s.last_word = number("WORD", 0.2);
 		s.tick = number("TICK", 0.1);
+		s.switch_boot = number("SWITCH_BOOT", 5);
+		if (getenv("REAL_HYPERVISOR"))
+			s.hypervisor_open = hypervisor_open;
+		s.instances_tick = number("INSTANCES_TICK", 0);
 		s.lease = number("LEASE", 0);
 		s.data_host = getenv("DATA_HOST");
 		s.renew_check = number("RENEW_CHECK", 0);

@@ -266,6 +266,64 @@ def test_every_answer_is_shown_without_trouble(cli, center, image):
             assert args[-1] != "ls" or max(map(len, screen.splitlines())) <= columns
 
 
+def test_instances(cli, center, image, tmp_path):
+    made = cli.out("instances", "create", "moved", "fresh", "--cpus", "2", "--memory", "256", "--forward", "8080:80", "--forward", "8022:22",
+                   "--tag", "a=b", "--description", "d", "--firmware", "uefi", "--no-start")
+    instance = center.ok("GET", "/v1/instances?name=fresh")["items"][0]
+    assert made == f"instance {instance['id']} made\n"
+    assert instance["settings"] == {"name": "fresh", "cpus": 2, "memory_mib": 256, "cpu": "host", "firmware": "uefi", "bus": "virtio", "network": "user",
+                                    "mac": "52:54:00:00:00:01", "forwards": [{"host": 8080, "guest": 80}, {"host": 8022, "guest": 22}]}
+    assert (instance["state"], instance["tags"], instance["description"]) == ("off", {"a": "b"}, "d")
+    for bad in (["--cpus", "65"], ["--memory", "1"]):
+        assert cli.run("instances", "create", "moved", "x", *bad).returncode == 2
+    for bad in (["--forward", "80"], ["--forward", "0:1"], ["--mac", "x"], ["--bus", "ide"], ["--region", "moon"]):
+        done = cli.run("instances", "create", "moved", "x", *bad)
+        assert done.returncode == 1 and done.stderr.startswith("replant: "), bad
+    assert cli.out("instances", "start", "fresh") == f"instance {instance['id']} started, it runs\n"
+    assert re.search(r"^fresh +running +10.0.2.15 +local ", cli.out("instances", "ls"), re.M)
+    assert "port 8080 of the host to 80" in cli.out("instances", "show", "fresh")
+    assert re.search(rf"^fresh +running +\S+ +{instance['id']}$", cli.out("regions", "instances", "local"), re.M)
+    cli.out("instances", "screenshot", "fresh", "-o", tmp_path / "now.png")
+    assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+    (center.script / "world" / f"serial.{instance['id']}").write_text("boot\x1b[2J\r\nlogin: ")
+    assert cli.run("instances", "serial", "fresh").stdout == "boot\x1b[2J\nlogin: "  # universal newlines
+    code, screen = cli.terminal("instances", "serial", "fresh", "--since", "2").wait()
+    assert code == 0 and "ot?[2J" in screen and "login:" in screen
+    assert "made: snapshot-" in cli.out("instances", "snapshot", "fresh", "first")
+    assert re.search(r"^first +", cli.out("instances", "snapshots", "fresh"), re.M)
+    done = cli.run("instances", "revert", "fresh", "first")
+    assert done.returncode == 1 and "stop it first" in done.stderr
+    assert cli.run("instances", "set", "fresh", "--cpus", "4").returncode == 1
+    assert cli.out("instances", "restart", "fresh", "--force").endswith("it runs\n")
+    # What takes a while is waited for.
+    center.play("instance_stop", "delay", "3")
+    done = cli.run("instances", "stop", "fresh", "--seconds", "9")
+    center.unplay("instance_stop", "delay")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"instance {instance['id']} stopped\n", "stop\n")
+    assert cli.out("instances", "revert", "fresh", "first") == f"instance {instance['id']} reverted\n"
+    assert cli.out("instances", "set", "fresh", "--cpus", "4", "--firmware", "", "--forward", "none") == f"instance {instance['id']} changed\n"
+    now = json.loads(cli.out("instances", "show", "fresh", "--json"))
+    assert (now["settings"]["cpus"], now["settings"]["firmware"], now["settings"]["forwards"]) == (4, "bios", [])
+    assert cli.run("instances", "set", "fresh").returncode == 2
+    cli.out("instances", "forget", "fresh", "first")
+    assert "No snapshots" in cli.run("instances", "snapshots", "fresh").stderr
+    cli.out("instances", "tag", "fresh", "a-", "wave=2")
+    cli.out("instances", "rename", "fresh", "stale")
+    # What fails behind the answer is said, and is the exit code.
+    center.play("set_add", "fail", "no_space: the disk is full")
+    done = cli.run("instances", "create", "moved", "broken")
+    center.unplay("set_add", "fail")
+    assert done.returncode == 1 and "the disk is full" in done.stderr
+    cli.out("instances", "rm", "broken", "--yes")
+    (center.script / "world" / "instance.theirs").write_text(json.dumps(
+        {"settings": {"name": "t"}, "state": "off", "set": "base", "addresses": [], "sets": [{"set": "base"}]}))
+    assert "made" in cli.out("instances", "import", "theirs", "guest")
+    assert cli.run("instances", "rm", "guest", "--yes").returncode == 1
+    assert cli.run("instances", "rm", "guest", "--yes", "--keep", "--force").returncode == 2
+    assert "removed" in cli.out("instances", "rm", "guest", "--keep", "--yes")
+    assert "removed" in cli.out("instances", "rm", "stale", "--yes")
+
+
 def test_regions(cli):
     assert re.search(r"^local +scripted|^local +local", cli.out("regions", "ls"), re.M)
     assert "1.0 TiB of 2.0 TiB" in cli.out("regions", "ls") and "1.0 TiB of 2.0 TiB" in cli.out("regions", "show", "local")

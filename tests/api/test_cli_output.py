@@ -52,6 +52,8 @@ SCENES = {
     "sources-show-hostile": ["sources", "show", "0000000000000002"],
     "jobs-ls": ["jobs", "ls"], "jobs-show": ["jobs", "show", "db"], "jobs-show-error": ["jobs", "show", "web-1"],
     "images-ls": ["images", "ls"], "images-show": ["images", "show", "web-1"], "images-report": ["images", "report", "web-1"],
+    "instances-ls": ["instances", "ls"], "instances-show": ["instances", "show", "web-1"],
+    "instances-show-error": ["instances", "show", "old"],
     "codes-ls": ["codes", "ls"], "tokens-ls": ["tokens", "ls"], "regions-ls": ["regions", "ls"],
     "regions-show": ["regions", "show", "local"],
 }
@@ -167,15 +169,16 @@ def test_create_sends_only_what_was_given(cli, center):
         "job 'web-2' created: job-0000000000000003 (start it with 'replant jobs start')\n"
     assert center.requests[-1][2] == {"source": ident("source", 0), "parameters": {}}
     cli.out("jobs", "create", "web-1", "--name", "n", "--image-name", "i", "--compression", 3, "--rate", 200, "--connections", 8,
-            "--no-checksum", "--on-read-error", "zero", "--no-test-boot", "--region", "local", "--description", "d")
+            "--no-checksum", "--on-read-error", "zero", "--no-test-boot", "--no-image-check", "--region", "local", "--description", "d")
     assert center.requests[-1][2] == {
         "source": ident("source", 0), "name": "n", "image_name": "i", "region": "local", "description": "d", "parameters": {
-            "compression": 3, "rate_mbit": 200, "connections": 8, "checksum": False, "on_read_error": "zero", "test_boot": False}}
+            "compression": 3, "rate_mbit": 200, "connections": 8, "checksum": False, "on_read_error": "zero", "test_boot": False, "image_check": False}}
 
 
 @pytest.mark.parametrize("args", [
     ["jobs", "create", "web-1", "--compression", "11"], ["jobs", "create", "web-1", "--checksum", "--no-checksum"],
-    ["jobs", "create"], ["jobs", "frobnicate"], ["jobs", "ls", "--nothing"], ["images", "screenshot", "web-1"], []])
+    ["jobs", "create"], ["jobs", "frobnicate"], ["jobs", "ls", "--nothing"], ["images", "screenshot", "web-1"],
+    ["images", "check", "web-1", "--name", "sound"], []])
 def test_wrong_usage(cli, center, args):
     assert cli.run(*args).returncode == 2
     assert center.requests == []
@@ -184,7 +187,7 @@ def test_wrong_usage(cli, center, args):
 def test_half_a_command_says_what_may_follow(cli):
     for args in (["regions"], ["regions", "frobnicate"]):
         done = cli.run(*args)
-        assert done.returncode == 2 and done.stderr.startswith("replant: after 'regions' comes one of ls, show, set\n")
+        assert done.returncode == 2 and done.stderr.startswith("replant: after 'regions' comes one of add, rm, ls, show, ")
 
 
 def test_refusals_name_the_field(cli, center):
@@ -194,6 +197,35 @@ def test_refusals_name_the_field(cli, center):
     assert (done.returncode, done.stderr) == (1, "replant: 'on_read_error': must be one of fail, zero\n")
     done = cli.run("--json", "jobs", "create", "web-1", "--on-read-error", "perhaps")
     assert done.returncode == 1 and json.loads(done.stdout)["error"]["field"] == "on_read_error"
+
+
+@pytest.mark.parametrize("odd", ["", "../../x", None])
+def test_ids_of_an_answer_that_are_none(cli, center, odd):
+    """They would be part of the next request's address."""
+    path, body = f"/v1/images/{IMAGE}/check", {"state": "finished", "report": {"verdict": "passed", "items": []}}
+    center.script["POST", path] = [(202, {})]
+    center.script["GET", path] = [(200, {**body, "image": odd})]
+    done = cli.run("images", "check", IMAGE, "--html", "page.html")
+    assert (done.returncode, done.stderr) == (1, "replant: the center's check names no image (is it another version?)\n")
+    if odd:
+        center.script["GET", path] = [(200, {**body, "repaired": odd})]
+        done = cli.run("images", "check", IMAGE)
+        assert done.returncode == 1 and "names a repaired image that is none" in done.stderr
+    one = ident("job", 1)
+    center.script["GET", f"/v1/jobs/{one}"] = [(200, {"id": odd, "test": {"verdict": "passed", "picture": True}})]
+    done = cli.run("jobs", "report", one, "--html", "page.html")
+    assert done.returncode == 1 and "the center's job has no id" in done.stderr
+
+
+def test_sweep_that_left_something_fails(cli, center):
+    answer = {"dry_run": False, "removed": [], "failed": [], "orphans": []}
+    center.script["POST", "/v1/holdings/sweep"] = [(200, answer)]
+    assert json.loads(cli.out("center", "sweep", "--json")) == answer
+    answer["failed"].append({"path": "kept/x", "message": "stuck"})
+    done = cli.run("center", "sweep", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout) == answer
+    done = cli.run("center", "sweep")
+    assert done.returncode == 1 and "'kept/x' can't be removed: stuck" in done.stderr
 
 
 def test_rename(cli, center):
@@ -467,7 +499,7 @@ def test_completion(cli):
     assert complete(cli, "replant sources ") == {"ls", "show", "rename", "rm", "tag"}
     assert complete(cli, "replant --server x sources r") == {"rename", "rm"}
     assert complete(cli, "replant sources ls --q") == {"--quiet"}
-    assert complete(cli, "replant jobs create --no-") == {"--no-checksum", "--no-test-boot"}
+    assert complete(cli, "replant jobs create --no-") == {"--no-checksum", "--no-image-check", "--no-rollback", "--no-test-boot"}
     assert complete(cli, "replant --v") == {"--version"}
     assert complete(cli, "replant jobs watch ") == {ident("job", i) for i in (1, 2, 3)}
     assert complete(cli, "replant jobs create --name ") == set()
