@@ -63,11 +63,25 @@ static int lay_parameters(struct api_request *q, const json_t *given, const char
 	return given ? api_read_part(q, field, model_parameters, given, true, p) : 0;
 }
 
+static int check_address(struct api_request *q, const json_t *parameters, const char *in)
+{
+	enum model_address kind;
+	struct ip4_plan plan;
+	const char *field;
+	struct err e = {0};
+	char path[64];
+
+	if (model_read_address(parameters, &kind, &plan, &field, &e) == 0)
+		return 0;
+	snprintf(path, sizeof(path), "%s.%s", in, field);
+	return api_refuse(q, 400, "bad_field", path, "%s", e.msg);
+}
+
 int api_check_parameters(struct api_request *q, const json_t *given, const char *field)
 {
 	struct model_parameters p = {0};
 
-	return lay_parameters(q, given, field, &p);
+	return lay_parameters(q, given, field, &p) < 0 ? -1 : check_address(q, given, field);
 }
 
 /* A job on a network that its region isn't on would wait for data that never comes. */
@@ -93,7 +107,7 @@ static int read_parameters(struct api_request *q, const json_t *given, const jso
 {
 	struct model_parameters p;
 	const char *field;
-	_cleanup_json_ json_t *empty = json_object();
+	_cleanup_json_ json_t *empty = json_object(), *laid = NULL;
 	struct err e = {0};
 
 	if (model_read(model_parameters, old ? old : empty, false, &p, &field, NULL) < 0)
@@ -103,8 +117,13 @@ static int read_parameters(struct api_request *q, const json_t *given, const jso
 	if (inventory && json_object_get(given, "license") &&
 	    model_check_license((enum model_license)p.license, inventory, &e) < 0)
 		return api_refuse(q, 400, "bad_field", "parameters.license", "%s", e.msg);
-	*ret = model_parameters_json(&p);
-	return *ret ? 0 : api_refuse(q, 500, "internal", NULL, "out of memory");
+	laid = model_parameters_json(&p);
+	if (!laid)
+		return api_refuse(q, 500, "internal", NULL, "out of memory");
+	if (check_address(q, laid, "parameters") < 0)
+		return -1;
+	*ret = take_ptr(&laid);
+	return 0;
 }
 
 /* The rules a new job has to keep; inside the transaction. */

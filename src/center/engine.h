@@ -313,6 +313,11 @@ int bundle_make(void *arg, const char *job, const json_t *scope, bool (*has)(con
 int runner_ensure(struct engine *en, const char *job, const char *source);
 void runner_free(struct live *l);
 
+/* address.c: *ret (new reference) is what the conversion is told of it, NULL when DHCP is to give one. -EINVAL: it is
+ * to keep one that isn't known. */
+int address_resolve(struct engine *en, const struct model_job *job, const json_t *inventory, json_t **ret,
+		    struct err *e);
+
 /* pace.c */
 void pace_load(struct engine *en);
 /* Which parts (bits) the stage that begins has; none when its progress is counted. */

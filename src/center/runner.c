@@ -23,20 +23,23 @@ static int fail_err(struct engine_failure *f, const char *code, const struct err
 static int prepare(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
-	_cleanup_json_ json_t *capacity = NULL;
+	_cleanup_json_ json_t *capacity = NULL, *network = NULL;
 	struct engine *en = l->engine;
 	uint64_t used, have, written;
 	char a[16], b[16];
 	struct err e = {0};
 	json_t *space;
 
-	/* What a later run brings is known to nobody yet: its receiver looks. */
-	if (job->number > 1)
-		return 0;
 	engine_step(l, "checking", "looking whether the region has room");
 	pace_begin(l, PACE_CHECK);
 	if (en->store->ops->get(en->store, &model_sources, job->source, &src, &e) < 0)
 		return runner_fail(f, "source_gone", false, "%s", e.msg);
+	/* Better said now than after all was sent. */
+	if (address_resolve(en, job, src.inventory, &network, &e) < 0)
+		return runner_fail(f, "address_unknown", false, "%s", e.msg);
+	/* What a later run brings is known to nobody yet: its receiver looks. */
+	if (job->number > 1)
+		return 0;
 	if (en->provider->ops->capacity(en->provider, &capacity, &e) < 0)
 		return fail_err(f, "region_failed", &e);
 	pace_end(l, true);
@@ -215,15 +218,16 @@ static void name_of(const struct model_job *job, char name[MODEL_NAME_MAX + 1])
 		snprintf(name, MODEL_NAME_MAX + 1, "%s", base);
 }
 
-/* What the image's manifest keeps of it. */
-static json_t *meta_of(const struct model_job *job, const struct model_source *src, const char *image)
+/* What the image's manifest keeps of it; each boot of it is judged by the network. */
+static json_t *meta_of(const struct model_job *job, const struct model_source *src, const char *image,
+		       const json_t *network)
 {
 	char name[MODEL_NAME_MAX + 1];
 
 	name_of(job, name);
-	return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s*, s:O*}", "job", job->id, "image", image, "name", name,
+	return json_pack("{s:s, s:s*, s:s, s:s, s:s, s:s*, s:O*, s:O*}", "job", job->id, "image", image, "name", name,
 			 "region", job->region, "source", job->source, "hostname", src->hostname, "license",
-			 json_object_get(job->parameters, "license"));
+			 json_object_get(job->parameters, "license"), "network", network);
 }
 
 /* What the conversion wants to know, which is more. */
@@ -321,7 +325,7 @@ static int convert(struct live *l, const json_t *request, json_t **ret, struct e
 static int make_image(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	_cleanup_(model_source_release) struct model_source src = {0};
-	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL, *meta = NULL;
+	_cleanup_json_ json_t *report = NULL, *manifest = NULL, *request = NULL, *meta = NULL, *network = NULL;
 	struct provider *p = l->engine->provider;
 	struct err e = {0};
 	char id[ID_MAX];
@@ -332,7 +336,9 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 		return fail_err(f, "internal", &e);
 	if (pending_id(l, job, id, f) < 0)
 		return -1;
-	meta = meta_of(job, &src, id);
+	if (address_resolve(l->engine, job, src.inventory, &network, &e) < 0)
+		return runner_fail(f, "address_unknown", false, "%s", e.msg);
+	meta = meta_of(job, &src, id, network);
 	request = meta ? request_of(l, job, &src, meta) : NULL;
 	if (!request)
 		return runner_fail(f, "internal", true, "out of memory");

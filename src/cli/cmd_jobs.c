@@ -58,6 +58,16 @@ static void job_when(const char *label, const json_t *j, const char *key)
 	out_field(label, b.s ? b.s : "", OUT_PLAIN);
 }
 
+static void job_address(const json_t *j)
+{
+	const char *address = get_str(j, "parameters.address"), *gateway = get_str(j, "parameters.gateway");
+	const char *servers = get_str(j, "parameters.nameservers");
+
+	if (*address && strcmp(address, "dhcp") != 0)
+		out_fieldf("Address", "%s%s%s%s%s", address, *gateway ? ", gateway " : "", gateway,
+			   *servers ? ", name servers " : "", servers);
+}
+
 static void job_parameters(const json_t *j)
 {
 	_cleanup_(str_release) struct str b = {0};
@@ -83,6 +93,7 @@ static void job_parameters(const json_t *j)
 		out_fieldf("Encryption", "off");
 	if (strcmp(get_str(j, "parameters.network"), "private") == 0)
 		out_fieldf("Network", "private");
+	job_address(j);
 }
 
 static const struct out_col stage_cols[] = {
@@ -411,6 +422,15 @@ bool cli_job_options_fit(const struct cli *c)
 	return false;
 }
 
+static void job_put_servers(json_t *p, const struct opt_list *l)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	for (size_t i = 0; i < l->n; i++)
+		str_addf(&b, "%s%s", i ? "," : "", l->v[i]);
+	job_put_str(p, "nameservers", b.s);
+}
+
 /* Only what was given: the center knows the defaults. */
 json_t *cli_job_request(const struct cli *c, const char *source)
 {
@@ -434,6 +454,9 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_str(p, "license", c->license);
 	job_put_str(p, "network", c->network);
 	job_put_str(p, "encryption", c->encryption);
+	job_put_str(p, "address", c->address);
+	job_put_str(p, "gateway", c->gateway);
+	job_put_servers(p, &c->nameservers);
 	if (c->diagnostic_logs)
 		job_put(p, "diagnostic_logs", json_boolean(strcmp(c->diagnostic_logs, "on") == 0));
 	job_put_num(p, "transition_cpus", c->transition_cpus);

@@ -93,6 +93,17 @@ static const struct opt common[] = {
 		"network", 0, OPT_STRING, AT(network), "public|private",                                               \
 		    "which of the region's addresses the data takes (default public)"                                  \
 	}
+#define OPTS_OF_ADDRESS                                                                                                \
+	{"address",                                                                                                    \
+	 0,                                                                                                            \
+	 OPT_STRING,                                                                                                   \
+	 AT(address),                                                                                                  \
+	 "dhcp|keep|A.B.C.D/LEN",                                                                                      \
+	 "of the destination: by DHCP (default), what there is now, or this one"},                                     \
+	    {"gateway", 0, OPT_STRING, AT(gateway), "A.B.C.D", "its gateway, in its network"},                         \
+	{                                                                                                              \
+		"nameserver", 0, OPT_LIST, AT(nameservers), "A.B.C.D", "a name server of it; up to 3 times"            \
+	}
 #define OPT_TRANSITION_CPUS                                                                                            \
 	{                                                                                                              \
 		"transition-cpus", 0, OPT_U64, AT(transition_cpus), "N",                                               \
@@ -186,6 +197,7 @@ static const struct opt job_opts[] = {
     OPT_LICENSE,
     OPT_NETWORK,
     OPT_ENCRYPTION,
+    OPTS_OF_ADDRESS,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -212,6 +224,7 @@ static const struct opt set_opts[] = {
     OPT_LICENSE,
     OPT_NETWORK,
     OPT_ENCRYPTION,
+    OPTS_OF_ADDRESS,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
@@ -227,6 +240,7 @@ static const struct opt template_opts[] = {
     OPT_LICENSE,
     OPT_NETWORK,
     OPT_ENCRYPTION,
+    OPTS_OF_ADDRESS,
     OPT_TRANSITION_CPUS,
     OPT_TRANSITION_MEMORY,
     OPT_VALID_DAYS,
