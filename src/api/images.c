@@ -37,8 +37,9 @@ int api_list_images(struct api_request *q)
 }
 
 /* What conversion did, and what the test boot saw. */
-static json_t *report_of(const struct model_image *im)
+static json_t *report_of(struct model_image *im)
 {
+	without(&im->report, "source"); /* as big as an inventory */
 	return json_pack("{s:O?, s:O?}", "conversion", im->report, "test_boot", json_object_get(im->boot, "report"));
 }
 
@@ -105,10 +106,11 @@ int api_boot_image(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 	const struct api_engine *en = &q->api->s.engine;
+	struct model_boot_request in = {0};
 
-	if (api_read_nothing(q) < 0)
+	if (api_read(q, model_boot_request, q->body, false, &in) < 0)
 		return -1;
-	if (en->image_boot(en->arg, q->id, &q->fault) < 0)
+	if (en->image_boot(en->arg, q->id, in.checks, &q->fault) < 0)
 		return -1;
 	return api_row(q, &model_images, &im) < 0 ? -1 : api_answer_row(q, 202, &model_images, &im);
 }

@@ -13,9 +13,20 @@ static void job_live(struct api_request *q, void *row)
 	q->api->s.engine.job_live(q->api->s.engine.arg, row);
 }
 
+/* Reports can be long, and scripts. */
+static void brief_job(struct api_request *q, void *row)
+{
+	struct model_job *job = row;
+
+	job_live(q, job);
+	model_take_json(&job->test, NULL);
+	if (json_object_get(job->parameters, "checks"))
+		model_take_json(&job->parameters, model_parameters_brief(job->parameters));
+}
+
 int api_list_jobs(struct api_request *q)
 {
-	return api_list(q, &model_jobs, job_live);
+	return api_list(q, &model_jobs, brief_job);
 }
 
 static int add_run(void *arg, void *row)

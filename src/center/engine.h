@@ -367,7 +367,8 @@ bool task_cancelled(void *task);
 /* The same, taking the mark itself; 0 too when it can't be had now. */
 int task_start_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use);
 bool task_runs(struct engine *en, enum task_kind kind, const char *id);
-int task_boot(void *arg, const char *image, struct api_fault *f);
+/* checks: scripts to run inside; NULL: those of the image's job. */
+int task_boot(void *arg, const char *image, const json_t *checks, struct api_fault *f);
 /* 0: it's gone; 1: that takes a while and goes on. */
 int task_image_remove(void *arg, const char *image, struct api_fault *f);
 int task_export(void *arg, const char *export, struct api_fault *f);

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "center/engine.h"
+#include "center/verify.h"
 
 #define RESERVE (UINT64_C(64) << 20) /* beside the data: manifests, overlays' headers */
 
@@ -236,8 +237,10 @@ static json_t *request_of(struct live *l, const struct model_job *job, const str
 {
 	json_t *o = json_copy((json_t *)meta), *disks = request_disks(l, job, src->inventory);
 
-	if (src->inventory)
-		json_object_set(o, "inventory", src->inventory);
+	if (src->inventory) {
+		json_object_set_new(o, "inventory", json_copy(src->inventory));
+		json_object_del(json_object_get(o, "inventory"), "survey");
+	}
 	json_object_set_new(o, "machine",
 			    json_pack("{s:O*, s:O*}", "cpus", json_object_get(job->parameters, "transition_cpus"),
 				      "memory_mib", json_object_get(job->parameters, "transition_memory")));
@@ -356,6 +359,7 @@ static int make_image(struct live *l, struct model_job *job, struct engine_failu
 	if (p->ops->image_create(p, l->job, id, meta, &manifest, &e) < 0)
 		return fail_err(f, "image_failed", &e);
 	pace_end(l, true);
+	verify_keep(report, src.inventory);
 	if (save_image(l, job, id, manifest, report, &e) < 0)
 		return fail_err(f, "internal", &e);
 	engine_wake(l->engine);
@@ -373,7 +377,8 @@ static bool mark_for_boot(struct live *l, const char *image)
 	return true;
 }
 
-static int boot(struct live *l, const char *image, const json_t *options, json_t **ret, struct err *e)
+/* image: NULL for the converted copy. */
+static int boot(struct live *l, const char *image, const json_t *prepared, json_t **ret, struct err *e)
 {
 	const struct provider_watch watch = {l, on_event, runner_cancelled, on_log};
 	struct provider *p = l->engine->provider;
@@ -383,8 +388,11 @@ static int boot(struct live *l, const char *image, const json_t *options, json_t
 	int r;
 
 	joblog_open(&feed, l, JOBLOG_BOOT);
-	joblog_say(&feed, "the test boot of '%s' begins", image);
-	r = p->ops->test_boot(p, image, options, &watch, ret, e);
+	joblog_say(&feed, "the test boot of '%s' begins", image ? image : l->job);
+	r = image ? p->ops->test_boot(p, image, json_object_get(prepared, "options"), &watch, ret, e)
+		  : p->ops->copy_boot(p, l->job, json_object_get(prepared, "options"), &watch, ret, e);
+	if (r == 0)
+		verify_finish(prepared, *ret);
 	json_array_foreach(json_object_get(*ret, "problems"), i, problem)
 	    joblog_say(&feed, "problem: %s", json_string_value(json_object_get(problem, "message")) ?: "?");
 	joblog_say(&feed, "%s", r < 0 ? e->msg : task_boot_passed(*ret) ? "the test boot passed" : "it failed");
@@ -394,7 +402,7 @@ static int boot(struct live *l, const char *image, const json_t *options, json_t
 
 static int boot_marked(struct live *l, const struct model_job *job, struct engine_failure *f)
 {
-	_cleanup_json_ json_t *report = NULL, *options = task_boot_options(l->engine, job->source);
+	_cleanup_json_ json_t *report = NULL, *prepared = verify_prepare(l->engine, job->image, NULL);
 	struct engine *en = l->engine;
 	double started = id_now();
 	struct err e = {0}, store_e = {0};
@@ -406,7 +414,7 @@ static int boot_marked(struct live *l, const struct model_job *job, struct engin
 	pace_begin(l, PACE_TEST_BOOT);
 	if (task_save_boot(en, job->image, "running", started, NULL, NULL, &store_e) < 0)
 		return fail_err(f, "internal", &store_e);
-	r = boot(l, job->image, options, &report, &e);
+	r = boot(l, job->image, prepared, &report, &e);
 	if (r < 0 && runner_cancelled(l))
 		return -1;
 	passed = r == 0 && task_boot_passed(report);

@@ -12,6 +12,7 @@
 #include "base/str.h"
 #include "center/instances.h"
 #include "center/notify.h"
+#include "center/verify.h"
 
 #define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
 
@@ -70,6 +71,7 @@ struct boot_news {
 	double started;
 	const json_t *report;
 	const struct err *failure;
+	const json_t *checks;
 };
 
 static int set_boot(void *row, void *arg, struct err *e)
@@ -80,6 +82,8 @@ static int set_boot(void *row, void *arg, struct err *e)
 	if (b->picture && model_set(&im->screenshot, b->picture) < 0)
 		return err_nomem(e);
 	model_take_json(&im->boot, boot_json(b->state, b->started, b->report, b->failure));
+	if (b->checks && im->boot)
+		json_object_set(im->boot, "checks", (json_t *)(uintptr_t)b->checks);
 	if (strcmp(b->state, "failed") != 0 && strcmp(b->state, "in_error") != 0)
 		return 0;
 	return notify_image(b->engine, NOTICE_IMAGE_NOT_VERIFIED, im, e);
@@ -116,15 +120,18 @@ static void run_boot(struct task *t)
 {
 	const struct provider_watch watch = {t, ignore_event, task_cancelled};
 	_cleanup_(model_image_release) struct model_image im = {0};
-	_cleanup_json_ json_t *report = NULL, *options = NULL;
+	_cleanup_json_ json_t *report = NULL, *prepared = NULL;
 	struct engine *en = t->engine;
 	double started = id_now();
 	struct err e = {0}, store_e = {0};
 	int r = en->store->ops->get(en->store, &model_images, t->id, &im, &e);
 
-	options = task_boot_options(en, im.source);
+	prepared = verify_prepare(en, t->id, json_object_get(im.boot, "checks"));
 	if (r == 0)
-		r = en->provider->ops->test_boot(en->provider, t->id, options, &watch, &report, &e);
+		r = en->provider->ops->test_boot(en->provider, t->id, json_object_get(prepared, "options"), &watch,
+						 &report, &e);
+	if (r == 0)
+		verify_finish(prepared, report);
 	if (r < 0 && task_cancelled(t))
 		return; /* still marked as running: done again after the restart */
 	if (task_save_boot(en, t->id,
@@ -162,7 +169,19 @@ static bool mark_whole(struct engine *en, const char *image, enum image_use use)
 	return false;
 }
 
-int task_boot(void *arg, const char *image, struct api_fault *f)
+/* The scripts stay with the boot until it is over, as it may have to be done again. */
+static int save_boot_wish(struct engine *en, const char *image, const json_t *checks, struct err *e)
+{
+	_cleanup_(model_image_release) struct model_image im = {0};
+	struct boot_news b = {.engine = en, .state = "running", .started = id_now(), .checks = checks};
+	int r = store_change(en->store, &model_images, image, "updated", set_boot, &b, &im, e);
+
+	if (r == 0)
+		engine_wake(en);
+	return r;
+}
+
+int task_boot(void *arg, const char *image, const json_t *checks, struct api_fault *f)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
 	struct engine *en = arg;
@@ -173,7 +192,7 @@ int task_boot(void *arg, const char *image, struct api_fault *f)
 	if (image_in_job(en, &im) || !mark_whole(en, image, IMAGE_BOOT))
 		return api_fault_set(f, 409, "invalid_state", NULL,
 				     "the image is being booted, made or removed; wait for its end");
-	if (task_save_boot(en, image, "running", id_now(), NULL, NULL, &e) < 0) {
+	if (save_boot_wish(en, image, checks, &e) < 0) {
 		image_unmark(en, image, IMAGE_BOOT);
 		return api_fault_err(f, &e);
 	}

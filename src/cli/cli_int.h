@@ -263,6 +263,15 @@ json_t *cli_job_request(const struct cli *c, const char *source);
 /* "+2h", or a time of this host's clock and zone, or of the zone it names, as Unix time; 0 when it is neither. */
 uint64_t cli_time(const char *text);
 
+/* ---- cli_checks.c ---- */
+/* The scripts of --check; new reference. */
+int cli_checks(const struct cli *c, json_t **ret, struct err *e);
+/* Can they be read? Says why not. */
+bool cli_checks_fit(const struct cli *c);
+void cli_show_checks(const json_t *checks);
+/* Of a test boot's report: what became of the scripts, and of the comparison with the source. */
+void cli_show_verification(const json_t *report);
+
 /* ---- cmd_sources.c ---- */
 /* A table, if there are any. */
 void cli_print_sources_of(struct cli *c, const char *workgroup);

@@ -202,6 +202,7 @@ static void image_boot_facts(const json_t *report)
 	{
 		out_fieldf("Address", "%s %s", get_str(a, "address"), get_str(a, "interface"));
 	}
+	cli_show_verification(report);
 }
 
 /* The report alone, without when it was made: what the image's /report has of it. */
@@ -340,8 +341,15 @@ static int image_watch_boot(struct cli *c, const char *id, struct err *e)
 CLI_COMMAND(images_boot)
 {
 	_cleanup_reply_ struct cli_reply r = {0};
+	_cleanup_json_ json_t *body = NULL, *checks = NULL;
 	_cleanup_free_ char *id = NULL;
-	int x = cli_item(c, &cli_image, argv[0], "POST", "/boot", NULL, &id, &r, e);
+	int x;
+
+	if (!cli_checks_fit(c))
+		return CLI_USAGE;
+	if (c->checks.n && cli_checks(c, &checks, e) == 0)
+		body = json_pack("{s:O}", "checks", checks);
+	x = cli_item(c, &cli_image, argv[0], "POST", "/boot", body, &id, &r, e);
 
 	if (x < 0 || !c->watch) {
 		if (id && (x == 0 || c->json))

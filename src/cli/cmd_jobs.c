@@ -87,6 +87,7 @@ static void job_parameters(const json_t *j)
 									     : "fails on unreadable sectors",
 		 get_true(j, "parameters.test_boot") ? "test boot" : "no test boot");
 	out_field("Parameters", b.s ? b.s : "", OUT_PLAIN);
+	cli_show_checks(get(j, "parameters.checks"));
 	if (strcmp(get_str(j, "parameters.license"), "none") != 0)
 		out_fieldf("Licence", "%s", get_str(j, "parameters.license"));
 	if (strcmp(get_str(j, "parameters.encryption"), "off") == 0)
@@ -418,7 +419,7 @@ bool cli_job_options_fit(const struct cli *c)
 	else if (c->at && (c->start || c->watch))
 		out_error("--at and --start or --watch exclude each other");
 	else
-		return job_tags_fit(c);
+		return job_tags_fit(c) && cli_checks_fit(c);
 	return false;
 }
 
@@ -434,7 +435,8 @@ static void job_put_servers(json_t *p, const struct opt_list *l)
 /* Only what was given: the center knows the defaults. */
 json_t *cli_job_request(const struct cli *c, const char *source)
 {
-	json_t *o = json_pack("{s:s*, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters");
+	json_t *o = json_pack("{s:s*, s:{}}", "source", source, "parameters"), *p = json_object_get(o, "parameters"),
+	       *checks = NULL;
 
 	if (!o)
 		return NULL;
@@ -476,6 +478,8 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_str(p, "on_read_error", c->on_read_error);
 	job_put(p, "checksum", c->checksum ? json_true() : c->no_checksum ? json_false() : NULL);
 	job_put(p, "test_boot", c->no_test_boot ? json_false() : NULL);
+	if (c->checks.n && cli_checks(c, &checks, NULL) == 0)
+		job_put(p, "checks", checks);
 	return o;
 }
 

@@ -171,7 +171,16 @@ static const struct opt rm_source_opts[] = {
     OPT_YES, {"force", 0, OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
 static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
-static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
+/* Scripts for the test boot. */
+#define OPTS_CHECK                                                                                                     \
+	{"check",    0,      OPT_LIST,                                                                                 \
+	 AT(checks), "FILE", "a script to run in the booted copy, which must end with 0; may be given again"},         \
+	{                                                                                                              \
+		"check-timeout", 0, OPT_U64, AT(check_timeout), "SECONDS",                                             \
+		    "time for each of them, 1 to 600 (default 60)", 1, 600                                             \
+	}
+
+static const struct opt boot_opts[] = {OPTS_CHECK, OPT_WATCH("wait until it has booted, or not"), OPT_RETRY, {0}};
 
 /* What a job and a template can say about the copy. */
 #define OPTS_OF_JOBS                                                                                                   \
@@ -183,9 +192,8 @@ static const struct opt boot_opts[] = {OPT_WATCH("wait until it has booted, or n
 	    OPT_MAX_FREEZE, OPT_DIAGNOSTIC_LOGS,                                                                       \
 	    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},      \
 	    OPT_INTERVAL, OPT_MAX_IMAGES,                                                                              \
-	{                                                                                                              \
-		"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"            \
-	}
+	    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},             \
+	    OPTS_CHECK
 
 static const struct opt job_opts[] = {
     {"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
@@ -221,6 +229,7 @@ static const struct opt set_opts[] = {
     OPT_DIAGNOSTIC_LOGS,
     OPT_INTERVAL,
     OPT_MAX_IMAGES,
+    OPTS_CHECK,
     OPT_LICENSE,
     OPT_NETWORK,
     OPT_ENCRYPTION,
@@ -545,7 +554,8 @@ static const struct opt_command commands[] = {
     {"images tag", "IMAGE KEY=VALUE|KEY-...", "label an image, or take labels away",
      "Example:\n  replant images tag web-1 golden=yes", NULL, 2, -1, cli_images_tag, IMAGES},
     {"images boot", "IMAGE", "boot a throw-away copy of an image again, to see that it runs",
-     "Example:\n  replant images boot web-1 --watch", boot_opts, 1, 1, cli_images_boot, IMAGES},
+     "Examples:\n  replant images boot web-1 --watch\n  replant images boot web-1 --check front-page.sh --watch",
+     boot_opts, 1, 1, cli_images_boot, IMAGES},
     {"images screenshot", "IMAGE", "fetch the picture of the screen that the test boot ended with",
      "Example:\n  replant images screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_images_screenshot, IMAGES},
     {"images export", "IMAGE", "convert a disk of an image and fetch it as a file",

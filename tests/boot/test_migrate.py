@@ -16,13 +16,24 @@ pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one 
 # What the source itself has under these is compared file by file.
 TREES = "/ /boot /srv/data"
 BOOT = servers.find(SERVER).device("/boot")
+# Run in the copy by its test boot: as root, with the web server answering.
+CHECK = """#!/bin/bash
+set -e
+test "$(id -u)" = 0
+exec 3<>/dev/tcp/127.0.0.1/80
+printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3
+head -n 1 <&3 | tee /dev/stderr | grep -q ' 200 '
+"""
 
 
 @pytest.fixture(scope="module")
-def migrated(center, source):
+def migrated(center, source, tmp_path_factory):
     """The finished job, its image, and every file of the source that has not changed since before the job."""
+    script = tmp_path_factory.mktemp("checks") / "front-page"
+    script.write_text(CHECK)
     began = source.ssh("sync; date +%s").strip()
-    job = center.cli("jobs", "create", source.id, "--name", "whole", "--image-name", "whole", "--incremental", "--start")
+    job = center.cli("jobs", "create", source.id, "--name", "whole", "--image-name", "whole", "--incremental",
+                     "--check", str(script), "--start")
     job = center.wait_job(job["id"], states=("waiting", "in_error"))
     assert job["state"] == "waiting", f"{job.get('error')}\n{center.tail(40)}"
     rows = [json.loads(row) for row in source.ssh(f"lab-check tree {TREES}", timeout=900).splitlines()]
@@ -146,6 +157,41 @@ def test_the_test_boot_told_the_truth(migrated):
     assert report["failed_units"] == []
     assert {"/", "/boot", "/srv/data"} <= {m["target"] for m in report["mounts"]}
     assert {22, 80} <= set(report["listening"])
+
+
+def test_the_copy_was_compared_with_the_source(migrated):
+    report = migrated["image"]["report"]["test_boot"]
+    seen = report["verification"]
+    print(json.dumps(seen, indent=1))
+    assert seen["compared"] and seen["verified"] and seen["counts"]["critical"] == 0, seen
+    assert seen["counts"]["same"] > 150  # packages alone are more
+    assert "replant-agent.service" in {d["what"] for d in seen["differences"] if d["level"] == "explained"}
+    flagged = [d for d in seen["differences"] if d["level"] == "flagged"]
+    assert all(d["kind"] in ("module", "port", "service") for d in flagged), flagged
+
+
+def test_a_check_was_run_in_the_copy(migrated):
+    (check,) = migrated["image"]["report"]["test_boot"]["checks"]
+    assert (check["name"], check["passed"], check["status"]) == ("front-page", True, 0) and "200" in check["output"], check
+
+
+def test_checks_that_fail(center, migrated, tmp_path):
+    """One that says no, one that takes too long with a child in the background, and one that is gone through all the same."""
+    scripts = {"no": "echo looking\necho 'the table is empty' >&2\nexit 3\n", "slow": "#!/bin/sh\nsleep 300 & sleep 300\n",
+               "yes": "test -d /srv/data && ! touch /nothing/there 2>/dev/null\n"}
+    words = []
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+        words += ["--check", str(tmp_path / name)]
+    said = subprocess.run([center.program("replant"), "images", "boot", migrated["image"]["id"], *words, "--check-timeout", "5", "--watch"],
+                          env=dict(os.environ, **center.env), text=True, capture_output=True, timeout=900, stdin=subprocess.DEVNULL)
+    image = center.cli("images", "show", migrated["image"]["id"])
+    report = image["boot"]["report"]
+    assert said.returncode == 1 and "check 'no' failed with status 3: the table is empty" in said.stdout, said.stdout
+    assert image["boot"]["state"] == "failed" and not report["verified"]
+    assert [(c["name"], c["passed"], c["timed_out"]) for c in report["checks"]] == [("no", False, False), ("slow", False, True), ("yes", True, False)]
+    assert [p["code"] for p in report["problems"]] == ["check_failed"] * 2 and "looking\nthe table" in report["checks"][0]["output"]
+    assert report["verification"]["verified"]
 
 
 def test_the_screen_has_a_picture(center, migrated, tmp_path):
