@@ -86,6 +86,8 @@ struct api_engine {
 	bool (*source_online)(void *arg, const char *source);
 	void (*source_forget)(void *arg, const char *source);
 	int (*image_boot)(void *arg, const char *image, const json_t *checks, struct api_fault *f);
+	/* repair: what can be, in another image of that name (NULL: one is made). */
+	int (*image_check)(void *arg, const char *image, bool repair, const char *name, struct api_fault *f);
 	/* 1: it takes a while, and image.deleted will tell the end */
 	int (*image_remove)(void *arg, const char *image, struct api_fault *f);
 	int (*export_start)(void *arg, const char *export, struct api_fault *f);

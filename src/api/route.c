@@ -143,6 +143,12 @@ const struct api_route api_routes[] = {
     {"GET", "/v1/images/{id}/screenshot", API_VIEWER, API_NO_BODY, "image", NULL, "getImageScreenshot",
      api_get_screenshot, API_SCOPE_ROW},
     {"POST", "/v1/images/{id}/boot", API_OPERATOR, API_JSON, "image", NULL, "bootImage", api_boot_image, API_SCOPE_ROW},
+    {"POST", "/v1/images/{id}/check", API_OPERATOR, API_JSON, "image", NULL, "checkImage", api_check_image,
+     API_SCOPE_ROW},
+    {"GET", "/v1/images/{id}/check", API_VIEWER, API_NO_BODY, "image", NULL, "getImageCheck", api_get_check,
+     API_SCOPE_ROW},
+    {"GET", "/v1/images/{id}/check.html", API_VIEWER, API_NO_BODY, "image", NULL, "getImageCheckPage",
+     api_get_check_page, API_SCOPE_ROW},
     {"POST", "/v1/images/{id}/exports", API_OPERATOR, API_JSON, "image", NULL, "createExport", api_post_export,
      API_SCOPE_ROW},
 

@@ -1,3 +1,4 @@
+#include "center/checking.h"
 #include "center/instances.h"
 #include "center/notify.h"
 
@@ -582,6 +583,7 @@ struct api_engine engine_api(struct engine *en)
 	    .source_online = api_source_online,
 	    .source_forget = api_source_forget,
 	    .image_boot = task_boot,
+	    .image_check = checking_start,
 	    .image_remove = task_image_remove,
 	    .export_start = task_export,
 	    .export_remove = task_export_remove,

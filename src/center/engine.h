@@ -28,7 +28,7 @@ struct engine_failure {
 };
 
 /* What a stage whose work can't be counted consists of (pace.c). */
-enum pace_part { PACE_CHECK, PACE_CONVERT, PACE_IMAGE, PACE_TEST_BOOT, PACE_CLEANING, PACE_PARTS };
+enum pace_part { PACE_CHECK, PACE_CONVERT, PACE_IMAGE, PACE_IMAGE_CHECK, PACE_TEST_BOOT, PACE_CLEANING, PACE_PARTS };
 
 struct pace {
 	double expected[PACE_PARTS]; /* seconds; 0: not part of the stage */
@@ -112,7 +112,16 @@ struct image_mark {
 	unsigned uses[IMAGE_USES];
 };
 
-enum task_kind { TASK_BOOT, TASK_EXPORT, TASK_REMOVE_JOB, TASK_REMOVE_IMAGE, TASK_TRIM, TASK_INSTANCE, TASK_REFRESH };
+enum task_kind {
+	TASK_BOOT,
+	TASK_EXPORT,
+	TASK_REMOVE_JOB,
+	TASK_REMOVE_IMAGE,
+	TASK_TRIM,
+	TASK_INSTANCE,
+	TASK_REFRESH,
+	TASK_CHECK
+};
 
 /* How a task went, for who waits for its end. */
 struct task_outcome {
@@ -367,6 +376,10 @@ bool task_cancelled(void *task);
 /* The same, taking the mark itself; 0 too when it can't be had now. */
 int task_start_marked(struct engine *en, enum task_kind kind, const char *id, const char *image, enum image_use use);
 bool task_runs(struct engine *en, enum task_kind kind, const char *id);
+/* image_mark() of one that isn't partly gone. */
+bool task_mark_whole(struct engine *en, const char *image, enum image_use use);
+/* A running job boots and checks its image itself. */
+bool task_image_in_job(struct engine *en, const struct model_image *im);
 /* checks: scripts to run inside; NULL: those of the image's job. */
 int task_boot(void *arg, const char *image, const json_t *checks, struct api_fault *f);
 /* 0: it's gone; 1: that takes a while and goes on. */

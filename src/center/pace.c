@@ -22,7 +22,8 @@ static const struct {
 	const char *name;
 	double seconds;
 } parts[PACE_PARTS] = {
-    [PACE_CHECK] = {"check", 1},           [PACE_CONVERT] = {"convert", 60},  [PACE_IMAGE] = {"image", 1},
+    [PACE_CHECK] = {"check", 1},           [PACE_CONVERT] = {"convert", 60},
+    [PACE_IMAGE] = {"image", 1},           [PACE_IMAGE_CHECK] = {"image_check", 40},
     [PACE_TEST_BOOT] = {"test_boot", 120}, [PACE_CLEANING] = {"cleaning", 1},
 };
 

@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "base/str.h"
-#include "center/engine.h"
+#include "center/checking.h"
 #include "center/verify.h"
 
 #define RESERVE (UINT64_C(64) << 20) /* beside the data: manifests, overlays' headers */
@@ -448,6 +448,27 @@ static int boot_image(struct live *l, const struct model_job *job, struct engine
 	return r;
 }
 
+static bool check_wanted(const struct model_job *job)
+{
+	return json_is_true(json_object_get(job->parameters, "image_check"));
+}
+
+/* Whatever comes of it, the job goes on. */
+static int check_image(struct live *l, const struct model_job *job)
+{
+	const struct provider_watch watch = {l, on_event, runner_cancelled};
+	int r;
+
+	if (!mark_for_boot(l, job->image))
+		return -1;
+	engine_step(l, "image_check", "looking at the image");
+	pace_begin(l, PACE_IMAGE_CHECK);
+	r = checking_of_job(l, job->image, &watch);
+	pace_end(l, r == 0);
+	image_unmark(l->engine, job->image, IMAGE_BOOT);
+	return r;
+}
+
 static bool boot_wanted(const struct model_job *job)
 {
 	return json_is_true(json_object_get(job->parameters, "test_boot"));
@@ -456,6 +477,8 @@ static bool boot_wanted(const struct model_job *job)
 static int process(struct live *l, struct model_job *job, struct engine_failure *f)
 {
 	if (!schedule_has_image(job) && make_image(l, job, f) < 0)
+		return -1;
+	if (check_wanted(job) && check_image(l, job) < 0)
 		return -1;
 	if (boot_wanted(job) && boot_image(l, job, f) < 0)
 		return -1;
@@ -492,7 +515,7 @@ static unsigned stage_parts(const struct model_job *job)
 		return 1u << PACE_CHECK;
 	case JOB_PROCESSING:
 		return (schedule_has_image(job) ? 0 : 1u << PACE_CONVERT | 1u << PACE_IMAGE) |
-		       (boot_wanted(job) ? 1u << PACE_TEST_BOOT : 0);
+		       (check_wanted(job) ? 1u << PACE_IMAGE_CHECK : 0) | (boot_wanted(job) ? 1u << PACE_TEST_BOOT : 0);
 	case JOB_CLEANING:
 		return 1u << PACE_CLEANING;
 	case JOB_SYNCING:

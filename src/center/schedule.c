@@ -114,7 +114,8 @@ static int collect_image(void *arg, void *row)
 {
 	const struct model_image *im = row;
 
-	return im->deleting ? 0 : engine_ids_add(arg, im->id);
+	/* One that was repaired is a person's. */
+	return im->deleting || im->base ? 0 : engine_ids_add(arg, im->id);
 }
 
 void schedule_keep_images(struct engine *en, const char *id)

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "center/instances.h"
+#include "center/checking.h"
 #include "center/notify.h"
 #include "center/verify.h"
 
@@ -142,8 +143,7 @@ static void run_boot(struct task *t)
 		log_error("image %s: %s", t->id, store_e.msg);
 }
 
-/* A running job boots its image itself. */
-static bool image_in_job(struct engine *en, const struct model_image *im)
+bool task_image_in_job(struct engine *en, const struct model_image *im)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 
@@ -158,8 +158,7 @@ static bool is_whole(struct engine *en, const char *image)
 	return en->store->ops->get(en->store, &model_images, image, &im, NULL) == 0 && !im.deleting;
 }
 
-/* image_mark() of one that isn't partly gone. */
-static bool mark_whole(struct engine *en, const char *image, enum image_use use)
+bool task_mark_whole(struct engine *en, const char *image, enum image_use use)
 {
 	if (!image_mark(en, image, use))
 		return false;
@@ -189,7 +188,7 @@ int task_boot(void *arg, const char *image, const json_t *checks, struct api_fau
 
 	if (en->store->ops->get(en->store, &model_images, image, &im, &e) < 0)
 		return api_fault_err(f, &e);
-	if (image_in_job(en, &im) || !mark_whole(en, image, IMAGE_BOOT))
+	if (task_image_in_job(en, &im) || !task_mark_whole(en, image, IMAGE_BOOT))
 		return api_fault_set(f, 409, "invalid_state", NULL,
 				     "the image is being booted, made or removed; wait for its end");
 	if (save_boot_wish(en, image, checks, &e) < 0) {
@@ -272,8 +271,10 @@ static int note_removal(struct engine *en, const char *image, struct model_image
 		return api_fault_err(f, &e);
 	if (exports)
 		return api_fault_set(f, 409, "in_use", NULL, "the image has %zu exports; delete them first", exports);
-	if (image_in_job(en, im))
+	if (task_image_in_job(en, im))
 		return api_fault_set(f, 409, "in_use", NULL, "the image is being made; wait for its end");
+	if (checking_refuses_removal(en, im, f) < 0)
+		return -1;
 	r = instance_on_image(en, image, user, &e);
 	if (r != 0)
 		return r < 0 ? api_fault_err(f, &e)
@@ -435,7 +436,7 @@ int task_export(void *arg, const char *export, struct api_fault *f)
 
 	if (en->store->ops->get(en->store, &model_exports, export, &x, &e) < 0)
 		return api_fault_err(f, &e);
-	if (!mark_whole(en, x.image, IMAGE_EXPORT)) {
+	if (!task_mark_whole(en, x.image, IMAGE_EXPORT)) {
 		/* The center that has the image finds the row. */
 		if (en->store->share && is_whole(en, x.image))
 			return 0;
@@ -635,7 +636,11 @@ void task_trim(struct engine *en)
 static void *task_main(void *arg)
 {
 	static const enum image_use uses[] = {
-	    [TASK_BOOT] = IMAGE_BOOT, [TASK_EXPORT] = IMAGE_EXPORT, [TASK_REMOVE_IMAGE] = IMAGE_REMOVE};
+	    [TASK_BOOT] = IMAGE_BOOT,
+	    [TASK_EXPORT] = IMAGE_EXPORT,
+	    [TASK_REMOVE_IMAGE] = IMAGE_REMOVE,
+	    [TASK_CHECK] = IMAGE_BOOT,
+	};
 	struct task *t = arg, **p;
 	struct engine *en = t->engine;
 
@@ -661,6 +666,9 @@ static void *task_main(void *arg)
 		break;
 	case TASK_REFRESH:
 		instance_refresh(t);
+		break;
+	case TASK_CHECK:
+		checking_run(t);
 		break;
 	}
 	share_fence(en, NULL);
@@ -768,7 +776,9 @@ static int resume_image(void *arg, void *row)
 
 	if (im->deleting)
 		return task_start_marked(arg, TASK_REMOVE_IMAGE, im->id, im->id, IMAGE_REMOVE);
-	if (!state || strcmp(state, "running") != 0 || image_in_job(arg, im))
+	if (checking_is_due(im) && !task_image_in_job(arg, im))
+		return task_start_marked(arg, TASK_CHECK, im->id, im->id, IMAGE_BOOT);
+	if (!state || strcmp(state, "running") != 0 || task_image_in_job(arg, im))
 		return 0;
 	return task_start_marked(arg, TASK_BOOT, im->id, im->id, IMAGE_BOOT);
 }

@@ -478,6 +478,7 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_str(p, "on_read_error", c->on_read_error);
 	job_put(p, "checksum", c->checksum ? json_true() : c->no_checksum ? json_false() : NULL);
 	job_put(p, "test_boot", c->no_test_boot ? json_false() : NULL);
+	job_put(p, "image_check", c->no_image_check ? json_false() : NULL);
 	if (c->checks.n && cli_checks(c, &checks, NULL) == 0)
 		job_put(p, "checks", checks);
 	return o;

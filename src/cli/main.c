@@ -193,6 +193,7 @@ static const struct opt boot_opts[] = {OPTS_CHECK, OPT_WATCH("wait until it has 
 	    {"incremental", 0, OPT_FLAG, AT(incremental), NULL, "run again and again, each run giving an image"},      \
 	    OPT_INTERVAL, OPT_MAX_IMAGES,                                                                              \
 	    {"no-test-boot", 0, OPT_FLAG, AT(no_test_boot), NULL, "don't boot the image when it is made"},             \
+	    {"no-image-check", 0, OPT_FLAG, AT(no_image_check), NULL, "don't look for what is wrong with the image"},  \
 	    OPTS_CHECK
 
 static const struct opt job_opts[] = {
@@ -278,6 +279,13 @@ static const struct opt bundle_opts[] = {
     {0},
 };
 
+static const struct opt check_opts[] = {
+    {"repair", 0, OPT_FLAG, AT(repair), NULL, "repair what can be, in another image"},
+    {"name", 'n', OPT_STRING, AT(name), "NAME", "of the repaired image (default IMAGE's with '-repaired')"},
+    {"html", 0, OPT_STRING, AT(html), "FILE", "write the report as a page, too"},
+    OPT_RETRY,
+    {0},
+};
 static const struct opt output_opts[] = {
     {"output", 'o', OPT_STRING, AT(output), "FILE", "where to write the picture (PNG)", 0, 0, true},
     {0},
@@ -556,6 +564,12 @@ static const struct opt_command commands[] = {
     {"images boot", "IMAGE", "boot a throw-away copy of an image again, to see that it runs",
      "Examples:\n  replant images boot web-1 --watch\n  replant images boot web-1 --check front-page.sh --watch",
      boot_opts, 1, 1, cli_images_boot, IMAGES},
+    {"images check", "IMAGE", "look for what would keep an image from working elsewhere, and repair it",
+     "Waits for the end of it. With --repair another image is made, in which what can be repaired is.\nEnds with 1 "
+     "when "
+     "something critical is left.\n\n"
+     "Example:\n  replant images check web-1 --repair --html web-1.html",
+     check_opts, 1, 1, cli_images_check, IMAGES},
     {"images screenshot", "IMAGE", "fetch the picture of the screen that the test boot ended with",
      "Example:\n  replant images screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_images_screenshot, IMAGES},
     {"images export", "IMAGE", "convert a disk of an image and fetch it as a file",

@@ -339,6 +339,26 @@ def test_boot_again(cli, center, image):
     assert cli.run("images", "boot", image, "--watch").returncode == 0
 
 
+def test_image_check(cli, center, image, tmp_path):
+    done = cli.run("images", "check", image)
+    assert done.returncode == 0 and re.search(r"^ *Verdict +passed", done.stdout, re.M), done.stdout
+    center.play("image_check", "bad")
+    done = cli.run("images", "check", image, "--html", tmp_path / "page.html")
+    assert done.returncode == 1 and "critical: '/' is on '<script>'" in done.stdout and "name it & go (or: --repair)" in done.stdout
+    assert "&lt;script&gt;" in (tmp_path / "page.html").read_text()
+    done = cli.run("images", "check", image, "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["report"]["verdict"] == "critical"
+    done = cli.run("images", "check", image, "--repair", "--name", "sound again", "--html", tmp_path / "page.html")
+    center.unplay("image_check", "bad")
+    assert done.returncode == 0 and re.search(r"^ *repaired +fstab", done.stdout, re.M), done.stdout
+    assert "sound again" in cli.out("images", "ls") and "sound again" in (tmp_path / "page.html").read_text()
+    assert cli.run("images", "check", image, "--name", "x").returncode == 2
+    center.play("image_check", "fail", "no appliance here")
+    done = cli.run("images", "check", image)
+    center.unplay("image_check", "fail")
+    assert done.returncode == 1 and "no appliance here" in done.stdout
+
+
 def test_screenshot(cli, center, image, tmp_path):
     cli.out("images", "screenshot", image, "-o", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes() == PNG

@@ -18,7 +18,7 @@ def test_a_job_from_start_to_image(center):
                                  "on_read_error": "fail", "test_boot": True, "max_freeze": 1,
                                  "incremental": False, "interval_hours": 24, "max_images": 3, "license": "none", "network": "public", "encryption": "auto",
                                  "transition_cpus": 2, "transition_memory": 1024,
-                                 "diagnostic_logs": True}
+                                 "rollback_on_failure": True, "image_check": True, "diagnostic_logs": True, "address": "dhcp"}
     assert row["tags"] == {} and row["valid_days"] == 30
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "in_use"
     assert center.ok("GET", f"/v1/sources/{agent.source}")["job"] == job
@@ -51,7 +51,7 @@ def test_a_job_from_start_to_image(center):
     assert center.ok("GET", f"/v1/images/{row['image']}/report")["conversion"] == {"steps": []}
     assert agent.sync()["task"] is None
     assert center.ok("GET", f"/v1/sources/{agent.source}")["state"] == "available"
-    assert [c[0] for c in center.calls()] == ["capacity", "receive", "convert", "image_create", "test_boot", "job_remove"]
+    assert [c[0] for c in center.calls()] == ["capacity", "receive", "convert", "image_create", "image_check", "test_boot", "job_remove"]
 
 
 def test_a_second_unfinished_job_is_refused(center):
