@@ -115,6 +115,12 @@ struct api_engine {
 			       uint64_t *ret_end, struct api_fault *f);
 	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
 	json_t *(*region_info)(void *arg, const char *region);
+	/* All that is kept, an array of {"kind","owner","path","bytes","since","orphan","removable"}. */
+	int (*holdings)(void *arg, json_t **ret, struct api_fault *f);
+	/* Removes what certainly nobody needs: {"dry_run","removed","failed","orphans"}. */
+	int (*sweep)(void *arg, bool dry_run, json_t **ret, struct api_fault *f);
+	/* {"bytes","orphans","kinds":{KIND:{"count","bytes"}}} of the last look; NULL: there was none. */
+	json_t *(*holdings_sums)(void *arg);
 	/* Can instances run there? Asks the host: its answer is the fault. */
 	int (*region_check)(void *arg, const char *provider, const json_t *settings, struct api_fault *f);
 };

@@ -155,6 +155,7 @@ int api_get_metrics(struct api_request *q)
 	str_addf(&b, "replant_build_info{version=\"%s\"} 1\n", REPLANT_VERSION);
 	r = add_nouns(&b, q->api->s.store, &e);
 	add_region(q, &b);
+	api_metrics_holdings(q, &b);
 	add_answers(&b, &q->api->counts);
 	add_process(&b);
 	if (r < 0 || !str_ok(&b)) {

@@ -27,6 +27,9 @@ const struct api_route api_routes[] = {
 
     {"GET", "/v1/audit", API_ADMIN, API_NO_BODY, NULL, PAGE " who action object", "listAudit", api_list_audit},
 
+    {"GET", "/v1/holdings", API_ADMIN, API_NO_BODY, NULL, "owner kind", "listHoldings", api_list_holdings},
+    {"POST", "/v1/holdings/sweep", API_ADMIN, API_JSON, NULL, NULL, "sweepHoldings", api_sweep_holdings},
+
     {"POST", "/v1/subscriptions", API_ADMIN, API_JSON, NULL, NULL, "createSubscription", api_post_subscription},
     {"GET", "/v1/subscriptions", API_ADMIN, API_NO_BODY, NULL, PAGE " name name_prefix", "listSubscriptions",
      api_list_subscriptions},

@@ -597,6 +597,9 @@ struct api_engine engine_api(struct engine *en)
 	    .instance_get = instance_ask_get,
 	    .instance_screen = instance_ask_screen,
 	    .instance_serial = instance_ask_serial,
+	    .holdings = sweep_api_holdings,
+	    .sweep = sweep_api,
+	    .holdings_sums = sweep_api_sums,
 	    .region_info = engine_region_info,
 	    .region_check = instance_ask_try,
 	};
@@ -734,6 +737,7 @@ static void *clockwork_main(void *arg)
 {
 	struct engine *en = arg;
 	double pinged = id_now_mono(), minute = 0, resumed = pinged, paced = pinged, scheduled = 0, looked = 0;
+	double swept = 0;
 
 	while (clockwork_sleep(en)) {
 		double now = id_now_mono();
@@ -767,6 +771,10 @@ static void *clockwork_main(void *arg)
 			schedule_tend(en);
 			expire_jobs(en);
 			notify_expiring(en);
+		}
+		if (swept == 0 || now - swept > en->s.hour || sweep_is_wanted()) {
+			swept = now;
+			sweep_start(en);
 		}
 		if (news || now - pinged > 15) {
 			pinged = now;

@@ -120,6 +120,7 @@ enum task_kind {
 	TASK_TRIM,
 	TASK_INSTANCE,
 	TASK_REFRESH,
+	TASK_SWEEP,
 	TASK_CHECK
 };
 
@@ -170,6 +171,7 @@ struct engine {
 	bool trim_wanted;             /* layers may be free */
 	double trim_after, trim_wait; /* one that failed is not tried again before; how long that was */
 	uint64_t tick, tick_announced;
+	json_t *held;            /* sums of what was kept at the last look; NULL: there was none */
 	double pace[PACE_PARTS]; /* what parts take on this host; 0: not known */
 	struct notify *notify;   /* notify.h */
 	pthread_t clockwork;
@@ -321,6 +323,15 @@ int bundle_make(void *arg, const char *job, const json_t *scope, bool (*has)(con
 /* runner.c: 0; 1 when another center carries the job; negative errno. */
 int runner_ensure(struct engine *en, const char *job, const char *source);
 void runner_free(struct live *l);
+
+/* sweep.c: what is kept for whom, and what is left of a killed center. */
+void sweep_task(struct task *t);
+void sweep_start(struct engine *en);
+bool sweep_is_wanted(void);
+int sweep_run(struct engine *en, bool dry_run, json_t **ret, struct err *e);
+int sweep_api_holdings(void *arg, json_t **ret, struct api_fault *f);
+int sweep_api(void *arg, bool dry_run, json_t **ret, struct api_fault *f);
+json_t *sweep_api_sums(void *arg);
 
 /* address.c: *ret (new reference) is what the conversion is told of it, NULL when DHCP is to give one. -EINVAL: it is
  * to keep one that isn't known. */

@@ -355,6 +355,7 @@ int center_serve(const struct center_settings *s, struct err *e)
 	pthread_mutex_destroy(&en->log_lock);
 	pthread_mutex_destroy(&en->share_lock);
 	pthread_mutex_destroy(&en->lock);
+	json_decref(en->held);
 	free(en);
 	return r;
 }

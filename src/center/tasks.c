@@ -667,6 +667,9 @@ static void *task_main(void *arg)
 	case TASK_REFRESH:
 		instance_refresh(t);
 		break;
+	case TASK_SWEEP:
+		sweep_task(t);
+		break;
 	case TASK_CHECK:
 		checking_run(t);
 		break;

@@ -319,6 +319,17 @@ static const struct opt import_opts[] = {
     {0},
 };
 
+static const struct opt holding_opts[] = {
+    {"owner", 0, OPT_STRING, AT(owner), "ID", "only what is kept for this job, image, instance or export"},
+    {"kind", 0, OPT_STRING, AT(kind), "KIND", "only this, such as copy, image, run or temporary"},
+    {0},
+};
+
+static const struct opt sweep_opts[] = {
+    {"dry-run", 0, OPT_FLAG, AT(dry_run), NULL, "say what would be removed, and remove nothing"},
+    {0},
+};
+
 static const struct opt audit_opts[] = {
     {"who", 0, OPT_STRING, AT(who), "TOKEN", "only what was done with this token (its id)"},
     {"action", 0, OPT_STRING, AT(action), "NAME", "only this, such as createJob"},
@@ -708,6 +719,15 @@ static const struct opt_command commands[] = {
      "Without any, agents send the data to where the center is. Jobs on the private network take the private one.\n\n"
      "Example:\n  replant regions set local --private-address 10.0.0.5",
      region_opts, 1, 1, cli_regions_set, REGIONS},
+
+    {"center holdings", "", "list what the center keeps, for whom, and how large it is",
+     "What nobody owns any more is told apart.\n\nExamples:\n  replant center holdings --owner "
+     "job-0123456789abcdef\n  replant center holdings --json | jq '.items[] | select(.orphan)'",
+     holding_opts, 0, 0, cli_center_holdings, NULL},
+    {"center sweep", "", "remove what a killed center left behind and certainly nobody needs",
+     "The center does it itself every hour. Copies, images and instances are never removed by it.\n\n"
+     "Example:\n  replant center sweep --dry-run",
+     sweep_opts, 0, 0, cli_center_sweep, NULL},
 
     {"events follow", "", "print what happens in the center, as it happens",
      "With --json: a line with the changed object for each event.\n\nExample:\n"
