@@ -113,6 +113,12 @@ struct api_engine {
 	int (*instance_screen)(void *arg, const struct model_instance *in, int *ret_fd, struct api_fault *f);
 	int (*instance_serial)(void *arg, const struct model_instance *in, uint64_t since, struct str *ret,
 			       uint64_t *ret_end, struct api_fault *f);
+	/* Can a source with the inventory run as the instance? 409 with all that is in the way. */
+	int (*instance_check)(void *arg, const json_t *inventory, const char *instance, struct api_fault *f);
+	int (*instance_rollback)(void *arg, const char *instance, struct api_fault *f);
+	int (*instance_confirm)(void *arg, const char *instance, struct api_fault *f);
+	/* The file of the screen as it was when the job had switched its instance over; there may be none. */
+	void (*job_picture)(void *arg, const char *job, char *path, size_t size);
 	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
 	json_t *(*region_info)(void *arg, const char *region);
 	/* All that is kept, an array of {"kind","owner","path","bytes","since","orphan","removable"}. */

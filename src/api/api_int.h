@@ -133,6 +133,7 @@ struct api_request {
 	size_t nquery;
 	json_t *body;
 	struct api_fault fault;
+	struct api_fault onto; /* why a new job can't go onto its instance (onto.c) */
 	/* the answer */
 	int status;
 	json_t *json;
@@ -181,6 +182,14 @@ int api_query_number(struct api_request *q, const char *name, uint64_t min, uint
 json_t *api_template_apply(struct api_request *q, const json_t *body);
 /* jobs.c: are these parameters ones that a job could have? `field`: the member they are in. */
 int api_check_parameters(struct api_request *q, const json_t *given, const char *field);
+
+/* onto.c: what hinders a job that goes onto an instance, asked of the hypervisor outside of a transaction; kept in
+ * q->onto. */
+void api_onto_look(struct api_request *q, const struct model_job_request *in);
+/* The job's destination, inside the transaction. */
+int api_onto_fill(struct api_request *q, const struct model_job_request *in, struct model_job *job);
+/* Do its parameters go with it? */
+int api_onto_keeps(struct api_request *q, const struct model_job *job);
 
 /* metrics.c: one more answer. */
 void api_count(struct api *a, int status, double seconds);
@@ -279,6 +288,11 @@ int api_start_job(struct api_request *q);
 int api_stop_job(struct api_request *q);
 int api_cut_over_job(struct api_request *q);
 int api_list_runs(struct api_request *q);
+int api_rollback_job(struct api_request *q);
+int api_confirm_job(struct api_request *q);
+int api_get_job_screenshot(struct api_request *q);
+int api_rollback_instance(struct api_request *q);
+int api_confirm_instance(struct api_request *q);
 int api_list_images(struct api_request *q);
 int api_get_image(struct api_request *q);
 int api_patch_image(struct api_request *q);

@@ -199,7 +199,8 @@ static int fill_job(struct api_request *q, const struct model_job_request *in, c
 	job->tags = api_scope_tags(q, in->tags);
 	if (q->fault.status)
 		return -1;
-	if (read_parameters(q, in->parameters, NULL, src->inventory, &job->parameters) < 0)
+	if (read_parameters(q, in->parameters, NULL, src->inventory, &job->parameters) < 0 ||
+	    api_onto_fill(q, in, job) < 0)
 		return -1;
 	return check_network(q, job->parameters);
 }
@@ -321,6 +322,7 @@ int api_post_job(struct api_request *q)
 
 	if (api_read(q, model_job_request, q->body, false, &in) < 0)
 		return -1;
+	api_onto_look(q, &in);
 	if (s->ops->begin(s, &e) < 0)
 		return api_fail(q, &e);
 	r = create_job(q, &in, &job);
@@ -424,7 +426,7 @@ static int patch_job(struct api_request *q, const struct model_job_request *in, 
 		if (read_parameters(q, in->parameters, job->parameters, src.inventory, &parameters) < 0)
 			return -1;
 		model_take_json(&job->parameters, parameters);
-		if (check_network(q, job->parameters) < 0)
+		if (check_network(q, job->parameters) < 0 || api_onto_keeps(q, job) < 0)
 			return -1;
 	}
 	if ((in->name && model_set(&job->name, in->name) < 0) ||

@@ -1,6 +1,7 @@
 #include "center/checking.h"
 #include "center/instances.h"
 #include "center/notify.h"
+#include "center/switching.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -597,6 +598,10 @@ struct api_engine engine_api(struct engine *en)
 	    .instance_get = instance_ask_get,
 	    .instance_screen = instance_ask_screen,
 	    .instance_serial = instance_ask_serial,
+	    .instance_check = switching_check,
+	    .instance_rollback = switching_rollback,
+	    .instance_confirm = switching_confirm,
+	    .job_picture = switching_picture,
 	    .holdings = sweep_api_holdings,
 	    .sweep = sweep_api,
 	    .holdings_sums = sweep_api_sums,

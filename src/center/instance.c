@@ -1,4 +1,5 @@
 #include "center/instances.h"
+#include "center/switching.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -677,13 +678,29 @@ int instance_create(void *arg, struct model_instance *in, bool start, struct api
 
 /* ---- after a crash ---- */
 
+static bool is_of_switch(const struct model_instance *in)
+{
+	const char *job = json_string_value(json_object_get(instance_doing(in), "job"));
+
+	return job && strcmp(json_string_value(json_object_get(in->switching, "job")) ?: "", job) == 0;
+}
+
 static int resume_instance(void *arg, void *row)
 {
 	const struct model_instance *in = row;
+	const char *job = json_string_value(json_object_get(instance_doing(in), "job"));
 	struct engine *en = arg;
+	_cleanup_(model_job_release) struct model_job j = {0};
 
 	/* What runs on another host is off as seen from here, and would be started twice. */
 	if ((!instance_doing(in) && !in->deleting) || instance_elsewhere(en, in))
+		return 0;
+	/* A migration onto it goes on by itself, and waits for the end of what else was being done. */
+	if (switch_is_work(switching_step(in)) && !in->deleting && is_of_switch(in))
+		return 0;
+	/* Its own thread, or the job's, goes on with it. */
+	if (job && (task_runs(en, TASK_SWITCH, in->id) ||
+		    (en->store->ops->get(en->store, &model_jobs, job, &j, NULL) == 0 && j.state == JOB_RUNNING)))
 		return 0;
 	return MIN(0, task_start(en, TASK_INSTANCE, in->id, NULL));
 }

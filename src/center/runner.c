@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "center/checking.h"
+#include "center/switching.h"
 #include "center/verify.h"
 
 #define RESERVE (UINT64_C(64) << 20) /* beside the data: manifests, overlays' headers */
@@ -410,6 +411,7 @@ static int boot_marked(struct live *l, const struct model_job *job, struct engin
 	bool passed;
 	int r;
 
+	switching_boot_options(en, job, json_object_get(prepared, "options"));
 	engine_step(l, "test_boot", "booting the image");
 	pace_begin(l, PACE_TEST_BOOT);
 	if (task_save_boot(en, job->image, "running", started, NULL, NULL, &store_e) < 0)
@@ -478,9 +480,11 @@ static int process(struct live *l, struct model_job *job, struct engine_failure 
 {
 	if (!schedule_has_image(job) && make_image(l, job, f) < 0)
 		return -1;
-	if (check_wanted(job) && check_image(l, job) < 0)
+	if (check_wanted(job) && !switching_has_begun(l->engine, job) && check_image(l, job) < 0)
 		return -1;
-	if (boot_wanted(job) && boot_image(l, job, f) < 0)
+	if (boot_wanted(job) && !switching_has_begun(l->engine, job) && boot_image(l, job, f) < 0)
+		return -1;
+	if (job->destination == DESTINATION_INSTANCE && switching_run(l, job, f) < 0)
 		return -1;
 	if (model_is_incremental(job))
 		schedule_keep_images(l->engine, job->id);

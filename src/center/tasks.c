@@ -13,6 +13,7 @@
 #include "center/instances.h"
 #include "center/checking.h"
 #include "center/notify.h"
+#include "center/switching.h"
 #include "center/verify.h"
 
 #define REMOVE_WAIT 2 /* seconds a removal is waited for before it's left to itself */
@@ -537,6 +538,7 @@ static void run_remove_job(struct task *t)
 		r = en->provider->ops->job_remove(en->provider, t->id, &e);
 	if (r == 0)
 		r = joblog_remove(en, t->id, &e);
+	switching_forget(en, t->id);
 	if (r == 0)
 		r = store_forget(s, &model_jobs, t->id, &e);
 	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
@@ -636,10 +638,8 @@ void task_trim(struct engine *en)
 static void *task_main(void *arg)
 {
 	static const enum image_use uses[] = {
-	    [TASK_BOOT] = IMAGE_BOOT,
-	    [TASK_EXPORT] = IMAGE_EXPORT,
-	    [TASK_REMOVE_IMAGE] = IMAGE_REMOVE,
-	    [TASK_CHECK] = IMAGE_BOOT,
+	    [TASK_BOOT] = IMAGE_BOOT,  [TASK_EXPORT] = IMAGE_EXPORT, [TASK_REMOVE_IMAGE] = IMAGE_REMOVE,
+	    [TASK_CHECK] = IMAGE_BOOT, [TASK_SWITCH] = IMAGE_REMOVE,
 	};
 	struct task *t = arg, **p;
 	struct engine *en = t->engine;
@@ -666,6 +666,9 @@ static void *task_main(void *arg)
 		break;
 	case TASK_REFRESH:
 		instance_refresh(t);
+		break;
+	case TASK_SWITCH:
+		switching_task(t);
 		break;
 	case TASK_SWEEP:
 		sweep_task(t);
@@ -805,5 +808,6 @@ int task_resume_all(struct engine *en, struct err *e)
 		r = s->ops->list(s, &model_exports, &exports, resume_export, en, NULL, e);
 	if (r == 0)
 		r = s->ops->list(s, &model_images, &all, resume_image, en, NULL, e);
-	return r ?: instance_resume_all(en, e);
+	r = r ?: instance_resume_all(en, e);
+	return r ?: switching_resume(en, e);
 }

@@ -259,6 +259,8 @@ void cli_name_sources(struct cli *c, json_t *items);
 bool cli_job_options_fit(const struct cli *c);
 /* Those that were given, as the API wants them; source may be NULL. New reference. */
 json_t *cli_job_request(const struct cli *c, const char *source);
+/* cmd_switch.c: the instance that is named by --onto becomes part of the job's request. */
+int cli_put_destination(struct cli *c, json_t *body, struct err *e);
 
 /* "+2h", or a time of this host's clock and zone, or of the zone it names, as Unix time; 0 when it is neither. */
 uint64_t cli_time(const char *text);

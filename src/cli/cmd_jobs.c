@@ -268,6 +268,7 @@ static void job_show(struct cli *c, json_t *j)
 	else
 		out_fieldf("Source", "%s", get_str(j, "source"));
 	out_fieldf("Region", "%s", get_str(j, "region"));
+	out_fieldf("Instance", "%s", get_str(j, "instance"));
 	out_fieldf("Image name", "%s", get_str(j, "image_name"));
 	out_fieldf("Image", "%s", get_str(j, "image"));
 	cli_show_tags(j);
@@ -478,6 +479,7 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_str(p, "on_read_error", c->on_read_error);
 	job_put(p, "checksum", c->checksum ? json_true() : c->no_checksum ? json_false() : NULL);
 	job_put(p, "test_boot", c->no_test_boot ? json_false() : NULL);
+	job_put(p, "rollback_on_failure", c->no_rollback ? json_false() : NULL);
 	job_put(p, "image_check", c->no_image_check ? json_false() : NULL);
 	if (c->checks.n && cli_checks(c, &checks, NULL) == 0)
 		job_put(p, "checks", checks);
@@ -519,6 +521,9 @@ CLI_COMMAND(jobs_create)
 			return x;
 		json_object_set_new(body, "template", json_string(template));
 	}
+	x = cli_put_destination(c, body, e);
+	if (x < 0)
+		return x;
 	x = cli_http(c, "POST", "/v1/jobs", body, &r, e);
 	if (x < 0) {
 		if (c->json)

@@ -200,6 +200,9 @@ static const struct opt job_opts[] = {
     {"name", 'n', OPT_STRING, AT(name), "NAME", "name of the job"},
     OPT_DESCRIPTION,
     OPT_IMAGE_NAME,
+    {"onto", 0, OPT_STRING, AT(onto), "INSTANCE",
+     "migrate onto this instance; its system is kept until 'jobs confirm'"},
+    {"no-rollback", 0, OPT_FLAG, AT(no_rollback), NULL, "an instance whose new system doesn't come up keeps it"},
     {"region", 0, OPT_STRING, AT(region), "ID", "where the image is made (default local)"},
     OPTS_OF_JOBS,
     {"tag", 't', OPT_LIST, AT(tags), "KEY=VALUE", "a label of the job and its images; may be given again"},
@@ -469,6 +472,7 @@ static const struct opt_command commands[] = {
     {"jobs create", "SOURCE", "make a migration job for a server",
      "Examples:\n  replant jobs create web-1 --watch\n"
      "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3\n"
+     "  replant jobs create web-1 --onto shop --watch\n"
      "  replant jobs create web-1 --incremental --interval 12h --max-images 5 --start\n"
      "  replant jobs create web-1 --at 2027-01-31T03:00 --tag wave=2",
      job_opts, 1, 1, cli_jobs_create, SOURCES},
@@ -488,6 +492,20 @@ static const struct opt_command commands[] = {
      "The server itself goes on; stop what changes its data first.\n\nExamples:\n  replant jobs cutover web-1 --watch\n"
      "  replant jobs cutover web-1 --no-sync",
      cutover_opts, 1, 1, cli_jobs_cutover, JOBS},
+    {"jobs rollback", "JOB", "give the instance that a job migrated onto its earlier system back",
+     "At any time until it is confirmed, also in the middle of it.\n\nExample:\n  replant jobs rollback web-1", NULL, 1,
+     1, cli_jobs_rollback, JOBS},
+    {"jobs confirm", "JOB", "keep the new system of the instance that a job migrated onto",
+     "The earlier one is removed; nothing leads back.\n\nExample:\n  replant jobs confirm web-1 --yes", rm_opts, 1, 1,
+     cli_jobs_confirm, JOBS},
+    {"jobs screenshot", "JOB", "fetch the picture of the instance as a job had switched it over",
+     "Example:\n  replant jobs screenshot web-1 -o web-1.png", output_opts, 1, 1, cli_jobs_screenshot, JOBS},
+    {"instances rollback", "INSTANCE", "give an instance the system back that it had before a migration onto it",
+     "At any time until it is confirmed, also in the middle of it.\n\nExample:\n  replant instances rollback shop",
+     NULL, 1, 1, cli_instances_rollback, "replant instances ls --quiet"},
+    {"instances confirm", "INSTANCE", "keep the new system of an instance that was migrated onto",
+     "The earlier one is removed; nothing leads back.\n\nExample:\n  replant instances confirm shop --yes", rm_opts, 1,
+     1, cli_instances_confirm, "replant instances ls --quiet"},
     {"jobs set", "JOB", "change a job, also while it sends",
      "Examples:\n  replant jobs set web-1 --rate 50\n  replant jobs set web-1 --interval 2d --max-images 2", set_opts,
      1, 1, cli_jobs_set, JOBS},

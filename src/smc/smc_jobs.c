@@ -49,9 +49,8 @@ static int not_found(struct smc *c)
 /* ---- what a job is to be ---- */
 
 static const char *const no_counterpart[] = {
-    "VpcId",      "VSwitchId",    "LaunchTemplateId",   "LaunchTemplateVersion", "InstanceRamRole",
-    "InstanceId", "ContainerTag", "ContainerNamespace", "ContainerRepository",   "ResourceGroupId",
-    NULL};
+    "VpcId",        "VSwitchId",          "LaunchTemplateId",    "LaunchTemplateVersion", "InstanceRamRole",
+    "ContainerTag", "ContainerNamespace", "ContainerRepository", "ResourceGroupId",       NULL};
 
 static int check_kinds(struct smc *c)
 {
@@ -67,9 +66,28 @@ static int check_kinds(struct smc *c)
 		return smc_bad(c, "JobType", "only 0, the migration of a server, has a counterpart here");
 	if (net == 1)
 		return smc_bad(c, "NetMode", "must be 0 or 2");
-	if (target && strcasecmp(target, "Image") != 0)
-		return smc_bad(c, "TargetType", "only Image has a counterpart here, not '%.32s'", target);
+	if (target && strcasecmp(target, "Image") != 0 && strcasecmp(target, "TargetInstance") != 0)
+		return smc_bad(c, "TargetType", "only Image and TargetInstance have a counterpart here, not '%.32s'",
+			       target);
 	return smc_no_counterpart(c, no_counterpart);
+}
+
+/* TargetInstance and its InstanceId, of a new job. */
+static int put_target(struct smc *c, json_t *body)
+{
+	const char *target = smc_param(c, "TargetType");
+	char id[ID_MAX];
+
+	if (!target || strcasecmp(target, "TargetInstance") != 0)
+		return smc_param(c, "InstanceId") ? smc_bad(c, "InstanceId", "goes with TargetType=TargetInstance") : 0;
+	if (!smc_param(c, "InstanceId"))
+		return smc_fail(c, 400, "MissingParameter",
+				"the parameter InstanceId is mandatory with TargetInstance");
+	if (smc_id(c, "InstanceId", "instance", id) < 0)
+		return -1;
+	smc_put(body, "destination", "instance");
+	smc_put(body, "instance", id);
+	return 0;
 }
 
 /* Days from `since` on, a begun one counts whole. */
@@ -321,9 +339,10 @@ int smc_create_job(struct smc *c)
 	json_object_set_new(body, "parameters", parameters);
 	if (!smc_param(c, "RegionId"))
 		return smc_fail(c, 400, "MissingParameter", "the parameter RegionId is mandatory for this action");
-	if (smc_id(c, "SourceId", "source", id) < 0 || check_kinds(c) < 0 || put_common(c, body, parameters) < 0 ||
-	    put_run_once(c, parameters) < 0 || smc_tags(c, &tags) < 0 || read_region(c, body) < 0 ||
-	    read_source(c, id, &source) < 0 || smc_check_plan(c, source) < 0 || check_new(c, source, body) < 0)
+	if (smc_id(c, "SourceId", "source", id) < 0 || check_kinds(c) < 0 || put_target(c, body) < 0 ||
+	    put_common(c, body, parameters) < 0 || put_run_once(c, parameters) < 0 || smc_tags(c, &tags) < 0 ||
+	    read_region(c, body) < 0 || read_source(c, id, &source) < 0 || smc_check_plan(c, source) < 0 ||
+	    check_new(c, source, body) < 0)
 		return -1;
 	smc_put(body, "source", id);
 	if (tags)
@@ -334,6 +353,8 @@ int smc_create_job(struct smc *c)
 		smc_put_id(c->answer, "JobId", json_object_get(got, "id"));
 		return 0;
 	}
+	if (smc_was(c, "instance_in_use") || smc_was(c, "not_compatible"))
+		return smc_fail(c, 400, "InvalidInstanceId.NotMatched", "%s", c->refusal.message);
 	return smc_was(c, "source_in_use") ? smc_fail(c, 400, "SourceServerState.Invalid", "%s", c->refusal.message)
 					   : -1;
 }
@@ -355,6 +376,22 @@ static int wrong_state(struct smc *c, const char *id)
 			"%.500s", why);
 }
 
+/* Where a job goes stays as it is. */
+static int check_target(struct smc *c, const json_t *job)
+{
+	const char *target = smc_param(c, "TargetType"), *is = smc_text(job, "destination");
+	char id[ID_MAX];
+
+	if (target && (strcasecmp(target, "TargetInstance") == 0) != (strcmp(is, "instance") == 0))
+		return smc_bad(c, "TargetType", "can't change; make another job");
+	if (!smc_param(c, "InstanceId"))
+		return 0;
+	if (smc_id(c, "InstanceId", "instance", id) < 0)
+		return -1;
+	return strcmp(smc_text(job, "instance"), id) == 0 ? 0
+							  : smc_bad(c, "InstanceId", "can't change; make another job");
+}
+
 int smc_modify_job(struct smc *c)
 {
 	_cleanup_json_ json_t *body = json_object(), *parameters = json_object(), *job = NULL, *source = NULL;
@@ -364,7 +401,8 @@ int smc_modify_job(struct smc *c)
 		return -1;
 	if (smc_call(c, "GET", NULL, NULL, &job, "/v1/jobs/%s", id) < 0)
 		return not_found(c);
-	if (put_valid(c, json_number_value(json_object_get(job, "created")), body) < 0 || check_names(c, id) < 0)
+	if (check_target(c, job) < 0 || put_valid(c, json_number_value(json_object_get(job, "created")), body) < 0 ||
+	    check_names(c, id) < 0)
 		return -1;
 	if ((smc_param_any(c, "SystemDisk") || smc_param_any(c, "DataDisk.")) &&
 	    (read_source(c, smc_text(job, "source"), &source) < 0 || smc_check_plan(c, source) < 0))
@@ -518,7 +556,9 @@ static int add_job(struct smc *c, const json_t *job, json_t *items)
 	smc_put(o, "StatusInfo",
 		json_is_object(error) ? smc_text(error, "message") : smc_text(json_object_get(job, "step"), "text"));
 	smc_put(o, "ErrorCode", smc_text(error, "code"));
-	smc_put(o, "TargetType", "Image");
+	smc_put(o, "TargetType", strcmp(smc_text(job, "destination"), "instance") == 0 ? "TargetInstance" : "Image");
+	if (*smc_text(job, "instance"))
+		smc_put_id(o, "InstanceId", json_object_get(job, "instance"));
 	smc_put(o, "ImageName", smc_text(job, "image_name"));
 	smc_put_id(o, "ImageId", json_object_get(job, "image"));
 	if (running)
@@ -553,7 +593,25 @@ static int read_none(struct smc *c, bool *ret)
 
 	if (smc_uint(c, "JobType", 0, 3, &type) < 0)
 		return -1;
-	*ret = type != 0 || smc_param(c, "ResourceGroupId") || smc_param_any(c, "InstanceId.");
+	*ret = type != 0 || smc_param(c, "ResourceGroupId");
+	return 0;
+}
+
+/* Jobs onto one instance; what is no instance's id has none. */
+static int read_instance(struct smc *c, json_t *query, bool *ret_none)
+{
+	char id[ID_MAX];
+
+	if (!smc_param_any(c, "InstanceId."))
+		return 0;
+	if (smc_param(c, "InstanceId.2"))
+		return smc_bad(c, "InstanceId", "one instance can be asked for at a time");
+	if (smc_param(c, "InstanceId.1") && smc_id(c, "InstanceId.1", "instance", id) == 0) {
+		smc_put(query, "instance", id);
+		return 0;
+	}
+	c->fault = (struct smc_fault){0};
+	*ret_none = true;
 	return 0;
 }
 
@@ -598,7 +656,7 @@ int smc_describe_jobs(struct smc *c)
 	if (smc_page(c, 10, &p) < 0 || smc_ids(c, "JobId", "job", &jobs) < 0 ||
 	    smc_ids(c, "SourceId", "source", &sources) < 0 || read_word(c, "Status", statuses, "state", query) < 0 ||
 	    read_word(c, "BusinessStatus", stages, "stage", query) < 0 || read_none(c, &none) < 0 ||
-	    read_region(c, query) < 0 || smc_tag_filter(c, query) < 0)
+	    read_instance(c, query, &none) < 0 || read_region(c, query) < 0 || smc_tag_filter(c, query) < 0)
 		return -1;
 	both = jobs && sources;
 	if (!none && smc_list(c, "/v1/jobs", take_ptr(&query), jobs ? take_ptr(&jobs) : json_incref(sources),

@@ -179,8 +179,8 @@ int smc_time(struct smc *c, const char *name, double *ret)
 /* Their ids have a letter or two where ours have the noun. */
 static const struct {
 	const char *theirs, *ours;
-} nouns[] = {{"s-", "source-"},    {"j-", "job-"},   {"at-", "code-"},
-	     {"w-", "workgroup-"}, {"m-", "image-"}, {"i-", "run-"}};
+} nouns[] = {{"s-", "source-"}, {"j-", "job-"}, {"at-", "code-"},   {"w-", "workgroup-"},
+	     {"m-", "image-"},  {"i-", "run-"}, {"i-", "instance-"}};
 
 const char *smc_their_id(const json_t *id, char buf[ID_MAX])
 {

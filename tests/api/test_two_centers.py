@@ -1,6 +1,7 @@
 """Two centers on one PostgreSQL: what one carries the other knows, and carries on when it is gone. Each has a script of its own here, so that
 it shows who called what, and the storage is the same: what no storage could bear is misuse, and fails."""
 
+import json
 import os
 import signal
 import subprocess
@@ -268,3 +269,70 @@ def test_many_jobs(pair):
     assert len(set(made)) == len(jobs)
     for job in jobs:
         assert one_image(b, job)
+
+
+def test_an_instance_is_worked_on_by_one_center(pair):
+    """Made at A, which dies over it: B goes on. What B runs A leaves alone, and the other way round."""
+    a, b = pair
+    agent = a.agent()
+    job = a.started_job(agent.source, parameters={"test_boot": False})
+    agent.send_all()
+    image = a.wait_job(job)["image"]
+
+    def row(center, instance):
+        return center.ok("GET", f"/v1/instances/{instance}")
+
+    a.play("set_add", "hold")
+    instance = a.ok("POST", "/v1/instances", {"name": "vm", "image": image, "start": True})["id"]
+    wait_for("the work", lambda: ["set_add", instance] in a.calls())
+    assert row(b, instance)["action"] == "create"
+    assert b.post(f"/v1/instances/{instance}/start").code == "in_use"
+    a.kill()
+    a.unplay("set_add", "hold")
+    made = wait_for("B made it", lambda: (lambda r: r["action"] is None and r)(row(b, instance)), 60)
+    assert (made["state"], made["error"]) == ("running", None) and ["set_add", instance] in b.calls()
+    a.start()
+    for verb in "start", "stop", "restart":
+        got = a.post(f"/v1/instances/{instance}/{verb}")
+        assert (got.status, got.code) == (409, "another_host") and "b.example" in got.json["error"]["message"]
+    assert a.get(f"/v1/instances/{instance}/screenshot").code == "another_host"
+    assert a.get(f"/v1/instances/{instance}").json["state"] == "running"
+    # Off it is anybody's.
+    b.ok("POST", f"/v1/instances/{instance}/stop", {})
+    wait_for("A runs it", lambda: a.post(f"/v1/instances/{instance}/start").status == 200)
+    wait_for("B hears of it", lambda: b.post(f"/v1/instances/{instance}/stop").code == "another_host")
+    wait_for("A stops it", lambda: a.post(f"/v1/instances/{instance}/stop", {"force": True}).status == 200)
+    wait_for("B removes it", lambda: b.call("DELETE", f"/v1/instances/{instance}").status in (202, 204))
+    wait_for("gone", lambda: a.get(f"/v1/instances/{instance}").status == 404)
+
+
+def test_a_way_back_where_the_instance_runs(pair):
+    """For the other center it is off, and its disks free to be exchanged."""
+    a, b = pair
+    agent = a.agent()
+    job = a.started_job(agent.source, parameters={"test_boot": False})
+    agent.send_all()
+    image = a.wait_job(job)["image"]
+    instance = a.ok("POST", "/v1/instances", {"name": "switched", "image": image, "start": True})["id"]
+    made = wait_for("it", lambda: (lambda r: r["action"] is None and r)(a.ok("GET", f"/v1/instances/{instance}")))
+    with a.database() as db:
+        db.execute("UPDATE instances SET switching = ? WHERE id = ?",
+                   (json.dumps({"job": job, "image": image, "step": "switched", "from": made["disks"], "to": "set-00000000000000bb",
+                                "ran": True, "keep_failed": False, "was_image": image}), instance))
+    for verb in "rollback", "confirm":
+        got = b.post(f"/v1/instances/{instance}/{verb}")
+        assert (got.status, got.code) == (409, "another_host") and "a.example" in got.json["error"]["message"], got
+    # On the way, where B looks after what nobody carries.
+    a.play("instance_stop", "hold")
+    a.ok("POST", f"/v1/instances/{instance}/rollback", {})
+    wait_for("the work", lambda: ["instance_stop", instance] in a.calls())
+    a.kill()
+    a.unplay("instance_stop", "hold")
+    time.sleep(LEASE)
+    assert not [c for c in b.calls() if c[0] in ("instance_stop", "set_use") and c[1] == instance]
+    a.start()
+    wait_for("the old system", lambda: a.ok("GET", f"/v1/instances/{instance}")["switching"] is None, 60)
+    wait_for("A runs it", lambda: b.post(f"/v1/instances/{instance}/stop").code == "another_host")
+    wait_for("A stops it", lambda: a.post(f"/v1/instances/{instance}/stop", {"force": True}).status == 200)
+    wait_for("A removes it", lambda: a.call("DELETE", f"/v1/instances/{instance}").status in (202, 204))
+    wait_for("gone", lambda: a.get(f"/v1/instances/{instance}").status == 404)
