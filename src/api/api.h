@@ -119,6 +119,8 @@ struct api_engine {
 	int (*instance_confirm)(void *arg, const char *instance, struct api_fault *f);
 	/* The file of the screen as it was when the job had switched its instance over; there may be none. */
 	void (*job_picture)(void *arg, const char *job, char *path, size_t size);
+	/* The same of the copy that its last migration test booted. */
+	void (*test_picture)(void *arg, const char *job, char *path, size_t size);
 	/* Capacity and the like, an object (new reference); NULL when it can't be had. */
 	json_t *(*region_info)(void *arg, const char *region);
 	/* All that is kept, an array of {"kind","owner","path","bytes","since","orphan","removable"}. */

@@ -285,6 +285,11 @@ int api_get_job(struct api_request *q);
 int api_patch_job(struct api_request *q);
 int api_delete_job(struct api_request *q);
 int api_start_job(struct api_request *q);
+int api_run_job(struct api_request *q);
+int api_get_test_screenshot(struct api_request *q);
+/* jobtest.c: what the job's next start does; inside the transaction that has read it. */
+int api_set_testing(struct api_request *q, struct model_job *job, enum model_testing testing);
+enum model_testing api_testing_of(int execution);
 int api_stop_job(struct api_request *q);
 int api_cut_over_job(struct api_request *q);
 int api_list_runs(struct api_request *q);

@@ -187,6 +187,7 @@ static int fill_job(struct api_request *q, const struct model_job_request *in, c
 	job->valid_days = in->valid_days;
 	job->expires = model_job_expiry(job, job->created);
 	job->state = JOB_READY;
+	job->testing = api_testing_of(in->execution);
 	if (read_start(q, in, job->expires, &job->next_run) < 0)
 		return -1;
 	if (!default_name || model_set(&job->id, id) < 0 ||
@@ -335,7 +336,8 @@ int api_post_job(struct api_request *q)
 	if (r == 0)
 		en->source_refresh(en->arg, job.source);
 	/* Also when the center was killed between both, and was asked again. */
-	if (in.execution != MIGRATE_NOW || job.state != JOB_READY || job.started > 0)
+	if ((in.execution != MIGRATE_NOW && api_testing_of(in.execution) == NO_TEST) || job.state != JOB_READY ||
+	    job.started > 0)
 		return answer_job(q, r ? 200 : 201, &job);
 	snprintf(q->id, sizeof(q->id), "%s", job.id);
 	return send_event(q, JOB_START, r ? 200 : 201);
@@ -407,6 +409,8 @@ static int patch_times(struct api_request *q, const struct model_job_request *in
 				  model_job_states[job->state]);
 	if (in->execution == MIGRATE_NOW)
 		return api_refuse(q, 400, "bad_field", "execution", "to start the job now, start it");
+	if (api_set_testing(q, job, api_testing_of(in->execution)) < 0)
+		return -1;
 	return read_start(q, in, job->expires, &job->next_run);
 }
 
@@ -494,9 +498,40 @@ int api_list_runs(struct api_request *q)
 	return api_row(q, &model_jobs, &job) < 0 ? -1 : api_list_of(q, &model_runs, &mine, NULL);
 }
 
-int api_start_job(struct api_request *q)
+int api_run_job(struct api_request *q)
 {
 	return job_event(q, JOB_START);
+}
+
+/* As the request says, and else as it was set before. */
+static int choose_test(struct api_request *q, int test)
+{
+	static const enum model_testing meant[] = {
+	    [START_UNTESTED] = NO_TEST, [START_TEST] = TEST_ONLY, [START_TEST_AND_MIGRATE] = TEST_AND_MIGRATE};
+	_cleanup_(model_job_release) struct model_job job = {0};
+	struct store *s = q->api->s.store;
+	struct err e = {0};
+
+	if (test == START_AS_SET)
+		return 0;
+	if (s->ops->begin(s, &e) < 0)
+		return api_fail(q, &e);
+	if (s->ops->get(s, &model_jobs, q->id, &job, &e) < 0 || api_set_testing(q, &job, meant[test]) < 0 ||
+	    s->ops->put(s, &model_jobs, &job, &e) < 0 ||
+	    store_announce(s, &model_jobs, "updated", &job, id_now(), &e) < 0) {
+		s->ops->rollback(s);
+		return q->fault.status ? -1 : api_fail(q, &e);
+	}
+	return s->ops->commit(s, &e) < 0 ? api_fail(q, &e) : 0;
+}
+
+int api_start_job(struct api_request *q)
+{
+	struct model_start_request in;
+
+	if (api_read(q, model_start_request, q->body, false, &in) < 0 || choose_test(q, in.test) < 0)
+		return -1;
+	return send_event(q, JOB_START, 202);
 }
 
 int api_stop_job(struct api_request *q)

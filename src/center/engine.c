@@ -167,6 +167,7 @@ static int apply(struct engine *en, struct model_job *job, const struct job_answ
 	keep_live(en, job);
 	schedule_apply(en, job, a, event, clock, failure, now);
 	note_stages(job, a, now);
+	testing_apply(job, a, event, failure, now);
 	if (job->state != JOB_RUNNING && a->state == JOB_RUNNING) {
 		job->started = job->started > 0 ? job->started : now;
 		if (a->stage == JOB_PROCESSING || a->stage == JOB_CLEANING)
@@ -347,7 +348,8 @@ static void api_job_parameters(void *arg, const char *job, const json_t *paramet
 	pthread_mutex_lock(&en->lock);
 	l = engine_live(en, job);
 	if (l)
-		model_take_json(&l->parameters, json_deep_copy(parameters));
+		model_take_json(&l->parameters,
+				testing_offer(parameters, json_is_true(json_object_get(l->parameters, "boot_only"))));
 	pthread_mutex_unlock(&en->lock);
 	if (!l && share_call(en, job, false, &e) < 0)
 		log_warn("job %s: %s", job, e.msg);
@@ -418,6 +420,21 @@ void engine_take_report(struct live *l, const struct model_task_request *t, cons
 	}
 }
 
+/* The figures alone, for they are of a known length. */
+static json_t *bounded_live(const json_t *live)
+{
+	static const char *const keys[] = {"bytes", "seconds"};
+	json_t *o = json_is_object(live) ? json_object() : NULL;
+
+	for (size_t i = 0; o && i < ARRAY_SIZE(keys); i++) {
+		json_t *v = json_object_get(live, keys[i]);
+
+		if (json_is_number(v))
+			json_object_set(o, keys[i], v);
+	}
+	return o;
+}
+
 /* An agent sends what it likes: what is too much loses what only people read. */
 static json_t *bounded_result(const json_t *result)
 {
@@ -427,15 +444,27 @@ static json_t *bounded_result(const json_t *result)
 		return json_object();
 	if (json_dumpb(result, NULL, 0, JSON_COMPACT) <= RESULT_MAX)
 		return json_incref((json_t *)(uintptr_t)result);
-	o = json_pack("{s:[s], s:O*, s:O*, s:O*}", "notes", "the agent's report was too long, its notes are not kept",
-		      "totals", json_object_get(result, "totals"), "disks", json_object_get(result, "disks"), "zeroed",
-		      json_object_get(result, "zeroed"));
+	o = json_pack("{s:[s], s:O*, s:O*, s:O*, s:o*, s:O*}", "notes",
+		      "the agent's report was too long, its notes are not kept", "totals",
+		      json_object_get(result, "totals"), "disks", json_object_get(result, "disks"), "zeroed",
+		      json_object_get(result, "zeroed"), "live", bounded_live(json_object_get(result, "live")), "test",
+		      json_object_get(result, "test"));
 	if (o && json_dumpb(o, NULL, 0, JSON_COMPACT) > RESULT_MAX) {
 		json_object_del(o, "zeroed");
+		json_object_del(o, "test");
 		json_object_del(o, "totals");
 		json_object_del(o, "disks");
 	}
 	return o;
+}
+
+/* The agent says when it sent it: how far its clock is ahead. */
+static void note_clock(json_t *result, double now)
+{
+	const json_t *sent = json_object_get(json_object_get(result, "test"), "time");
+
+	if (json_is_number(sent))
+		json_object_set_new(result, "clock_skew", json_real(json_number_value(sent) - now));
 }
 
 /* The agent's last word goes to the store at once: the job may be over before it comes. */
@@ -454,6 +483,7 @@ static int save_result(struct engine *en, const char *source, const struct model
 	model_take_json(&run.result, bounded_result(t->result));
 	if (!run.result)
 		return err_nomem(e);
+	note_clock(run.result, id_now());
 	if (!job.progress)
 		job.progress = json_object();
 	if (progress)
@@ -602,6 +632,7 @@ struct api_engine engine_api(struct engine *en)
 	    .instance_rollback = switching_rollback,
 	    .instance_confirm = switching_confirm,
 	    .job_picture = switching_picture,
+	    .test_picture = testing_picture,
 	    .holdings = sweep_api_holdings,
 	    .sweep = sweep_api,
 	    .holdings_sums = sweep_api_sums,

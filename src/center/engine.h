@@ -341,6 +341,8 @@ int address_resolve(struct engine *en, const struct model_job *job, const json_t
 
 /* pace.c */
 void pace_load(struct engine *en);
+/* Seconds that the part took lately on this host. */
+double pace_guess(struct engine *en, enum pace_part part);
 /* Which parts (bits) the stage that begins has; none when its progress is counted. */
 void pace_plan(struct live *l, int stage, unsigned parts);
 void pace_begin(struct live *l, enum pace_part part);
@@ -358,6 +360,34 @@ int runner_fail(struct engine_failure *f, const char *code, bool temporary, cons
 /* The same where space is missing. */
 int runner_no_space(struct engine_failure *f, const char *message);
 bool runner_cancelled(void *arg);
+
+/* runner.c, for testing.c */
+int runner_fail_err(struct engine_failure *f, const char *code, const struct err *e);
+/* Before the next step changes what lies in the region: is the job still ours? */
+bool runner_confirm(struct live *l);
+/* What the conversion wants to know when there will be no image. New reference. */
+json_t *runner_request(struct live *l, const struct model_job *job, const struct model_source *src,
+		       const json_t *network);
+int runner_convert(struct live *l, const json_t *request, json_t **ret, struct err *e);
+int runner_boot_copy(struct live *l, const json_t *options, json_t **ret, struct err *e);
+
+/* testing.c: migration tests */
+bool testing_is_test(const struct model_job *job);
+/* Does the event end a test that went through all its stages? */
+bool testing_is_over(const struct model_job *job, enum job_event event);
+/* What the agent gets of the parameters. New reference. */
+json_t *testing_offer(const json_t *parameters, bool test);
+/* Bytes of the source that a test has left in the region for the migration. */
+uint64_t testing_kept(const struct model_job *job);
+/* With a change of the job's state: begins the report, ends it, compares it with what the migration took. */
+void testing_apply(struct model_job *job, const struct job_answer *a, enum job_event event,
+		   const struct engine_failure *failure, double now);
+int testing_process(struct live *l, struct model_job *job, struct engine_failure *f);
+int testing_clean(struct live *l, struct model_job *job, struct engine_failure *f);
+/* Where its picture is. */
+void testing_picture(void *arg, const char *job, char *path, size_t size);
+/* The picture goes. */
+void testing_forget(struct engine *en, const char *job);
 
 /* seen.c: heartbeats */
 void seen_touch(struct engine *en, const char *source);

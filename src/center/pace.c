@@ -47,6 +47,13 @@ void pace_load(struct engine *en)
 	}
 }
 
+double pace_guess(struct engine *en, enum pace_part part)
+{
+	ENGINE_LOCK(en);
+
+	return en->pace[part] > 0 ? en->pace[part] : parts[part].seconds;
+}
+
 /* Only a comfort: what can't be kept is learnt again. */
 static void pace_save(struct engine *en)
 {

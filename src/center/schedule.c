@@ -31,9 +31,9 @@ static void forget_live(struct engine *en, const char *job)
 		model_take_json(&l->progress, NULL);
 }
 
-static void begin_run(struct engine *en, struct model_job *job, int trigger)
+/* A test has no number: it is none of the job's runs. */
+static void begin_anew(struct engine *en, struct model_job *job, int trigger)
 {
-	job->number++;
 	job->trigger = trigger;
 	model_set(&job->image_pending, NULL);
 	model_take_json(&job->progress, NULL);
@@ -41,15 +41,26 @@ static void begin_run(struct engine *en, struct model_job *job, int trigger)
 	forget_live(en, job->id);
 }
 
+static void begin_run(struct engine *en, struct model_job *job, int trigger)
+{
+	job->number++;
+	begin_anew(en, job, trigger);
+}
+
 void schedule_apply(struct engine *en, struct model_job *job, const struct job_answer *a, enum job_event event,
 		    bool clock, const struct engine_failure *failure, double now)
 {
 	bool cut_over = event == JOB_CUT_OVER || event == JOB_CUT_OVER_SYNC;
-	bool starts = job->state != JOB_RUNNING && a->state == JOB_RUNNING && a->stage == JOB_PREPARING;
+	bool tested = testing_is_over(job, event);
+	bool starts = (job->state != JOB_RUNNING || tested) && a->state == JOB_RUNNING && a->stage == JOB_PREPARING;
 
-	job->next_run = 0;
+	/* A test that goes well leaves the migration to be started when it was to be; else somebody has to look. */
+	if (job->testing != TEST_ONLY || (a->state != JOB_RUNNING && a->state != JOB_READY))
+		job->next_run = 0;
 	job->last |= cut_over;
-	if (starts && job->number == job->runs_done)
+	if (starts && testing_is_test(job) && !tested)
+		begin_anew(en, job, TRIGGER_MANUAL);
+	else if (starts && job->number == job->runs_done)
 		begin_run(en, job, cut_over ? TRIGGER_CUT_OVER : clock ? TRIGGER_SCHEDULE : TRIGGER_MANUAL);
 	if (event == JOB_STAGE_DONE && job->stage == JOB_PROCESSING)
 		job->runs_done = job->number;

@@ -429,7 +429,7 @@ static void take_news(struct engine *en, const char *id)
 	pthread_mutex_lock(&en->lock);
 	l = engine_live(en, id);
 	if (l) {
-		model_take_json(&l->parameters, json_deep_copy(job.parameters));
+		model_take_json(&l->parameters, testing_offer(job.parameters, testing_is_test(&job)));
 		l->logs = joblog_is_wanted(job.parameters);
 		l->log_at = l->logs ? l->log_at : 0;
 	}

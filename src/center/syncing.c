@@ -289,7 +289,8 @@ static bool sync_cancelled(void *arg)
 
 /* ---- one attempt ---- */
 
-static void offer_open(struct live *l, const char *run, const char *psk, const char *host, const json_t *parameters)
+static void offer_open(struct live *l, const char *run, const char *psk, const char *host, const json_t *parameters,
+		       bool test)
 {
 	uint64_t log_at = joblog_end(l->engine, l->job, l->number, JOBLOG_AGENT);
 	ENGINE_LOCK(l->engine);
@@ -303,7 +304,7 @@ static void offer_open(struct live *l, const char *run, const char *psk, const c
 	l->active = id_now_mono();
 	l->agent_failed = l->receiver_failed = l->gave_up = false;
 	l->written_before = (uint64_t)MAX(0, json_integer_value(json_object_get(l->progress, "bytes_written")));
-	model_take_json(&l->parameters, json_deep_copy(parameters));
+	model_take_json(&l->parameters, testing_offer(parameters, test));
 	if (l->progress)
 		json_object_del(l->progress, "phase");
 }
@@ -429,12 +430,13 @@ static int sync_once(struct live *l, struct model_job *job, struct engine_failur
 		return runner_fail(f, "internal", false, "%s", e.msg);
 	if (*way.listen)
 		receive.listen = way.listen;
-	offer_open(l, run, psk, way.host, job->parameters);
+	offer_open(l, run, psk, way.host, job->parameters, testing_is_test(job));
 	engine_step(l, "opening", "getting ready to receive");
 	receive.run = run;
 	receive.psk_hex = psk;
 	receive.clear = !model_is_encrypted(job);
-	receive.number = model_is_incremental(job) ? job->number : 0;
+	receive.partial = testing_is_test(job);
+	receive.number = model_is_incremental(job) && !receive.partial ? job->number : 0;
 	joblog_open(&feed, l, JOBLOG_RECEIVER);
 	joblog_say(&feed, "%s: begins", run);
 	r = p->ops->receive(p, l->job, &receive, &watch, &e);

@@ -540,6 +540,8 @@ static void run_remove_job(struct task *t)
 		r = joblog_remove(en, t->id, &e);
 	switching_forget(en, t->id);
 	if (r == 0)
+		testing_forget(en, t->id);
+	if (r == 0)
 		r = store_forget(s, &model_jobs, t->id, &e);
 	if (r < 0) /* it stays in `deleting`, and the clockwork tries again */
 		log_error("job %s can't be deleted: %s", t->id, e.msg);

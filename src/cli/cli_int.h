@@ -265,6 +265,10 @@ int cli_put_destination(struct cli *c, json_t *body, struct err *e);
 /* "+2h", or a time of this host's clock and zone, or of the zone it names, as Unix time; 0 when it is neither. */
 uint64_t cli_time(const char *text);
 
+/* ---- cmd_testing.c ---- */
+/* What a migration test said of the job, in a few fields; nothing when there was none. */
+void cli_test_summary(const json_t *job);
+
 /* ---- cli_checks.c ---- */
 /* The scripts of --check; new reference. */
 int cli_checks(const struct cli *c, json_t **ret, struct err *e);

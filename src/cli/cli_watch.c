@@ -93,6 +93,7 @@ const char *cli_remedy(const json_t *job)
 	    {"not_permitted", "See that the agent runs as root and isn't confined, then start the job again."},
 	    {"convert_failed",
 	     "The copy is kept and the server is as it was. Starting the job again converts it anew."},
+	    {"test_failed", "See 'replant jobs report'; starting the job again repeats the test."},
 	    {"test_boot_failed",
 	     "Look at 'replant images report' and 'replant images screenshot'; starting the job again "
 	     "repeats the boot."},
@@ -396,6 +397,7 @@ static void watch_end(const struct watched *j)
 	if (str_ok(&b) && b.s)
 		out_field("State", b.s, out_state_colour(get_str(j->job, "state")));
 	watch_error(j->job);
+	cli_test_summary(j->job);
 	if (!watch_is(j, "finished") && !watch_is(j, "waiting"))
 		return;
 	watch_stages(j->job);
@@ -412,6 +414,20 @@ static void watch_end(const struct watched *j)
 	if (*get_str(j->job, "image"))
 		out_fieldf("Image", "%s (see 'replant images show %s')", get_str(j->job, "image"),
 			   get_str(j->job, "image"));
+}
+
+/* A test leaves a job ready again. */
+static bool watch_was_tested(const struct watched *j)
+{
+	return watch_is(j, "ready") && strcmp(get_str(j->job, "test.state"), "done") == 0;
+}
+
+/* How it ended, as an exit code. */
+static bool watch_went_well(const struct watched *j)
+{
+	if (watch_was_tested(j))
+		return strcmp(get_str(j->job, "test.verdict"), "critical") != 0;
+	return watch_is(j, "finished") || watch_is(j, "waiting");
 }
 
 /* States that last until a person does something, or until the next run of an incremental job. */
@@ -452,7 +468,7 @@ static void watch_ended(struct watch *w, struct watched *j)
 		printf("\033[%zuA\r\033[J", w->lines);
 	w->lines = 0;
 	watch_end(j);
-	if (watch_is(j, "ready"))
+	if (watch_is(j, "ready") && !watch_was_tested(j))
 		out_error("job '%s' has not been started ('replant jobs start %s')", watch_name(j), j->id);
 }
 
@@ -515,7 +531,7 @@ static bool watch_all_ended(const struct watch *w, int *ret_exit)
 	for (size_t i = 0; i < w->n; i++) {
 		if (!w->jobs[i].ended)
 			return false;
-		if (!watch_is(&w->jobs[i], "finished") && !watch_is(&w->jobs[i], "waiting"))
+		if (!watch_went_well(&w->jobs[i]))
 			*ret_exit = CLI_FAILED;
 	}
 	return true;

@@ -13,7 +13,7 @@
 #define IMPORT_MAX (4u << 20)
 
 /* Of the job itself; every other column is one of its parameters. */
-static const char *const members[] = {"name", "description", "image_name", "region", "client_token", NULL};
+static const char *const members[] = {"name", "description", "image_name", "region", "client_token", "execution", NULL};
 
 struct import {
 	struct cli *c;

@@ -275,6 +275,7 @@ static void job_show(struct cli *c, json_t *j)
 	job_parameters(j);
 	job_plan(j);
 	job_progress(j);
+	cli_test_summary(j);
 	job_holds(j);
 	job_when("Created", j, "created");
 	job_when("Started", j, "started");
@@ -417,8 +418,10 @@ bool cli_job_options_fit(const struct cli *c)
 		out_error("--at '%s' is no time such as 2027-01-31T03:00, 2027-01-31T03:00+01:00 or +2h", c->at);
 	else if (c->diagnostic_logs && strcmp(c->diagnostic_logs, "on") != 0 && strcmp(c->diagnostic_logs, "off") != 0)
 		out_error("--diagnostic-logs '%s' is neither on nor off", c->diagnostic_logs);
-	else if (c->at && (c->start || c->watch))
-		out_error("--at and --start or --watch exclude each other");
+	else if (c->at && (c->start || c->watch || c->test || c->test_only))
+		out_error("--at and --start, --test or --watch exclude each other");
+	else if (c->test + c->test_only + c->start > 1)
+		out_error("--start, --test and --test-only exclude each other");
 	else
 		return job_tags_fit(c) && cli_checks_fit(c);
 	return false;
@@ -469,6 +472,8 @@ json_t *cli_job_request(const struct cli *c, const char *source)
 	job_put_str(o, "template", c->template);
 	if (c->at)
 		job_put_str(o, "execution", strcmp(c->at, "never") == 0 ? "create_only" : "migrate_later");
+	if (c->test || c->test_only)
+		job_put_str(o, "execution", c->test ? "test_and_migrate" : "test_only");
 	if (c->at && strcmp(c->at, "never") != 0)
 		job_put_num(o, "start_at", cli_time(c->at));
 	if (c->tags.n)
@@ -491,7 +496,7 @@ static int job_go_on(struct cli *c, char *id, struct err *e)
 {
 	int r = 0;
 
-	if (c->start || c->watch)
+	if ((c->start || c->watch) && !c->test && !c->test_only)
 		r = job_post(c, id, "/start", "started", e);
 	if (r < 0)
 		return err_prefix(e, "job %s was created but could not be started", id);
@@ -534,7 +539,8 @@ CLI_COMMAND(jobs_create)
 	if (x < 0)
 		return x;
 	cli_done(c, &r, "job '%s' created: %s%s", get_str(r.json, "name"), id,
-		 c->start || c->watch      ? ""
+		 c->test || c->test_only   ? " (it is tested)"
+		 : c->start || c->watch    ? ""
 		 : get(r.json, "next_run") ? " (it starts by itself)"
 					   : " (start it with 'replant jobs start')");
 	fflush(stdout);
@@ -567,8 +573,11 @@ static int job_start_all(struct cli *c, int argc, char **argv, const char *suffi
 	char **ids = calloc((size_t)argc, sizeof(*ids));
 	int r = ids ? job_find_all(c, argc, argv, ids, e) : err_nomem(e);
 
-	for (int i = 0; i < argc && r == 0; i++)
-		r = job_post(c, ids[i], suffix, "started", e);
+	for (int i = 0; i < argc && r == 0; i++) {
+		_cleanup_json_ json_t *body = c->no_test ? json_pack("{s:s}", "test", "none") : NULL;
+
+		r = job_post_body(c, ids[i], suffix, body, "started", e);
+	}
 	if (r == 0 && c->watch)
 		r = cli_watch(c, ids, (size_t)argc, e);
 	job_free_ids(ids, (size_t)argc);

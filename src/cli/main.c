@@ -170,7 +170,23 @@ static const struct opt rm_opts[] = {OPT_YES, {0}};
 static const struct opt rm_source_opts[] = {
     OPT_YES, {"force", 0, OPT_FLAG, AT(force), NULL, "remove an unfinished job of it first"}, {0}};
 static const struct opt watch_opts[] = {OPT_RETRY, {0}};
-static const struct opt start_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
+static const struct opt run_opts[] = {OPT_WATCH("watch it until it ends"), OPT_RETRY, {0}};
+static const struct opt start_opts[] = {
+    {"no-test", 0, OPT_FLAG, AT(no_test), NULL, "migrate without the test that the job is set to"},
+    OPT_WATCH("watch it until it ends"),
+    OPT_RETRY,
+    {0},
+};
+static const struct opt test_opts[] = {
+    {"then-migrate", 0, OPT_FLAG, AT(then_migrate), NULL, "go on with the migration when nothing critical is found"},
+    OPT_WATCH("watch it until it ends"),
+    OPT_RETRY,
+    {0},
+};
+static const struct opt report_opts[] = {
+    {"html", 0, OPT_STRING, AT(html), "FILE", "write it as a page, picture included"},
+    {0},
+};
 /* Scripts for the test boot. */
 #define OPTS_CHECK                                                                                                     \
 	{"check",    0,      OPT_LIST,                                                                                 \
@@ -217,6 +233,9 @@ static const struct opt job_opts[] = {
     {"template", 0, OPT_STRING, AT(template), "TEMPLATE", "make it by this template; other options go before"},
     OPT_AT("start the job then: 2027-01-31T03:00, or +2h; in 10 minutes at the soonest"),
     {"start", 0, OPT_FLAG, AT(start), NULL, "start the job at once"},
+    {"test", 0, OPT_FLAG, AT(test), NULL,
+     "start it at once with a migration test, and migrate when that finds no fault"},
+    {"test-only", 0, OPT_FLAG, AT(test_only), NULL, "start a migration test at once, and nothing else"},
     OPT_WATCH("start the job and watch it until it ends"),
     OPT_RETRY,
     {0},
@@ -474,19 +493,29 @@ static const struct opt_command commands[] = {
      "  replant jobs create web-1 --name 'web-1 to the new hall' --rate 200 --compression 3\n"
      "  replant jobs create web-1 --onto shop --watch\n"
      "  replant jobs create web-1 --incremental --interval 12h --max-images 5 --start\n"
+     "  replant jobs create web-1 --test --watch\n"
      "  replant jobs create web-1 --at 2027-01-31T03:00 --tag wave=2",
      job_opts, 1, 1, cli_jobs_create, SOURCES},
     {"jobs import", "FILE", "make many jobs from a table (CSV), a line for each",
      "The first line names the columns: source, name, description, image_name, region, template, tags (a=b;c=d), at,\n"
-     "valid_days, client_token, and parameters such as rate_mbit or incremental. What is empty isn't given.\n"
+     "valid_days, client_token, execution, and parameters such as rate_mbit or incremental. What is empty isn't "
+     "given.\n"
      "Nothing is made before all lines make sense.\n\nExample:\n  replant jobs import wave-2.csv --dry-run",
      import_opts, 1, 1, cli_jobs_import, NULL},
     {"jobs start", "JOB...", "start jobs, or let stopped and failed ones go on",
      "A job goes on from what it has; nothing is sent twice.\n\nExample:\n  replant jobs start web-1 --watch",
      start_opts, 1, -1, cli_jobs_start, JOBS},
+    {"jobs test", "JOB...", "test the migration: copy what boots, convert it, boot it, and say what was found",
+     "The server goes on, and nothing of a test remains but its report. Exits with 1 when something critical was\n"
+     "found.\n\nExamples:\n  replant jobs test web-1 --watch\n  replant jobs test web-1 --then-migrate --watch",
+     test_opts, 1, -1, cli_jobs_test, JOBS},
+    {"jobs report", "JOB", "show what a migration test found, what to do about it, and what the migration will take",
+     "Exits with 1 when something critical was found.\n\nExamples:\n  replant jobs report web-1\n"
+     "  replant jobs report web-1 --html web-1.html",
+     report_opts, 1, 1, cli_jobs_report, JOBS},
     {"jobs stop", "JOB...", "stop jobs; what they have is kept", "Example:\n  replant jobs stop web-1", NULL, 1, -1,
      cli_jobs_stop, JOBS},
-    {"jobs run", "JOB...", "let incremental jobs run now", "Example:\n  replant jobs run web-1 --watch", start_opts, 1,
+    {"jobs run", "JOB...", "let incremental jobs run now", "Example:\n  replant jobs run web-1 --watch", run_opts, 1,
      -1, cli_jobs_run, JOBS},
     {"jobs cutover", "JOB", "end an incremental job, after one more run",
      "The server itself goes on; stop what changes its data first.\n\nExamples:\n  replant jobs cutover web-1 --watch\n"

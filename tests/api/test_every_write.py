@@ -55,6 +55,31 @@ def send(mortal, agent, job, runs):
     mortal.until("the run's end", turn)
 
 
+def test(mortal, agent, job):
+    """Plays the agent until the migration test is over, of which only a report and a picture are left."""
+    center = mortal.center
+
+    def turn():
+        row = center.job(job)
+        if row["state"] == "ready":
+            return True
+        assert row["state"] == "running" and row["testing"] == "test_only", (row, center.tail())
+        task = agent.sync()["task"]
+        if task:
+            center.commit(task["run"])
+            agent.report(task["run"], "done", progress={"phase": "done"}, result={"notes": [], "test": {"checks": [], "left_out": []}})
+        return False
+
+    mortal.until("the test's end", turn)
+    row = mortal(center.job, job)
+    assert row["test"]["state"] == "done" and row["test"]["counts"]["critical"] == 0 and row["number"] == 0 and row["testing"] is None
+    assert mortal(center.get, f"/v1/jobs/{job}/test/screenshot").status == 200
+    assert not (center.script / "world" / f"copy.{job}").exists() and not center.calls("image_create")
+
+
+test.__test__ = False
+
+
 def event(mortal, job, verb, gone_on):
     """Asks for it until it has happened: the answer may be lost and the deed done."""
     center = mortal.center
@@ -69,15 +94,20 @@ def event(mortal, job, verb, gone_on):
     mortal.until(verb, turn)
 
 
-def life(center, incremental):
+def life(center, kind):
     """A job from its creation until nothing is left of it. The number of deaths."""
-    mortal = Mortal(center)
+    mortal, incremental = Mortal(center), kind == "incremental"
+    (center.script / "screen.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     agent = mortal(center.agent)
     parameters = {"incremental": incremental, "max_images": 1} if incremental else {}
     made = mortal(center.ok, "POST", "/v1/jobs", {"source": agent.source, "name": "life", "client_token": agent.source, "tags": {"a": "b"},
-                                                   "parameters": parameters})
+                                                   "parameters": parameters,
+                                                   **({"execution": kind} if kind.startswith("test") else {})})
     job = made["id"]
-    event(mortal, job, "start", lambda row: row["state"] != "ready")
+    event(mortal, job, "start", lambda row: row["state"] != "ready" or row["test"])
+    if kind == "test_only":
+        test(mortal, agent, job)
+        event(mortal, job, "start", lambda row: row["number"] == 1)
     send(mortal, agent, job, 0)
     if incremental:
         mortal.until("waiting", lambda: center.job(job)["state"] == "waiting")
@@ -89,7 +119,7 @@ def life(center, incremental):
     mortal.until("the end", lambda: center.job(job)["state"] == "finished")
     row, last = mortal(center.job, job), 3 if incremental else 1
     assert row["runs_done"] == row["number"] == last and row["error"] is None and row["tags"] == {"a": "b"}
-    assert {r["state"] for r in row["runs"]} <= {"done", "failed"} and sorted(r["number"] for r in row["runs"] if r["state"] == "done") == \
+    assert {r["state"] for r in row["runs"]} <= {"done", "failed"} and sorted(r["number"] for r in row["runs"] if r["state"] == "done" and r["number"]) == \
         list(range(1, last + 1)), row["runs"]
     # One image, the last; no other was lost on the way, none is left behind.
     mortal.until("one image", lambda: [i["id"] for i in center.ok("GET", f"/v1/images?job={job}")["items"]] == [row["image"]])
@@ -109,11 +139,13 @@ def life(center, incremental):
     mortal.until("no source", lambda: delete(f"/v1/sources/{agent.source}"))
     assert ["image_remove", row["image"]] in center.calls()
     assert mortal(center.ok, "GET", "/v1/jobs")["total"] == 0
+    assert (row["test"] is not None) == kind.startswith("test") and not list((center.state / "tests").glob("*"))
+    assert not (center.script / "misuse").exists()
     return mortal.deaths
 
 
-@pytest.mark.parametrize("incremental", [False, True], ids=["once", "incremental"])
-def test_killed_at_every_write(fresh, incremental):
+@pytest.mark.parametrize("kind", ["once", "incremental", "test_only", "test_and_migrate"])
+def test_killed_at_every_write(fresh, kind):
     whole, at = int(os.environ.get("REPLANT_LOOPS", "0")), 0
     dice = random.Random(SEED)
     print(f"REPLANT_SEED={SEED}")
@@ -121,7 +153,7 @@ def test_killed_at_every_write(fresh, incremental):
         at += 1 if whole else dice.randrange(5, 25)
         center = fresh()
         center.play("die", "at", str(at))
-        deaths = life(center, incremental)
+        deaths = life(center, kind)
         print(f"write {at}: {deaths} deaths")
         assert deaths <= 1
         center.stop()

@@ -532,13 +532,16 @@ def test_what_a_source_can_make_the_center_keep(center):
     for i in range(25):
         run = agent.wait_task(other_than=run)["run"]
         first = first or run
-        result = {"notes": ["n" * 99] * 1000, "disks": ["/dev/vda"], "totals": {"round": 3}, "more": "x" * 500000}
+        result = {"notes": ["n" * 99] * 1000, "disks": ["/dev/vda"], "totals": {"round": 3}, "more": "x" * 500000,
+                  "live": {"bytes": 7, "seconds": 1.5, "more": "x" * 100000}}
         if i == 1:
             result["disks"] = ["/dev/" + "d" * 1000] * 100
+            result["live"]["bytes"] = "x" * 100000
         agent.report(run, "done", result=result)
         agent.report(run, "failed", error={"code": "connection", "message": "lost", "temporary": True})
         row = center.job(job)
         mine = [r for r in row["runs"] if r["id"] == run]
+        assert mine[0]["result"].pop("live") == ({"bytes": 7, "seconds": 1.5} if i != 1 else {"seconds": 1.5})
         assert list(mine[0]["result"]) == ["notes"] if i == 1 else mine[0]["result"] == {
             "notes": ["the agent's report was too long, its notes are not kept"], "disks": ["/dev/vda"], "totals": {"round": 3}}
     center.unplay("receiving", "bytes")

@@ -22,17 +22,20 @@ STEPS = int(os.environ.get("REPLANT_STEPS", "0")) or 250
 WALKS = max(4, LOOPS // 2)
 SOURCES = 4
 DAY = 86400
-CALLS = ("capacity", "receive", "convert", "image_create", "test_boot", "image_export", "image_remove", "trim", "job_remove")
-DELAYS = {"receive": 0.02, "convert": 0.08, "image_create": 0.05, "test_boot": 0.06, "image_export": 0.05, "image_remove": 0.04, "job_remove": 0.04}
+CALLS = ("capacity", "receive", "convert", "image_create", "image_check", "test_boot", "copy_boot", "image_export", "image_remove", "trim", "job_remove")
+DELAYS = {"receive": 0.02, "convert": 0.08, "image_create": 0.05, "test_boot": 0.06, "copy_boot": 0.06, "image_export": 0.05, "image_remove": 0.04, "job_remove": 0.04}
 OVER = ("finished", "deleting")
 
 # Where a job may go next, and what a person may do to it where it is: the requirements said once more, not what src/job says.
 BUSY = {"preparing": {"syncing", "in_error"}, "syncing": {"processing", "stopped", "in_error"},
-        "processing": {"cleaning", "waiting", "in_error"}, "cleaning": {"finished", "in_error"}}
+        "processing": {"cleaning", "waiting", "in_error"}, "cleaning": {"finished", "ready", "preparing", "in_error"}}
 REST = {"ready": {"preparing", "expired", "deleting"}, "stopped": {"preparing", "expired", "deleting"},
         "in_error": {"preparing", "processing", "cleaning", "expired", "deleting"}, "finished": {"deleting"},
         "waiting": {"preparing", "cleaning", "stopped", "deleting"}, "expired": {"deleting"}, "deleting": set()}
 NEXT = {**BUSY, **REST}
+# Where a migration test goes otherwise, and a migration never.
+TESTED = {("cleaning", "ready"): "test_only", ("cleaning", "preparing"): "test_and_migrate", ("cleaning", "finished"): None,
+          ("processing", "waiting"): None}
 MAY = {"start": {"ready", "stopped", "in_error", "waiting"}, "run": {"ready", "stopped", "in_error", "waiting"},
        "stop": {"syncing", "waiting"}, "cutover": {"waiting"}, "delete": set(REST) - {"deleting"}}
 
@@ -46,7 +49,7 @@ class Jobs:
 
     def __init__(self, center):
         self.path, self.last = center.state / "replant.db", 0
-        self.places, self.sources, self.made, self.events = {}, {}, [], []
+        self.places, self.sources, self.made, self.events, self.testing = {}, {}, [], [], {}
         self.gone, self.images_gone = set(), set()
 
     def query(self, sql, *values):
@@ -74,11 +77,13 @@ class Jobs:
             self.made.append(job)
         elif now != before:
             assert now in NEXT[before], f"{job} went from {before} to {now}"
+            assert TESTED.get((before, now), self.testing[job]) == self.testing[job], f"{job}, {self.testing[job]}, went from {before} to {now}"
         if now in ("waiting", "finished"):
             assert row["runs_done"] == row["number"], row
         assert (row["error"] is not None) == (now == "in_error"), row
         assert now != "waiting" or (row["parameters"]["incremental"] and not row["last"]), f"{job} waits for no run"
-        self.places[job], self.sources[job] = now, row["source"]
+        assert now != "finished" or row["number"] > 0, f"{job} has finished and never migrated"
+        self.places[job], self.sources[job], self.testing[job] = now, row["source"], row["testing"]
         busy = [j for j, p in self.places.items() if p not in OVER and self.sources[j] == row["source"]]
         assert len(busy) <= 1, f"{row['source']} has {busy}"
 
@@ -138,7 +143,7 @@ class Walk:
         incremental = self.dice.random() < 0.5
         parameters = {"incremental": incremental, "max_images": self.dice.randint(1, 3), "interval_hours": self.dice.randint(1, 3),
                       "test_boot": self.dice.random() < 0.7}
-        body = {"source": mind.source, "parameters": parameters, "execution": self.dice.choice(["create_only", "migrate_now", "migrate_now"])}
+        body = {"source": mind.source, "parameters": parameters, "execution": self.dice.choice(["create_only", "migrate_now", "migrate_now", "test_only", "test_and_migrate"])}
         if self.dice.random() < 0.3:
             self.tokens += 1
             body["client_token"] = f"t{self.tokens}"
@@ -158,6 +163,8 @@ class Walk:
         before, seen = self.jobs.places.get(job), len(self.jobs.events)
         image = self.jobs.query("SELECT i.deleting FROM jobs j LEFT JOIN images i ON i.id = j.image WHERE j.id = ?", job)
         body = {"sync": self.dice.random() < 0.5} if verb == "cutover" else {}
+        if verb == "start" and self.dice.random() < 0.4:
+            body["test"] = self.dice.choice(["none", "only", "migrate"])
         got = self.call("DELETE", f"/v1/jobs/{job}") if verb == "delete" else self.call("POST", f"/v1/jobs/{job}/{verb}", body)
         if got is None:
             return
@@ -169,7 +176,9 @@ class Walk:
             # Nothing happened, so it must have been refused, and rightly.
             assert got.status == 409, (verb, before, got)
             image_in_the_way = image and image[0][0] != 0 and verb in ("start", "run", "cutover")
-            assert before not in MAY[verb] or image_in_the_way, f"'{verb}' was refused to a job that is {before}: {got}"
+            # A test goes before the first migration, or not at all.
+            too_late = body.get("test") in ("only", "migrate")
+            assert before not in MAY[verb] or image_in_the_way or too_late, f"'{verb}' was refused to a job that is {before}: {got}"
         else:
             assert got.status in (202, 409, 404), got
 
@@ -412,7 +421,7 @@ class Walk:
             assert row["image"] in images or row["image"] in self.asked_away, (row, images)
             assert set(images) <= set(mine) and (incremental or set(images) <= {row["image"]}), (images, mine)
             assert len(set(images) - self.used) <= (3 if incremental else 1), images  # what is in use is left alone
-            done = [r["number"] for r in row["runs"] if r["state"] == "done"]
+            done = [r["number"] for r in row["runs"] if r["state"] == "done" and r["number"] > 0]  # 0: tests
             assert len(done) == len(set(done)) and row["number"] in done, row["runs"]
 
     def delete_everything(self):
@@ -431,7 +440,7 @@ class Walk:
     def check_nothing_left(self):
         def left():
             pid = str(self.center.process.pid)
-            files = [str(p) for p in (self.center.state / "exports").glob("*")]
+            files = [str(p) for place in ("exports", "tests") for p in (self.center.state / place).glob("*")]
             receivers = [r for r, p in self.world("receiver").items() if p.exists() and p.read_text() == pid]
             return [*self.world("image"), *self.world("copy"), *receivers, *files]
 
@@ -459,6 +468,7 @@ def test_walk(fresh, number):
     seed = SEED + number
     print(f"REPLANT_SEED={seed}")
     walk = Walk(fresh(HEARTBEAT=0.3, HOUR=2), random.Random(seed))
+    (walk.center.script / "screen.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     try:
         walk.run()
     except BaseException:
