@@ -21,8 +21,9 @@ from tests import schema  # noqa: E402
 
 SEED = int(os.environ.get("REPLANT_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 SECONDS = 7 * max(1, int(os.environ.get("REPLANT_LOOPS", "0")) // 4)  # of the random part
-NOUNS = ("codes", "tokens", "templates", "workgroups", "sources", "jobs", "images", "exports", "subscriptions")
+NOUNS = ("codes", "tokens", "templates", "workgroups", "sources", "jobs", "images", "exports", "subscriptions", "instances")
 STREAM = "streamEvents"
+NOT_NOW = ("cutOverJob", "startJob", "bootImage", "checkImage", "startInstance", "stopInstance", "restartInstance", "updateInstance", "createSnapshot", "revertSnapshot")  # may be right in vain
 OPEN = {"inventory", "progress", "result"}  # what agents say there is taken as it is
 TEXTS = ["$(reboot)", "`id`; rm -rf /", "'; DROP TABLE jobs; --", "../../etc/passwd", "%s%n", "\u202egnp.exe", "日本語", "🦫" * 8, "a\u0301",
          "\ufeffx", "\ud7ff\ue000", "<script>alert(1)</script>", "-rf", "{{7*7}}", "\\u0000", "null", "C:\\nul"]
@@ -56,6 +57,8 @@ def plain(s):
         out["properties"] = {n: plain(p) if n in needed else {"anyOf": [{"type": "null"}, plain(p)]} if n not in OPEN else {} for n, p in s["properties"].items()}
     if isinstance(s.get("additionalProperties"), dict):
         out["additionalProperties"] = plain(s["additionalProperties"])
+    if "items" in s:
+        out["items"] = plain(s["items"])
     return out
 
 
@@ -118,8 +121,22 @@ class Scene:
         self.hook = f"http://127.0.0.1:{free_port()}/"
         self.ids["subscriptions"] = center.ok("POST", "/v1/subscriptions", {"name": "s", "target": self.hook, "active": False})["id"]
         self.ids["notices"] = center.post(f"/v1/subscriptions/{self.ids['subscriptions']}/test").json["id"]
+        self.ids["instances"] = self.make_instance(image)
+        self.ids["snapshots"] = center.ok("POST", f"/v1/instances/{self.ids['instances']}/snapshots", {"name": "s"})["id"]
         self.mold = center.ok("POST", "/v1/templates", {"name": "mold", "job": {"parameters": {"connections": 2}}})["id"]
         self.code = center.new_code(uses=1000)
+
+    def make_instance(self, image):
+        instance = self.center.ok("POST", "/v1/instances", {"name": "i", "image": image, "start": False})["id"]
+        wait_for("it", lambda: self.center.ok("GET", f"/v1/instances/{instance}")["action"] is None)
+        return instance
+
+    def domain(self):
+        """Something to be imported."""
+        ref = f"dom{self.number()}"
+        (self.center.script / "world" / f"instance.{ref}").write_text(json.dumps(
+            {"settings": {"name": ref}, "state": "off", "set": "base", "addresses": [], "sets": [{"set": "base"}]}))
+        return ref
 
     def number(self):
         self.n += 1
@@ -142,12 +159,19 @@ class Scene:
     def value(self, s, name, whole=False):
         """One that the schema allows."""
         s = resolve(s)
+        if name in ("address", "gateway", "nameservers"):  # of a job: more is wanted of them than a schema says
+            return "dhcp" if name == "address" else ""
         if name in ("inventory", "result", "progress", "task", "error") and "properties" not in s:
             return {}
         if "oneOf" in s:
             return self.value(self.dice.choice(s["oneOf"]), name)
         if "enum" in s:
             return {"execution": "create_only", "license": "none", "network": "public"}.get(name) or self.dice.choice(s["enum"])
+        if name == "forwards":
+            return [{"host": 1000 + i, "guest": self.dice.randint(1, 65535)} for i in range(self.dice.randint(0, 32))]
+        if s["type"] == "array" and "enum" not in s["items"]:
+            rows = [self.value(s["items"], name, whole) for _ in range(self.dice.randint(0, min(3, s["maxItems"])))]
+            return [dict(row, name=f"{i} {row['name'][:100]}") for i, row in enumerate(rows)]  # none twice
         if s["type"] == "array":
             return self.dice.sample(s["items"]["enum"], self.dice.randint(1, len(s["items"]["enum"])))
         if s["type"] == "integer":
@@ -177,14 +201,32 @@ class Scene:
                 "workgroup": self.dice.choice(["", self.ids["workgroups"]]), "code_id": self.code["code"].split(".")[0],
                 "code_secret": self.code["code"].split(".")[1], "machine_id": f"m{self.number()}", "client_token": f"c{self.number()}", "target": self.hook, "active": False,
                 "public_address": self.dice.choice(["", "a.example"]), "private_address": self.dice.choice(["", "10.0.0.5"])}
-        for part in (body, body.get("job")):
+        ours.update({"image": self.ids["images"], "cpu": self.dice.choice(["host", "max", "Skylake-Server_v2"]), "mac": "52:54:00:aB:12:0f",
+                     "address": "10.0.2.77"})
+        if name == "importInstance":
+            ours["ref"] = self.domain()
+        if isinstance(body.get("settings"), dict):
+            if "network" in body["settings"]:
+                body["settings"]["network"] = "user" if body["settings"].get("forwards") else self.dice.choice(["none", "br0"])
+        if name == "createRegion":
+            body["pool"] = "default-pool"
+            ours.update(id=f"r{self.number()}", uri="test:///default", pool="default-pool")
+        if name == "updateRegion":  # the center's own has only addresses
+            for key in ("uri", "pool", "network", "accelerator"):
+                body.pop(key, None)
+        if name == "checkImage" and "name" in body:
+            body["repair"] = True
+        if name == "createJob":
+            body.pop("instance", None)
+            ours["destination"] = "image"
+        for part in (body, body.get("job"), body.get("settings")):
             if isinstance(part, dict):
                 part.update({k: v for k, v in ours.items() if k in part})
         body.pop("start_at", None)
         if body.get("role") == "admin":
             body.pop("scope", None)
         if name in ("createTemplate", "updateTemplate", "createWorkgroup", "updateWorkgroup", "createSubscription",
-                    "updateSubscription") and "name" in body:
+                    "updateSubscription", "createInstance", "importInstance", "updateInstance") and "name" in body:
             body["name"] = f"{self.number()} {body['name']}"[:40]
         if name == "syncAgent":
             body["boot_id"] = "b"
@@ -267,7 +309,7 @@ def wrong_values(s):
         more += ["x" * (s["minLength"] - 1)] if s.get("minLength") else []
         more += ["line\nline"] if "one line" in s.get("description", "") else []
         more += ["\u007f", "\u001b[2J"]
-    for word in s.get("enum", []):
+    for word in filter(None, s.get("enum", [])):
         more += [word.upper(), word + " ", word + "\u0000"]
     if isinstance(s.get("additionalProperties"), dict):
         more += [{"": "x"}, {"a=b": "x"}, {"x" * 129: "x"}, {"a": "x" * 129}, {"a": None}, {"a": 1}, {"a\n": "x"}, {"a": "\u0000"},
@@ -330,9 +372,9 @@ def test_right_ones(scene, name):
             scene.free = scene.center.agent()
         body = scene.right(name, whole)
         got = scene.ask(name, json.dumps(body).encode())
-        assert 200 <= got.status < 300 or (name == "cutOverJob" and got.status == 409), (name, body, got)
+        assert 200 <= got.status < 300 or (name in NOT_NOW and got.status == 409), (name, body, got)
         for key in ("name", "description", "image_name", "tags"):
-            if got.json and key in got.json and key in body:
+            if got.json and key in got.json and key in body and name != "checkImage":  # its name is another image's
                 assert got.json[key] == body[key], (name, key, body, got)
 
     for i in range(6):

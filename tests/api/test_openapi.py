@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -42,8 +43,12 @@ def ids(center, inventory):
     center.ok("PATCH", f"/v1/sources/{agent.source}", {"workgroup": found["workgroups"]})
     lonely = center.agent()
     center.ok("PATCH", f"/v1/sources/{lonely.source}", {"workgroup": found["workgroups"]})
-    done = center.started_job(agent.source, image_name="web", description="the first", template=found["templates"])
-    task = agent.wait_task()
+    done = center.new_job(agent.source, image_name="web", description="the first", template=found["templates"], execution="test_and_migrate")
+    test = agent.wait_task()
+    center.commit(test["run"])
+    agent.report(test["run"], "done", progress=RESULT["totals"], result=dict(RESULT, live={"bytes": 9, "seconds": 1.5}, test={
+        "checks": [{"check": "cpu", "result": "ok", "message": "idle", "remedy": None}], "left_out": ["/dev/vdb"], "time": time.time()}))
+    task = agent.wait_task(other_than=test["run"])
     agent.report(task["run"], progress=RESULT["totals"])
     agent.sync(log={"run": task["run"], "at": 0, "text": "a line\n"})
     center.commit(task["run"])
@@ -51,6 +56,16 @@ def ids(center, inventory):
     image = center.wait_job(done)["image"]
     export = center.ok("POST", f"/v1/images/{image}/exports", {"format": "qcow2"})["id"]
     wait_for("export", lambda: center.ok("GET", f"/v1/exports/{export}")["state"] == "finished")
+    instance = center.ok("POST", "/v1/instances", {"name": "vm", "image": image, "settings": {"forwards": [{"host": 8022, "guest": 22}]}})["id"]
+    wait_for("the instance", lambda: center.ok("GET", f"/v1/instances/{instance}")["state"] == "running")
+    (center.script / "world" / f"serial.{instance}").write_text("login: ")
+    wait_for("its end", lambda: center.ok("GET", f"/v1/instances/{instance}")["action"] is None)
+    found["instances"] = instance
+    found["snapshots"] = center.ok("POST", f"/v1/instances/{instance}/snapshots", {"name": "before"})["id"]
+    assert center.post(f"/v1/instances/{instance}/start").status == 409  # so that it has an error
+    # As if it had been the one that the job migrated onto.
+    (center.state / "pictures").mkdir(exist_ok=True)
+    (center.state / "pictures" / f"{done}.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     # One that failed, one at work in a stage that is timed, one that is sent.
     bad = center.agent()
     center.play("convert", "fail", "no disk has GRUB in its boot sector")
