@@ -168,6 +168,21 @@ int share_take(struct engine *en, const char *name)
 	return MIN(r, 0);
 }
 
+/* Under the lock. Who works under it notices soon, and nothing is written meanwhile. */
+static void hold_lose(struct engine *en, struct hold *h)
+{
+	if (h->lost)
+		return;
+	h->lost = true;
+	log_warn("%s: the lease is lost; what is under way for it ends here", h->name);
+	for (struct live *l = en->live; l; l = l->next)
+		if (strcmp(l->job, h->name) == 0)
+			l->lost = true;
+	for (struct task *t = en->tasks; t; t = t->next)
+		if (strcmp(t->lease, h->name) == 0 || strcmp(t->image, h->name) == 0)
+			t->cancel = true;
+}
+
 /* True when it was the last that relied on it. */
 static bool hold_leave(struct engine *en, const char *name)
 {
@@ -177,6 +192,9 @@ static bool hold_leave(struct engine *en, const char *name)
 	p = hold_find(en, name);
 	h = *p;
 	must(h && h->count);
+	/* Who worked under it may notice before the keeper does. */
+	if (share_over(en))
+		hold_lose(en, h);
 	if (--h->count)
 		return false;
 	*p = h->next;
@@ -376,21 +394,6 @@ static json_t *holds_json(struct engine *en, uint64_t *ret_serial)
 		json_array_append_new(list, json_pack("{s:s, s:o?}", "name", h->name, "view", view));
 	}
 	return list;
-}
-
-/* Under the lock. Who works under it notices soon, and nothing is written meanwhile. */
-static void hold_lose(struct engine *en, struct hold *h)
-{
-	if (h->lost)
-		return;
-	h->lost = true;
-	log_warn("%s: the lease is lost; what is under way for it ends here", h->name);
-	for (struct live *l = en->live; l; l = l->next)
-		if (strcmp(l->job, h->name) == 0)
-			l->lost = true;
-	for (struct task *t = en->tasks; t; t = t->next)
-		if (strcmp(t->lease, h->name) == 0 || strcmp(t->image, h->name) == 0)
-			t->cancel = true;
 }
 
 struct renewal {
@@ -776,5 +779,6 @@ void share_unwatch(struct engine *en)
 	if (en->watch <= 0)
 		return;
 	close(en->watch_fd);
+	kill(en->watch, SIGKILL); /* it may be stopped, and would never see the pipe's end */
 	waitpid(en->watch, NULL, 0);
 }
