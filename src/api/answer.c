@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -136,6 +137,15 @@ int api_answer_fd(struct api_request *q, int fd, const char *type, const char *f
 				      (unsigned long long)size));
 	q->status = partial ? 206 : 200;
 	return 0;
+}
+
+int api_answer_picture(struct api_request *q, const char *path, const char *noun, const char *id, const char *none)
+{
+	int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+
+	if (fd < 0)
+		return api_refuse(q, 404, "not_found", NULL, "%s '%s' has no %s", noun, id, none);
+	return api_answer_fd(q, fd, "image/png", NULL);
 }
 
 int api_answer_log(struct api_request *q, const struct str *text, uint64_t end)

@@ -151,6 +151,8 @@ int api_answer_row(struct api_request *q, int status, const struct model_noun *n
 /* A text, and where it ends in what is still being said. */
 int api_answer_log(struct api_request *q, const struct str *text, uint64_t end);
 int api_answer_fd(struct api_request *q, int fd, const char *type, const char *file_name);
+/* The picture at `path` (NULL: there is none); refuses with "NOUN 'ID' has no NONE". */
+int api_answer_picture(struct api_request *q, const char *path, const char *noun, const char *id, const char *none);
 /* Reads q->body by a table; refuses with the field. */
 int api_read(struct api_request *q, const struct model_input *table, const json_t *body, bool keep, void *out);
 /* The same of a member `part` of it, for the field's name. */

@@ -45,30 +45,6 @@ int api_get_check(struct api_request *q)
 
 /* ---- the page ---- */
 
-static void page_text(struct str *b, const char *s)
-{
-	for (; s && *s; s++)
-		switch (*s) {
-		case '&':
-			str_add(b, "&amp;");
-			break;
-		case '<':
-			str_add(b, "&lt;");
-			break;
-		case '>':
-			str_add(b, "&gt;");
-			break;
-		case '"':
-			str_add(b, "&quot;");
-			break;
-		case '\'':
-			str_add(b, "&#39;");
-			break;
-		default:
-			str_add_mem(b, s, 1);
-		}
-}
-
 static const char *page_get(const json_t *o, const char *key)
 {
 	return json_string_value(json_object_get(o, key)) ?: "";
@@ -77,7 +53,7 @@ static const char *page_get(const json_t *o, const char *key)
 static void page_cell(struct str *b, const char *tag, const char *s)
 {
 	str_addf(b, "<%s>", tag);
-	page_text(b, s);
+	str_add_html(b, s);
 	str_addf(b, "</%s>", tag);
 }
 
@@ -110,7 +86,7 @@ static void page_items(struct str *b, const json_t *items)
 		page_level_cell(b, page_get(item, "level"));
 		page_cell(b, "td", page_get(item, "message"));
 		str_add(b, "<td>");
-		page_text(b, page_get(item, "remedy"));
+		str_add_html(b, page_get(item, "remedy"));
 		if (json_is_true(json_object_get(item, "repairable")))
 			str_add(b, " <b>can be repaired</b>");
 		str_add(b, "</td></tr>\n");
@@ -126,7 +102,7 @@ static void page_boot(struct str *b, const struct model_image *im)
 	size_t i;
 
 	str_add(b, "<h2>Test boot</h2>\n<p>");
-	page_text(b, *state ? state : "not booted yet");
+	str_add_html(b, *state ? state : "not booted yet");
 	if (im->screenshot)
 		str_addf(b, " &middot; <a href=\"/v1/images/%s/screenshot\">picture of its screen</a>", im->id);
 	str_add(b, "</p>\n");
@@ -151,16 +127,16 @@ static void page_changed(struct str *b, const json_t *report)
 	json_array_foreach(json_object_get(report, "steps"), i, step)
 	{
 		str_add(b, "<h3>");
-		page_text(b, page_get(step, "name"));
+		str_add_html(b, page_get(step, "name"));
 		str_add(b, "</h3>\n<p>");
-		page_text(b, page_get(step, "summary"));
+		str_add_html(b, page_get(step, "summary"));
 		str_add(b, "</p>\n");
 		json_array_foreach(json_object_get(step, "files"), k, file)
 		{
 			str_add(b, "<p>");
-			page_text(b, page_get(file, "action"));
+			str_add_html(b, page_get(file, "action"));
 			str_add(b, " <code>");
-			page_text(b, page_get(file, "path"));
+			str_add_html(b, page_get(file, "path"));
 			str_add(b, "</code></p>\n");
 			if (json_object_get(file, "old"))
 				page_cell(b, "pre", page_get(file, "old"));
@@ -184,18 +160,18 @@ static void page_make(struct str *b, const struct model_image *im)
 	const char *state = page_get(im->checked, "state");
 
 	str_add(b, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<title>Image check: ");
-	page_text(b, im->name);
+	str_add_html(b, im->name);
 	str_add(b,
 		"</title>\n<style>body{font:15px/1.5 sans-serif;margin:2em auto;max-width:70em;padding:0 1em}"
 		"table{border-collapse:collapse;width:100%}td,th{border:1px solid #ccc;padding:.3em .6em;"
 		"text-align:left;vertical-align:top}pre{background:#f4f4f4;padding:.6em;overflow:auto}"
 		".passed{background:#dff2df}.warning{background:#fff1c9}.critical{background:#f9d3d3}</style></head>\n"
 		"<body>\n<h1>Image check: ");
-	page_text(b, im->name);
+	str_add_html(b, im->name);
 	str_add(b, "</h1>\n<p>");
-	page_text(b, im->id);
+	str_add_html(b, im->id);
 	str_add(b, " &middot; ");
-	page_text(b, page_get(json_object_get(report, "system"), "name"));
+	str_add_html(b, page_get(json_object_get(report, "system"), "name"));
 	page_when(b, im->checked);
 	str_add(b, "</p>\n");
 	if (strcmp(state, "finished") == 0) {
@@ -204,9 +180,9 @@ static void page_make(struct str *b, const struct model_image *im)
 		page_items(b, json_object_get(report, "items"));
 	} else {
 		str_add(b, "<p>");
-		page_text(b,
-			  strcmp(state, "running") == 0 ? "The check is under way." : "The check could not be made: ");
-		page_text(b, page_get(json_object_get(im->checked, "error"), "message"));
+		str_add_html(b, strcmp(state, "running") == 0 ? "The check is under way."
+							      : "The check could not be made: ");
+		str_add_html(b, page_get(json_object_get(im->checked, "error"), "message"));
 		str_add(b, "</p>\n");
 	}
 	page_boot(b, im);

@@ -92,14 +92,10 @@ int api_get_report(struct api_request *q)
 int api_get_screenshot(struct api_request *q)
 {
 	_cleanup_(model_image_release) struct model_image im = {0};
-	int fd;
 
 	if (api_row(q, &model_images, &im) < 0)
 		return -1;
-	fd = im.screenshot ? open(im.screenshot, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-	if (fd < 0)
-		return api_refuse(q, 404, "not_found", NULL, "image '%s' has no screenshot; boot it first", im.id);
-	return api_answer_fd(q, fd, "image/png", NULL);
+	return api_answer_picture(q, im.screenshot, "image", im.id, "screenshot; boot it first");
 }
 
 int api_boot_image(struct api_request *q)

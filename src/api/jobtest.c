@@ -1,5 +1,4 @@
 /* Migration tests: what a job's next start does, and the picture of the last one. */
-#include <fcntl.h>
 
 #include "api/api_int.h"
 #include "base/util.h"
@@ -33,14 +32,9 @@ int api_get_test_screenshot(struct api_request *q)
 	_cleanup_(model_job_release) struct model_job job = {0};
 	const struct api_engine *en = &q->api->s.engine;
 	char path[4300];
-	int fd;
 
 	if (api_row(q, &model_jobs, &job) < 0)
 		return -1;
 	en->test_picture(en->arg, job.id, path, sizeof(path));
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0)
-		return api_refuse(q, 404, "not_found", NULL,
-				  "job '%s' has no picture of a migration test; test it first", job.id);
-	return api_answer_fd(q, fd, "image/png", NULL);
+	return api_answer_picture(q, path, "job", job.id, "picture of a migration test; test it first");
 }

@@ -1,7 +1,6 @@
 /* Jobs whose destination is an instance that is there: what is asked when they are made, and a person's word when they
  * are done. */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 
 #include "api/api_int.h"
@@ -177,13 +176,9 @@ int api_get_job_screenshot(struct api_request *q)
 	_cleanup_(model_job_release) struct model_job job = {0};
 	const struct api_engine *en = &q->api->s.engine;
 	char path[4300];
-	int fd;
 
 	if (api_row(q, &model_jobs, &job) < 0)
 		return -1;
 	en->job_picture(en->arg, job.id, path, sizeof(path));
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	if (fd < 0)
-		return api_refuse(q, 404, "not_found", NULL, "job '%s' has no picture of an instance", job.id);
-	return api_answer_fd(q, fd, "image/png", NULL);
+	return api_answer_picture(q, path, "job", job.id, "picture of an instance");
 }

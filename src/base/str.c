@@ -207,6 +207,30 @@ void str_utf8(char *s)
 	}
 }
 
+void str_add_html(struct str *b, const char *s)
+{
+	for (; s && *s; s++)
+		switch (*s) {
+		case '&':
+			str_add(b, "&amp;");
+			break;
+		case '<':
+			str_add(b, "&lt;");
+			break;
+		case '>':
+			str_add(b, "&gt;");
+			break;
+		case '"':
+			str_add(b, "&quot;");
+			break;
+		case '\'':
+			str_add(b, "&#39;");
+			break;
+		default:
+			str_add_mem(b, s, 1);
+		}
+}
+
 void str_hex(const void *p, size_t n, char *out)
 {
 	static const char digits[] = "0123456789abcdef";

@@ -20,6 +20,8 @@ void str_release(struct str *b);
 void str_add(struct str *b, const char *s);
 void str_add_mem(struct str *b, const void *p, size_t n);
 void str_addf(struct str *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* As text of an HTML page or of an attribute in quotes; NULL adds nothing. */
+void str_add_html(struct str *b, const char *s);
 /* True when nothing failed. */
 bool str_ok(const struct str *b);
 /* Takes the text out (never NULL when str_ok()); the caller frees it. */

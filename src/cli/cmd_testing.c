@@ -157,26 +157,7 @@ static void html_text(struct str *b, const char *s)
 	_cleanup_(str_release) struct str clean = {0};
 
 	out_clean(&clean, s);
-	for (const char *p = clean.s ? clean.s : ""; *p; p++)
-		switch (*p) {
-		case '&':
-			str_add(b, "&amp;");
-			break;
-		case '<':
-			str_add(b, "&lt;");
-			break;
-		case '>':
-			str_add(b, "&gt;");
-			break;
-		case '"':
-			str_add(b, "&quot;");
-			break;
-		case '\'':
-			str_add(b, "&#39;");
-			break;
-		default:
-			str_add_mem(b, p, 1);
-		}
+	str_add_html(b, clean.s);
 }
 
 static void html_base64(struct str *b, const unsigned char *p, size_t n)

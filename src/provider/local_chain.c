@@ -358,46 +358,28 @@ int local_chain_share_image(struct local *l, const char *image, char chain[ID_MA
 	return r;
 }
 
+struct chain_images {
+	const char *job;
+	int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e);
+	void *arg;
+};
+
+static int chain_image(void *arg, const char *image, json_t *manifest, struct err *e)
+{
+	const struct chain_images *ci = arg;
+	uint64_t run = 0;
+	const char *chain = local_image_chain(manifest, &run);
+
+	return chain && strcmp(chain, ci->job) == 0 ? ci->each(ci->arg, image, run, manifest, e) : 0;
+}
+
 int local_chain_images(const struct local *l, const char *job,
 		       int (*each)(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e),
 		       void *arg, struct err *e)
 {
-	struct local_path images;
-	struct dirent *d;
-	DIR *list;
-	int r = local_path(l, &images, e, "images");
+	struct chain_images ci = {job, each, arg};
 
-	if (r < 0)
-		return r;
-	list = opendir(images.s);
-	if (!list)
-		return err_sys(e, "cannot read '%s'", images.s);
-	while (r == 0 && (errno = 0, d = readdir(list))) {
-		_cleanup_json_ json_t *manifest = NULL;
-		struct local_path path;
-		const char *chain;
-		uint64_t run = 0;
-		struct err why = {0};
-
-		if (!id_is("image", d->d_name))
-			continue;
-		r = local_path(l, &path, e, "images/%s/manifest.json", d->d_name);
-		r = r ?: local_exists(path.s, e);
-		if (r <= 0)
-			continue; /* not finished: nobody but its job knows it, and that holds what it stands on */
-		r = local_read_json(path.s, &manifest, &why);
-		if (r < 0) { /* not known whether it stands on the chain: hands off */
-			err_set(e, r, "'%s': %s", path.s, why.msg);
-			break;
-		}
-		chain = local_image_chain(manifest, &run);
-		if (chain && strcmp(chain, job) == 0)
-			r = each(arg, d->d_name, run, manifest, e);
-	}
-	if (r == 0 && errno)
-		r = err_sys(e, "cannot read '%s'", images.s);
-	closedir(list);
-	return r;
+	return local_images(l, chain_image, &ci, e);
 }
 
 static int find_image(void *arg, const char *image, uint64_t run, json_t *manifest, struct err *e)

@@ -5,7 +5,6 @@
  */
 #include "provider/local_int.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,39 +21,19 @@ const char *local_image_base(const json_t *manifest)
 	return base && id_is("image", base) ? base : NULL;
 }
 
+static int stands_on(void *arg, const char *image, json_t *manifest, struct err *e)
+{
+	const char *base = local_image_base(manifest), *wanted = arg;
+
+	return base && strcmp(base, wanted) == 0
+		   ? err_set(e, -EBUSY, "image '%s', which was repaired, stands on '%s' (delete it first)", image,
+			     wanted)
+		   : 0;
+}
+
 int local_image_is_free(const struct local *l, const char *image, struct err *e)
 {
-	struct local_path images;
-	struct dirent *d;
-	DIR *list;
-	int r = local_path(l, &images, e, "images");
-
-	if (r < 0)
-		return r;
-	list = opendir(images.s);
-	if (!list)
-		return err_sys(e, "cannot read '%s'", images.s);
-	while (r == 0 && (errno = 0, d = readdir(list))) {
-		_cleanup_json_ json_t *manifest = NULL;
-		struct local_path path;
-		const char *base;
-
-		if (!id_is("image", d->d_name))
-			continue;
-		r = local_path(l, &path, e, "images/%s/manifest.json", d->d_name);
-		r = r ?: local_exists(path.s, e);
-		if (r <= 0)
-			continue;
-		r = local_read_json(path.s, &manifest, e); /* what can't be read may stand on it */
-		base = r == 0 ? local_image_base(manifest) : NULL;
-		if (base && strcmp(base, image) == 0)
-			r = err_set(e, -EBUSY, "image '%s', which was repaired, stands on '%s' (delete it first)",
-				    d->d_name, image);
-	}
-	if (r == 0 && errno)
-		r = err_sys(e, "cannot read '%s'", images.s);
-	closedir(list);
-	return r;
+	return local_images(l, stands_on, (void *)(uintptr_t)image, e);
 }
 
 static json_t *check_request(const char *mode, const json_t *options)

@@ -4,6 +4,7 @@
  */
 #include "provider/local_int.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -292,6 +293,47 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 	image_drop_digests(dir.s);
 	local_image_add_paths(dir.s, *ret);
 	return 0;
+}
+
+/* 0 goes on, also with what is no finished image: nobody but its job knows it, and that holds what it stands on. */
+static int each_image(const struct local *l, const char *image,
+		      int (*each)(void *arg, const char *image, json_t *manifest, struct err *e), void *arg,
+		      struct err *e)
+{
+	_cleanup_json_ json_t *manifest = NULL;
+	struct local_path path;
+	struct err why = {0};
+	int r;
+
+	if (!id_is("image", image))
+		return 0;
+	r = local_path(l, &path, e, "images/%s/manifest.json", image);
+	r = r ?: local_exists(path.s, e);
+	if (r <= 0)
+		return r;
+	r = local_read_json(path.s, &manifest, &why);
+	return r < 0 ? err_set(e, r, "'%s': %s", path.s, why.msg) : each(arg, image, manifest, e);
+}
+
+int local_images(const struct local *l, int (*each)(void *arg, const char *image, json_t *manifest, struct err *e),
+		 void *arg, struct err *e)
+{
+	struct local_path images;
+	struct dirent *d;
+	DIR *list;
+	int r = local_path(l, &images, e, "images");
+
+	if (r < 0)
+		return r;
+	list = opendir(images.s);
+	if (!list)
+		return err_sys(e, "cannot read '%s'", images.s);
+	while (r == 0 && (errno = 0, d = readdir(list)))
+		r = each_image(l, d->d_name, each, arg, e);
+	if (r == 0 && errno)
+		r = err_sys(e, "cannot read '%s'", images.s);
+	closedir(list);
+	return r;
 }
 
 int local_image_remove(struct provider *p, const char *image, struct err *e)

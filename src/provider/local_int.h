@@ -180,6 +180,10 @@ int local_image_create(struct provider *p, const char *job, const char *image, c
 int local_image_export(struct provider *p, const char *image, unsigned disk, const char *format, const char *path,
 		       const struct provider_watch *w, struct err *e);
 int local_image_remove(struct provider *p, const char *image, struct err *e);
+/* Calls `each` for all finished images, with what their manifest.json says; non-zero ends it. One that can't be read is
+ * an error: what it stands on isn't known. */
+int local_images(const struct local *l, int (*each)(void *arg, const char *image, json_t *manifest, struct err *e),
+		 void *arg, struct err *e);
 /* qemu-img with -p, as `user`, with the descriptor `keep` (-1: none): tells {"event":"export","percent":...}. */
 int local_qemu_img(const struct local *l, const char *const argv[], int keep, const char *failure,
 		   const struct provider_watch *w, struct err *e);

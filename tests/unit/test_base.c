@@ -214,6 +214,16 @@ static bool json_takes(const char *s)
 	return j;
 }
 
+static void test_str_html(void **state)
+{
+	_cleanup_(str_release) struct str b = {0};
+
+	str_add_html(&b, NULL);
+	assert_null(b.s);
+	str_add_html(&b, "<a href=\"x\" id='y'>&\xc3\xa4</a>");
+	assert_string_equal(b.s, "&lt;a href=&quot;x&quot; id=&#39;y&#39;&gt;&amp;\xc3\xa4&lt;/a&gt;");
+}
+
 static void test_str_utf8(void **state)
 {
 	static const struct {
@@ -362,14 +372,23 @@ static void test_proc_run(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_redact_text), cmocka_unit_test(test_redact_keys),
-	    cmocka_unit_test(test_redact_json), cmocka_unit_test(test_log_json),
-	    cmocka_unit_test(test_err_prefix),  cmocka_unit_test(test_str_numbers),
-	    cmocka_unit_test(test_str_hex),     cmocka_unit_test(test_str_utf8),
-	    cmocka_unit_test(test_str_cut),     cmocka_unit_test(test_err_is_utf8),
-	    cmocka_unit_test(test_bitmap),      cmocka_unit_test(test_id),
-	    cmocka_unit_test(test_jsn),         cmocka_unit_test(test_proc_run),
-	    cmocka_unit_test(test_min_max),     cmocka_unit_test(test_proc_run_unless),
+	    cmocka_unit_test(test_redact_text),
+	    cmocka_unit_test(test_redact_keys),
+	    cmocka_unit_test(test_redact_json),
+	    cmocka_unit_test(test_log_json),
+	    cmocka_unit_test(test_err_prefix),
+	    cmocka_unit_test(test_str_numbers),
+	    cmocka_unit_test(test_str_hex),
+	    cmocka_unit_test(test_str_utf8),
+	    cmocka_unit_test(test_str_html),
+	    cmocka_unit_test(test_str_cut),
+	    cmocka_unit_test(test_err_is_utf8),
+	    cmocka_unit_test(test_bitmap),
+	    cmocka_unit_test(test_id),
+	    cmocka_unit_test(test_jsn),
+	    cmocka_unit_test(test_proc_run),
+	    cmocka_unit_test(test_min_max),
+	    cmocka_unit_test(test_proc_run_unless),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
