@@ -1,5 +1,6 @@
 """A real server that runs, a center, and the agent on it: made once for all tests of this folder."""
 
+import os
 import shutil
 import subprocess
 
@@ -9,6 +10,20 @@ from tests.lab import build, qemu, servers
 from tests.lab.center import Center, open_folder
 
 SERVER = "debian12-lvm-bios"
+
+# Those of one group (a file, or files that share a machine) run in one process, one after the other: the longest begin first.
+LONGEST_FIRST = ["test_kills", "test_migrate", "test_image_check", "test_convert_boot", "test_onto_instance", "test_agent_systems",
+                 "test_instances", "test_track_machine", "test_testing", "test_play"]
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def long(instead):
+    """A mark for what takes minutes and is asked elsewhere, too: `instead` says where."""
+    return pytest.mark.skipif(not int(os.environ.get("REPLANT_LONG", "0")), reason=f"runs with REPLANT_LONG=1; otherwise {instead}")
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ int main(int argc, char **argv)
 	struct err e = {0};
 	int r;
 
+	signal(SIGPIPE, SIG_IGN); /* as the center: a daemon may go at any time */
 	signal(SIGTERM, on_signal);
 	for (int i = 3; i < argc && i < 10; i++)
 		v[i - 3] = argv[i];

@@ -4,14 +4,16 @@ import json
 
 import pytest
 
+from tests.boot.conftest import long
 from tests.boot.test_convert_boot import Provider, provider  # noqa: F401
 from tests.lab import build, servers
 
-pytestmark = pytest.mark.xdist_group("machines")
+pytestmark = pytest.mark.xdist_group("address")
 
 PLAN = {"address": "198.51.100.77", "prefix": 26, "gateway": "198.51.100.65", "nameservers": ["198.51.100.70"], "mac": None}
 
 
+@long("tests/guest/test_address.py has the files it writes")
 def test_a_given_address_boots(provider):  # noqa: F811
     job, _ = provider.job(build.disks(servers.find("debian13-plain")))
     provider.call("convert", job, json.dumps({"disks": [{"source": "/dev/sda"}], "network": PLAN}))

@@ -7,9 +7,10 @@ import subprocess
 
 import pytest
 
+from tests.boot.conftest import long
 from tests.lab import build, cache, servers
 
-pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
+pytestmark = pytest.mark.xdist_group("systems")
 
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 AGENT = BUILD / "src" / "agent" / "replant-agent"
@@ -23,7 +24,8 @@ def test_the_agent_is_one_static_file_of_at_most_6_mb(tmp_path):
     assert stripped.stat().st_size <= 6_000_000
 
 
-@pytest.mark.parametrize("name,version", [("debian11-plain", "11"), ("debian12-lvm-bios", "12"), ("debian13-plain", "13")])
+@pytest.mark.parametrize("name,version", [("debian11-plain", "11"), ("debian13-plain", "13"),
+                                          pytest.param("debian12-lvm-bios", "12", marks=long("test_migrate.py has it"))])
 def test_check_and_discover(name, version, tmp_path):
     server = servers.find(name)
     build.disks(server)

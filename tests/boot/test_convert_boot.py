@@ -16,10 +16,11 @@ import time
 
 import pytest
 
+from tests.boot.conftest import long
 from tests.lab import build, cache, qemu, servers
 from tests.lab.center import center_cache
 
-pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
+pytestmark = pytest.mark.xdist_group("convert")
 
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 # QEMU gives up root for this user
@@ -175,6 +176,7 @@ vfs-uuid /dev/sda2
     assert f"UUID={uuid.strip()} /boot ext4" in fstab and "/dev/sd" not in fstab
 
 
+@long("test_migrate.py boots the same server")
 def test_boot_is_verified(lvm, provider):
     _, report = provider.call("test-boot", lvm["image"])
     assert report["verified"] is True, report
@@ -187,7 +189,8 @@ def test_boot_is_verified(lvm, provider):
     assert list((provider.folder / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("format", ["qcow2", "raw", "vmdk", "vhdx"])
+@pytest.mark.parametrize("format", ["qcow2", pytest.param("raw", marks=long("test_migrate.py has it")),
+                                    pytest.param("vmdk", marks=long("test_migrate.py has it")), "vhdx"])
 def test_export(lvm, provider, tmp_path, format):
     events, _ = provider.call("export", lvm["image"], "0", format, tmp_path / "out")
     compare = subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", format, lvm["disk"], tmp_path / "out"],
@@ -408,6 +411,7 @@ def test_disk_without_a_system(provider, tmp_path):
         provider.call("convert", job)
 
 
+@long("test_broken_copies_are_told_apart")
 def test_unconverted_copy_is_found_out(provider):
     """The fstab still says /dev/sda2: systemd waits 90 s, then opens its emergency shell."""
     image, _ = provider.unconverted_image(build.disks(servers.find("debian12-lvm-bios")))
@@ -435,6 +439,7 @@ def test_broken_copies_are_told_apart(provider, old, new, state):
     assert pathlib.Path(report["screenshot"]).exists() and report["serial"]
 
 
+@long("test_image_check.py repairs one with the same step")
 def test_initramfs_without_virtio_is_built_anew(provider, tmp_path):
     """Under TCG this takes minutes: the system's own update-initramfs runs in the appliance."""
     job, replica = provider.job(build.disks(servers.find("debian11-plain")))

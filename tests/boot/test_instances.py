@@ -17,6 +17,7 @@ import time
 
 import pytest
 
+from tests.boot.conftest import long
 from tests.boot.test_convert_boot import Provider
 from tests.lab import build, cache, qemu, servers
 
@@ -1025,6 +1026,7 @@ def test_a_test_boot_has_the_hardware_of_an_instance(efi_disk):
 
 # ---- a real server ----
 
+@long("test_onto_instance.py has a server behind a forwarded port")
 def test_a_server_answers_on_its_forwarded_port(host):
     """As after a migration: its disks are converted, become an image, and the instance stands on that."""
     provider = Provider(host.folder)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.boot.test_convert_boot import Failed, Provider, converted, provider  # noqa: F401
 
-pytestmark = pytest.mark.xdist_group("machines")
+pytestmark = pytest.mark.xdist_group("leftovers")
 
 PSK = "ab" * 32
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.boot.libvirthost import Host, Unusable, boot_disk
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root"), pytest.mark.xdist_group("libvirt")]
 
 EBUSY, ENOENT, ENOSPC, ESTALE, EPERM, ENOTCONN = 16, 2, 28, 116, 1, 107
 
@@ -522,6 +522,8 @@ def test_daemon_killed_in_the_middle_and_link_made_anew(host, made):
     finally:
         poll.kill()
         poll.communicate()
+        if host.daemon.poll() is not None:
+            host.start()
 
 
 def test_silent_host_keeps_nobody_waiting(host, made):

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests import schema
-from tests.boot.conftest import SERVER, run_again
+from tests.boot.conftest import SERVER, long, run_again
 from tests.lab import qemu, servers
 
 pytestmark = pytest.mark.xdist_group("server")  # those of one group run in one process, one after the other
@@ -268,6 +268,7 @@ def test_later_runs_cost_what_changed_and_boot(center, source, migrated, fish):
     subprocess.run(["qemu-img", "check", "-q", center.disk_of(image)], check=True)
 
 
+@long("tests/flow/test_tracked.py")
 def test_after_a_reboot_all_is_compared(center, source, migrated, fish):
     """And the cut-over: one more run, then the job is finished and its replica released."""
     before = source.ssh("tail -n 1 /srv/data/writer.log").split()[0]

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import time
 
@@ -14,7 +15,7 @@ from tests.boot.libvirthost import Host, Unusable
 from tests.lab.center import Center, open_folder
 from tests.lab.rack import Rack
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.xdist_group("onto")]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,12 @@ def say(center, *words, check=True, timeout=3000):
     return done.stdout + done.stderr
 
 
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 def digests(files):
     return {str(path): hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() for path in files}
 
@@ -78,7 +85,10 @@ def instance(center, name):
 def test_onto_and_back(rack, image, region, tmp_path):
     center, (where, disks) = rack.center, region
     name = f"shop-{where}"
-    say(center, "instances", "create", image, name, "--region", where, "--memory", "1024", "--no-start")
+    # A port of this host leads to its SSH, where that can be.
+    port = free_port() if where == "local" else None
+    say(center, "instances", "create", image, name, "--region", where, "--memory", "1024", "--no-start",
+        *(["--forward", f"{port}:22"] if port else []))
     before = instance(center, name)
     old = digests(disks(before["ref"]))
     assert old and before["state"] == "off"
@@ -94,6 +104,9 @@ def test_onto_and_back(rack, image, region, tmp_path):
     now = instance(center, name)
     assert now["state"] == "running" and now["switching"]["step"] == "switched" and now["disks"] != before["disks"]
     assert digests(old) == old, "what it had before is as it was"
+    if port:
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as sock:
+            assert sock.recv(64).startswith(b"SSH-")
 
     say(center, "instances", "rollback", name)
     end = time.monotonic() + 300

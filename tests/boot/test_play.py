@@ -12,7 +12,7 @@ import pytest
 from tests.lab import build, cache, servers
 from tests.smc import clients
 
-pytestmark = pytest.mark.xdist_group("machines")  # those of one group run in one process, one after the other
+pytestmark = pytest.mark.xdist_group("play")
 BUILD = pathlib.Path(os.environ.get("REPLANT_BUILD") or cache.SOURCE / "build")
 PLAY = cache.SOURCE / "build" / "play"
 

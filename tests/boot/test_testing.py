@@ -11,7 +11,7 @@ from tests import schema
 from tests.lab.center import Center, open_folder
 from tests.lab.rack import Rack
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.xdist_group("testing")]
 
 
 @pytest.fixture(scope="module")
