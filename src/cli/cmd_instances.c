@@ -560,14 +560,22 @@ CLI_COMMAND(instances_snapshot)
 	return x;
 }
 
-/* The id of an instance's snapshot by its name. */
+/* By its name or id, among those of this instance: the id of another's is a mistake, and reverting to it would be one
+ * that can't be undone. */
 static int snapshot_find(struct cli *c, char **argv, char **ret_instance, char **ret, struct err *e)
 {
+	_cleanup_json_ json_t *items = NULL;
 	_cleanup_free_ char *path = NULL;
+	const json_t *item = NULL;
 	struct cli_noun n;
 	int r = snapshots_of(c, argv[0], &n, &path, ret_instance, e);
 
-	return r < 0 ? r : cli_find(c, &n, argv[1], ret, e);
+	r = r < 0 ? r : cli_list(c, &n, &items, e);
+	r = r < 0 ? r : cli_match(&n, items, argv[1], &item, e);
+	if (r < 0)
+		return r;
+	*ret = strdup(get_str(item, "id"));
+	return *ret ? 0 : err_nomem(e);
 }
 
 static const struct cli_noun snapshot_noun = {"snapshot", "snapshots", "/v1/snapshots", snapshot_cols, NULL, "", NULL};

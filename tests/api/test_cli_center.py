@@ -305,6 +305,14 @@ def test_instances(cli, center, image, tmp_path):
     now = json.loads(cli.out("instances", "show", "fresh", "--json"))
     assert (now["settings"]["cpus"], now["settings"]["firmware"], now["settings"]["forwards"]) == (4, "bios", [])
     assert cli.run("instances", "set", "fresh").returncode == 2
+    # The id of another's snapshot is a mistake.
+    cli.out("instances", "create", "moved", "other", "--no-start")
+    theirs = re.search(r"snapshot-[0-9a-f]{16}", cli.out("instances", "snapshot", "other", "theirs"))[0]
+    for verb in ("revert", "forget"):
+        done = cli.run("instances", verb, "fresh", theirs)
+        assert done.returncode == 1 and f"there is no snapshot '{theirs}'" in done.stderr, done
+    assert "theirs" in cli.out("instances", "snapshots", "other")
+    cli.out("instances", "rm", "other", "--yes")
     cli.out("instances", "forget", "fresh", "first")
     assert "No snapshots" in cli.run("instances", "snapshots", "fresh").stderr
     cli.out("instances", "tag", "fresh", "a-", "wave=2")
