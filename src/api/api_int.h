@@ -192,6 +192,8 @@ void api_onto_look(struct api_request *q, const struct model_job_request *in);
 int api_onto_fill(struct api_request *q, const struct model_job_request *in, struct model_job *job);
 /* Do its parameters go with it? */
 int api_onto_keeps(struct api_request *q, const struct model_job *job);
+/* Whoever is limited to tags has to see the instance as well, where there is one. */
+int api_onto_seen(struct api_request *q, const struct model_job *job);
 
 /* metrics.c: one more answer. */
 void api_count(struct api *a, int status, double seconds);

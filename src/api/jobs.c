@@ -304,9 +304,11 @@ static int put_job(struct api_request *q, const struct model_job_request *in, st
 
 static int send_event(struct api_request *q, enum job_event event, int status)
 {
-	_cleanup_(model_job_release) struct model_job job = {0};
+	_cleanup_(model_job_release) struct model_job before = {0}, job = {0};
 	const struct api_engine *en = &q->api->s.engine;
 
+	if (event == JOB_START && q->scope && (api_row(q, &model_jobs, &before) < 0 || api_onto_seen(q, &before) < 0))
+		return -1;
 	if (en->job_event(en->arg, q->id, event, &q->fault) < 0)
 		return -1;
 	return api_row(q, &model_jobs, &job) < 0 ? -1 : answer_job(q, status, &job);

@@ -171,13 +171,18 @@ int api_confirm_job(struct api_request *q)
 	return say_of_job(q, q->api->s.engine.instance_confirm);
 }
 
+int api_onto_seen(struct api_request *q, const struct model_job *job)
+{
+	return job->instance ? api_scope_row(q, &model_instances, job->instance) : 0;
+}
+
 int api_get_job_screenshot(struct api_request *q)
 {
 	_cleanup_(model_job_release) struct model_job job = {0};
 	const struct api_engine *en = &q->api->s.engine;
 	char path[4300];
 
-	if (api_row(q, &model_jobs, &job) < 0)
+	if (api_row(q, &model_jobs, &job) < 0 || api_onto_seen(q, &job) < 0)
 		return -1;
 	en->job_picture(en->arg, job.id, path, sizeof(path));
 	return api_answer_picture(q, path, "job", job.id, "picture of an instance");

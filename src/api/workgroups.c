@@ -226,7 +226,10 @@ static int all_jobs(struct api_request *q, enum job_event event)
 		}
 		if (r == -ENOENT)
 			api_fault_set(&fault, 409, "no_job", NULL, "the source has no unfinished job");
-		else if (r == 0)
+		else if (r == 0 && event == JOB_START && api_onto_seen(q, &job) < 0) {
+			fault = q->fault;
+			q->fault = (struct api_fault){0};
+		} else if (r == 0)
 			en->job_event(en->arg, job.id, event, &fault);
 		r = r == -ENOENT ? 0 : r;
 		if (job.id)

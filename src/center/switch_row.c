@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 
 #include "base/err.h"
@@ -154,7 +155,9 @@ static int record(struct engine *en, const char *instance, struct news *n, struc
 		return r;
 	}
 	r = s->ops->commit(s, e);
-	if (r == 0)
+	if (r < 0)
+		model_instance_release(row);
+	else
 		engine_wake(en);
 	return r;
 }
@@ -171,10 +174,12 @@ void switch_reserve_make(struct engine *en)
 {
 	_cleanup_close_ int fd = -1;
 	struct statvfs fs;
+	struct stat st;
 	char path[4200];
 
 	reserve_path(en, path);
-	if (access(path, F_OK) == 0 || statvfs(en->state, &fs) < 0 ||
+	/* One that is shorter was cut off while it was made. */
+	if ((stat(path, &st) == 0 && st.st_size >= (off_t)RESERVE_BYTES) || statvfs(en->state, &fs) < 0 ||
 	    (double)fs.f_bavail * (double)fs.f_frsize < 16.0 * (double)RESERVE_BYTES)
 		return;
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);

@@ -335,6 +335,8 @@ static int carry_step(struct ride *d, struct err *e)
 
 	if (r < 0)
 		return r;
+	if (switch_is_ending(d))
+		return err_set(e, -ECANCELED, "given up");
 	d->step = switching_step(&row);
 	d->moved = false;
 	d->looked = id_now_mono();
@@ -346,6 +348,11 @@ static int carry_step(struct ride *d, struct err *e)
 		return r;
 	log_info("instance %s: %s", d->instance, switch_steps[d->step]);
 	r = carry_out(d, &row, &why);
+	/* The hypervisor's files may lie on the same disk as ours. */
+	if (r == -ENOSPC && switch_is_back(d->step) && switch_reserve_use(en)) {
+		why = (struct err){0};
+		r = carry_out(d, &row, &why);
+	}
 	if (switch_is_ending(d) && r < 0)
 		return err_set(e, -ECANCELED, "given up");
 	if (r < 0)

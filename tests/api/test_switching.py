@@ -373,7 +373,10 @@ def test_rolled_back_when_nothing_fits_any_more(small_disk):
         elsewhere = small_disk.parent / "script"
         shutil.copytree(center.script, elsewhere)
         center.script, center.env["SCRIPT"] = elsewhere, str(elsewhere)
+        # One that was cut off while it was made is none.
+        (center.state / "reserve").write_bytes(b"")
         center.start()
+        wait_for("a whole reserve", lambda: (center.state / "reserve").stat().st_blocks >= 4 << 11, 30)
         for name in ("set_add", "set_fork", "set_snapshot"):
             center.play(name, "fail", "no_space: no room")
         fill(small_disk)
@@ -393,6 +396,25 @@ def test_rolled_back_when_nothing_fits_any_more(small_disk):
 
 
 # ---- what is refused ----
+
+def test_onto_an_instance_that_is_not_theirs(center, agent, instance):
+    """Who is limited to tags starts nothing over what they don't see, whoever has made the job."""
+    token = center.ok("POST", "/v1/tokens", {"name": "web", "role": "operator", "scope": {"team": "web"}})["token"]
+    job = center.ok("POST", "/v1/jobs", {**body(agent, instance), "execution": "create_only", "tags": {"team": "web"}})["id"]
+    for path in ("start", "run"):
+        got = center.post(f"/v1/jobs/{job}/{path}", token=token)
+        assert got.status in (404, 409), got
+    assert center.post(f"/v1/jobs/{job}/start", token=token).status == 404
+    assert center.get(f"/v1/jobs/{job}/screenshot", token=token).status == 404
+    assert center.job(job)["state"] == "ready"
+    center.ok("PATCH", f"/v1/instances/{instance.id}", {"tags": {"team": "web"}})
+    assert center.post(f"/v1/jobs/{job}/start", token=token).status == 202
+    agent.send_all()
+    center.wait_job(job)
+    instance.check_new(job, old_too=True)
+    center.ok("POST", f"/v1/instances/{instance.id}/rollback", {})
+    wait_for("the old system", lambda: instance.switching() is None)
+
 
 def refused(center, agent, instance, code, *says, status=409, **more):
     got = center.post("/v1/jobs", body(agent, instance, **more))
