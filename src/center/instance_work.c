@@ -263,6 +263,11 @@ static int do_snapshot(struct work *w, struct err *e)
 		json_array_append_new(w->unneeded, json_string(set)); /* what was begun of it */
 		return 0;
 	}
+	/* It was written down as standing on what the row knew: after an answer that got lost that may be another. */
+	if (!w->again && strcmp(in_use(w), w->in.disks ?: "") != 0) {
+		w->snapshot_gone = word(w, "snapshot");
+		return err_set(e, -EBUSY, "the disks of instance '%s' were others than known; try again", w->in.name);
+	}
 	if (strcmp(in_use(w), set) != 0)
 		r = w->h->ops->set_snapshot(w->h, w->in.ref, set, e);
 	if (r == 0) {
@@ -484,6 +489,7 @@ static void finish(struct work *w, int r, const struct err *failure)
 {
 	struct ending x = {.w = w, .failure = r < 0 ? failure : NULL, .fault = &w->task->outcome.fault};
 	struct err e = {0};
+	int end;
 
 	if (w->h && w->in.ref) {
 		x.missing = look(w, &e) == -ENOENT;
@@ -497,8 +503,11 @@ static void finish(struct work *w, int r, const struct err *failure)
 	}
 	if (r < 0)
 		log_warn("instance %s: %s: %s", w->in.id, word(w, "action"), failure->msg);
-	if (save(w, "updated", change_end, &x, &e) < 0 && e.code != -ENOENT)
-		log_error("instance %s: %s", w->in.id, e.msg);
+	/* What isn't written down as done would be done again, and as if for the first time. */
+	while ((end = save(w, "updated", change_end, &x, &e)) < 0 && end != -ENOENT && !task_cancelled(w->task)) {
+		log_error("instance %s: %s; trying again", w->in.id, e.msg);
+		nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
+	}
 }
 
 static int perform(struct work *w, struct err *e)
