@@ -6,7 +6,6 @@
 #include "provider/libvirt_int.h"
 
 #include <errno.h>
-#include <openssl/evp.h>
 #include <string.h>
 
 #include "base/err.h"
@@ -454,20 +453,6 @@ static xmlDocPtr new_domain(const char *uuid, const char *id, const char *name, 
 	return doc;
 }
 
-/* The same for the same instance: made twice, it is one domain. */
-static void uuid_of(const char *id, char out[37])
-{
-	unsigned char d[EVP_MAX_MD_SIZE];
-	char hex[33];
-	unsigned n = 0;
-
-	must(EVP_Digest(id, strlen(id), d, &n, EVP_sha256(), NULL) == 1 && n >= 16);
-	d[6] = (unsigned char)((d[6] & 0x0f) | 0x80);
-	d[8] = (unsigned char)((d[8] & 0x3f) | 0x80);
-	str_hex(d, 16, hex);
-	snprintf(out, 37, "%.8s-%.4s-%.4s-%.4s-%.12s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
-}
-
 static int define_new(struct libvirt *lv, virConnectPtr conn, const char *uuid, const char *id, struct define *d,
 		      struct err *e)
 {
@@ -529,7 +514,7 @@ int libvirt_define(struct hypervisor *h, const char *id, const json_t *settings,
 	if (there)
 		snprintf(uuid, sizeof(uuid), "%s", id);
 	else
-		uuid_of(id, uuid);
+		libvirt_uuid_of(id, uuid);
 	dom = virDomainLookupByUUIDString(conn, uuid);
 	if (dom)
 		r = define_again(conn, dom, &d, e);

@@ -82,7 +82,9 @@ int libvirt_fail(struct err *e, const char *fmt, ...) __attribute__((format(prin
 /* The connection, made anew when it was lost; the caller closes. Waits at most for libvirt_patience.caller. */
 int libvirt_link(struct libvirt *lv, virConnectPtr *ret, struct err *e);
 void libvirt_unlink(struct libvirt *lv);
-/* -ENOENT; the caller frees. */
+/* Of the domain that is made for an instance: made twice, it is one. */
+void libvirt_uuid_of(const char *id, char out[37]);
+/* `ref`: a domain's UUID, or an instance's id for the one made for it. -ENOENT; the caller frees. */
 int libvirt_domain(struct libvirt *lv, const char *ref, virDomainPtr *ret, struct err *e);
 /* An address that may be connected to: kinds that are known, no secrets, nothing that runs programs here. */
 int libvirt_check_uri(const char *uri, struct err *e);

@@ -6,6 +6,7 @@
 #include "provider/libvirt_int.h"
 
 #include <errno.h>
+#include <openssl/evp.h>
 #include <stdarg.h>
 #include <string.h>
 
@@ -370,11 +371,30 @@ void libvirt_unlink(struct libvirt *lv)
 	lv->conn = NULL;
 }
 
+void libvirt_uuid_of(const char *id, char out[37])
+{
+	unsigned char d[EVP_MAX_MD_SIZE];
+	char hex[33];
+	unsigned n = 0;
+
+	must(EVP_Digest(id, strlen(id), d, &n, EVP_sha256(), NULL) == 1 && n >= 16);
+	d[6] = (unsigned char)((d[6] & 0x0f) | 0x80);
+	d[8] = (unsigned char)((d[8] & 0x3f) | 0x80);
+	str_hex(d, 16, hex);
+	snprintf(out, 37, "%.8s-%.4s-%.4s-%.4s-%.12s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
+}
+
 int libvirt_domain(struct libvirt *lv, const char *ref, virDomainPtr *ret, struct err *e)
 {
 	_cleanup_conn_ virConnectPtr conn = NULL;
+	char uuid[37];
 	int r;
 
+	/* One whose making was cut off is known by its instance alone. */
+	if (id_is("instance", ref)) {
+		libvirt_uuid_of(ref, uuid);
+		ref = uuid;
+	}
 	if (strlen(ref) != 36 || strspn(ref, "0123456789abcdef-") != 36)
 		return err_set(e, -EINVAL, "'%.64s' is no domain's UUID", ref);
 	r = libvirt_link(lv, &conn, e);

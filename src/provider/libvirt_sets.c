@@ -265,16 +265,21 @@ static void disk_behind(xmlNodePtr domain, xmlNodePtr disk, char *buf, size_t si
 static int keep_originals(const char *ref, xmlNodePtr domain, struct err *e)
 {
 	char used[HYPERVISOR_SET_MAX], path[PATH_MAX], behind[32];
-	xmlNodePtr kept;
+	xmlNodePtr kept, old = originals(domain);
 	int r = 0;
 
 	libvirt_set_in_use(ref, domain, used);
-	if (originals(domain) || strcmp(used, LIBVIRT_ORIGINAL) != 0)
+	if (strcmp(used, LIBVIRT_ORIGINAL) != 0)
 		return 0;
 	for (xmlNodePtr d = libvirt_domain_disk(domain); d && r == 0; d = libvirt_domain_disk_next(d))
 		r = libvirt_domain_source(d, path, sizeof(path), e);
 	if (r < 0)
 		return r;
+	/* Kept at an earlier exchange: by now they may be of another format or on another bus. */
+	if (old) {
+		xmlUnlinkNode(old);
+		xmlFreeNode(old);
+	}
 	kept = libvirt_xml_add(libvirt_domain_need_mark(domain), "original", NULL, NULL);
 	for (xmlNodePtr d = libvirt_domain_disk(domain); d; d = libvirt_domain_disk_next(d)) {
 		xmlNodePtr copy = libvirt_xml_copy(d, domain->doc);
@@ -483,14 +488,17 @@ int libvirt_set_use(struct hypervisor *h, const char *ref, const char *set, stru
 	int r = strcmp(set, LIBVIRT_ORIGINAL) == 0 ? 0 : libvirt_set_check_name(set, e);
 
 	r = r ?: libvirt_domain(lv, ref, &dom, e);
-	r = r ?: check_exchange(dom, e);
 	r = r ?: libvirt_domain_doc(dom, true, true, &doc, e);
 	if (r < 0)
 		return r;
 	domain = xmlDocGetRootElement(doc);
 	libvirt_set_in_use(ref, domain, used);
+	/* Nothing to exchange, so that nothing can be in its way either: a way back ends here. */
 	if (strcmp(used, set) == 0)
-		return 0;
+		return virDomainIsActive(dom) == 1 ? check_exchange(dom, e) : 0;
+	r = check_exchange(dom, e);
+	if (r < 0)
+		return r;
 	settle(domain, used);
 	find_on_top(domain, set, top);
 	if (*top)

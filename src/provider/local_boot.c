@@ -318,7 +318,7 @@ static bool boot_take_screenshot(struct boot *b, struct qemu *vm)
 	if (qemu_screenshot(vm, from, NULL) < 0 || local_read_file(from, PNG_MAX, &png, &len, NULL) < 0)
 		return false;
 	return len > 8 && memcmp(png, "\x89PNG\r\n\x1a\n", 8) == 0 &&
-	       io_write_file_atomic(b->picture.s, png, len, 0644, NULL) == 0;
+	       io_write_file_atomic(b->picture.s, png, len, 0600, NULL) == 0;
 }
 
 static int boot_machine(struct boot *b, size_t boot_disk, const struct provider_watch *w, struct qemu **ret,

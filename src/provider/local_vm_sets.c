@@ -399,8 +399,9 @@ static int set_of_image(const struct vm *vm, const char *set, const struct set_i
 	if (r == 0 && (!n || n > LOCAL_DISKS_MAX))
 		r = err_set(e, -EINVAL, "image '%s' has %zu disks (an instance has 1 to %u)", from->image, n,
 			    LOCAL_DISKS_MAX);
-	if (r == 0 && from->sizes && (!json_is_array(from->sizes) || json_array_size(from->sizes) > n))
-		r = err_set(e, -EINVAL, "there are more sizes than disks");
+	/* The instance may have more disks than the image: those sizes are of no use. */
+	if (r == 0 && from->sizes && !json_is_array(from->sizes))
+		r = err_set(e, -EINVAL, "the sizes are no list");
 	for (size_t i = 0; r == 0 && i < n; i++)
 		r = set_image_disk(vm, from, i, json_object_get(o, "disks"), e);
 	if (r < 0)

@@ -332,6 +332,33 @@ def test_existing_domain_is_an_instance(host, odd):
     assert now.replace("98304", "65536") == odd[2], "what isn't changed stays, the card's model too"
 
 
+def test_disks_that_were_changed_between_two_exchanges(host, odd):
+    """What is put back is what was there last, not what was there the first time."""
+    ref, _, _ = odd
+    disk = boot_disk(host.folder / "new.raw", "the new one")
+    host.tool("set-add", ref, "one", "image-1", {"disks": [{"path": str(disk), "format": "raw"}]})
+    host.tool("set-use", ref, "one")
+    host.tool("set-use", ref, "original")
+    xml = host.xml(ref, "--inactive", "--security-info")
+    assert "cache='none'" in xml
+    host.define(xml.replace("cache='none'", "cache='directsync'"))
+    changed = without_ours(host.xml(ref, "--inactive", "--security-info"))
+    host.tool("set-use", ref, "one")
+    host.tool("set-use", ref, "original")
+    assert without_ours(host.xml(ref, "--inactive", "--security-info")) == changed and "cache='directsync'" in changed
+
+
+def test_what_was_never_made_can_be_removed(host):
+    """A definition that failed, or whose answer was lost, is known by the instance's id alone."""
+    name = "instance-00000000000000ee"
+    host.tool("get", name, code=ENOENT)
+    host.tool("remove", name)
+    host.tool("define", name, {"name": "lost", "memory_mib": 64})
+    assert host.tool("get", name)["state"] == "off"
+    host.tool("remove", name)
+    assert "lost" not in host.virsh("list", "--all", "--name").stdout.split()
+
+
 def test_existing_domain_gets_its_own_disks_back_bit_for_bit(host, odd):
     ref, files, xml = odd
     before = [(digest(f), f.stat().st_mtime_ns) for f in files]
