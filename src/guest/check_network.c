@@ -219,7 +219,7 @@ static void net_look(struct guest *g, struct net_found *n)
 	if (guest_exists(g, "/usr/sbin/netplan") || guest_exists(g, "/usr/libexec/netplan/generate") ||
 	    guest_exists(g, "/usr/lib/netplan/generate"))
 		net_dir(g, GUEST_NET_NETPLAN, "/etc/netplan", ".yaml", n);
-	if (guest_exists(g, WANTS "systemd-networkd.service"))
+	if (guest_exists(g, WANTS "systemd-networkd.service") && !guest_unit_is_masked(g, "systemd-networkd.service"))
 		net_dir(g, GUEST_NET_NETWORKD, "/etc/systemd/network", ".network", n);
 	net_dir(g, GUEST_NET_IFCFG, "/etc/sysconfig/network-scripts", "", n);
 	net_dir(g, GUEST_NET_IFCFG, "/etc/sysconfig/network", "", n);

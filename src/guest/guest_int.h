@@ -124,6 +124,8 @@ int guest_openat(const struct guest *g, const char *path, int flags, mode_t mode
 bool guest_exists(const struct guest *g, const char *path);
 /* Is the name itself a link, and where does it lead? */
 bool guest_link(const struct guest *g, const char *path, char *out, size_t size);
+/* By 'systemctl mask': a link to /dev/null. */
+bool guest_unit_is_masked(const struct guest *g, const char *unit);
 /* Regular files only; -EFBIG beyond GUEST_FILE_MAX. NUL-terminated; the caller frees. */
 int guest_read(const struct guest *g, const char *path, char **ret, size_t *ret_len, struct err *e);
 /* Writes in place (owner, mode and labels stay; a conversion that dies begins again on a fresh overlay) and records.

@@ -81,6 +81,14 @@ bool guest_link(const struct guest *g, const char *path, char *out, size_t size)
 	return true;
 }
 
+bool guest_unit_is_masked(const struct guest *g, const char *unit)
+{
+	char path[256], to[PATH_MAX];
+
+	snprintf(path, sizeof(path), "/etc/systemd/system/%s", unit);
+	return guest_link(g, path, to, sizeof(to)) && strcmp(to, "/dev/null") == 0;
+}
+
 static int guest_sys(struct err *e, int code, const char *what, const char *path)
 {
 	errno = -code;

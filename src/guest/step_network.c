@@ -45,6 +45,15 @@ static const char *network_unit_dir(const struct guest *g)
 										   : NULL;
 }
 
+/* 'systemctl mask', as those do who go back to ifupdown: it would never start. */
+static int network_unmask(struct guest *g, struct guest_result *r, const char *unit, struct err *e)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "/etc/systemd/system/%s", unit);
+	return guest_unit_is_masked(g, unit) ? guest_remove(g, r, path, e) : 0;
+}
+
 static int network_enable_networkd(struct guest *g, struct guest_result *r, struct err *e)
 {
 	static const struct {
@@ -68,8 +77,10 @@ static int network_enable_networkd(struct guest *g, struct guest_result *r, stru
 
 		snprintf(link, sizeof(link), "/etc/systemd/system/%s", links[i].link);
 		snprintf(target, sizeof(target), "%s/%s", dir, links[i].unit);
-		if (guest_exists(g, target))
-			rc = guest_symlink(g, r, target, link, e);
+		if (!guest_exists(g, target))
+			continue;
+		rc = network_unmask(g, r, links[i].unit, e);
+		rc = rc ?: guest_symlink(g, r, target, link, e);
 	}
 	return rc;
 }
@@ -324,24 +335,26 @@ static int ifupdown_file(struct guest *g, struct guest_result *r, const char *pa
 static int network_ifupdown(struct guest *g, struct guest_result *r, struct err *e)
 {
 	_cleanup_(guest_names_release) struct guest_names names = {0};
+	struct err why = {0};
 	unsigned stripped = 0;
-	int rc = ifupdown_file(g, r, "/etc/network/interfaces", &stripped, e);
+	/* What shall work is there before what worked is switched off. */
+	int rc = network_write_networkd(g, r, e);
 
-	if (rc == 0)
-		rc = guest_list(g, "/etc/network/interfaces.d", "", &names, e);
+	rc = rc ?: network_enable_networkd(g, r, e);
+	rc = rc ?: ifupdown_file(g, r, "/etc/network/interfaces", &stripped, e);
+	rc = rc ?: guest_list(g, "/etc/network/interfaces.d", "", &names, e);
 	for (size_t i = 0; rc == 0 && i < names.n; i++) {
 		char path[512];
 
 		snprintf(path, sizeof(path), "/etc/network/interfaces.d/%s", names.v[i]);
-		rc = ifupdown_file(g, r, path, &stripped, e);
+		/* A folder, a link to nothing: ifupdown doesn't read it either. */
+		if (ifupdown_file(g, r, path, &stripped, &why) < 0)
+			guest_note(r, "'%s' was left as it is: %s", path, why.msg);
 	}
 	if (rc < 0)
 		return rc;
 	if (stripped)
 		str_addf(&r->summary, "%u lines about old network cards became comments; ", stripped);
-	rc = network_write_networkd(g, r, e);
-	if (rc == 0)
-		rc = network_enable_networkd(g, r, e);
 	if (rc == 0)
 		network_tell(g, r, "every ethernet card", "systemd-networkd", "");
 	return rc;
@@ -565,15 +578,16 @@ static bool network_has_scripts(const struct guest *g)
 
 static int network_run(struct guest *g, struct guest_result *r, struct err *e)
 {
-	int rc;
+	struct err why = {0};
 
 	if (!network_has_netplan(g) && network_has_manager(g))
 		return network_manager(g, r, e);
 	if (!network_has_netplan(g) && network_has_wicked(g))
 		return network_wicked(g, r, e);
-	rc = network_resolv(g, r, e);
-	if (rc < 0)
-		return rc;
+	/* Name servers are the lesser thing: addresses come all the same. */
+	if (network_resolv(g, r, &why) < 0)
+		guest_note(r, "the name servers couldn't be written: %s (write them into '/etc/resolv.conf' by hand)",
+			   why.msg);
 	if (network_has_netplan(g))
 		return network_netplan(g, r, e);
 	if (guest_exists(g, "/sbin/ifup") && guest_exists(g, "/etc/network/interfaces"))

@@ -435,6 +435,32 @@ def test_ifupdown(tree):
     assert os.readlink(wants) == "/lib/systemd/system/systemd-networkd.service"
 
 
+def test_networkd_that_was_masked(tree):
+    """As those do who go back to ifupdown: it has to start all the same, or there is no network at all."""
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", INTERFACES)
+    units = tree.path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    for unit in ("systemd-networkd.service", "systemd-networkd.socket", "other.service"):
+        os.symlink("/dev/null", units / unit)
+    tree.convert()
+    assert not os.path.lexists(units / "systemd-networkd.service") and os.path.lexists(units / "other.service")
+    assert os.readlink(units / "multi-user.target.wants/systemd-networkd.service") == "/lib/systemd/system/systemd-networkd.service"
+
+
+def test_what_ifupdown_does_not_read_stops_nothing(tree):
+    tree.write("/sbin/ifup", "")
+    tree.write("/etc/network/interfaces", INTERFACES)
+    tree.write("/etc/network/interfaces.d/old/eth0", "auto eth0\niface eth0 inet dhcp\n")
+    os.symlink("gone", tree.path / "etc/network/interfaces.d/link")
+    tree.write("/etc/network/interfaces.d/zz", "auto eth9\niface eth9 inet dhcp\n")
+    tree.convert()
+    assert tree.steps["network"]["state"] == "done" and tree.exists("/etc/systemd/network/99-replant-dhcp.network")
+    left = [note for note in tree.steps["network"]["notes"] if "was left as it is" in note]
+    assert len(left) == 2 and "interfaces.d/link" in left[0] and "interfaces.d/old" in left[1]
+    assert all(line.startswith("#") for line in tree.read("/etc/network/interfaces.d/zz").splitlines())
+
+
 @pytest.mark.parametrize("old, active", [
     ("auto lo eth0\niface lo inet loopback\n", ["auto lo", "iface lo inet loopback"]),
     ("iface lo inet loopback\nallow-hotplug eth0 lo", ["iface lo inet loopback", "allow-hotplug lo"]),
