@@ -42,6 +42,9 @@ json_t *verify_prepare(struct engine *en, const char *image, const json_t *check
 	options = task_boot_options(en, im.source);
 	scripts = checks ? json_incref((json_t *)(uintptr_t)checks) : checks_of_job(en, im.job);
 	source = json_object_get(im.report, "source");
+	/* As it was when it was copied; what fails there by now is another matter. */
+	if (json_is_array(json_object_get(source, "failed_units")))
+		json_object_set(options, "known_failed_units", json_object_get(source, "failed_units"));
 	if (json_array_size(scripts))
 		json_object_set(options, "checks", scripts);
 	if (source)

@@ -195,6 +195,17 @@ static bool mount_is_kept(const char *point, const char *type)
 	return strcmp(point, "/run") != 0;
 }
 
+/* For a person, or for whoever goes there first. */
+static bool mount_waits(char *options)
+{
+	char *save = NULL;
+
+	for (char *word = strtok_r(options, ",", &save); word; word = strtok_r(NULL, ",", &save))
+		if (strcmp(word, "noauto") == 0 || strcmp(word, "x-systemd.automount") == 0)
+			return true;
+	return false;
+}
+
 /* Whether a boot mounts it. Both files write blanks as \040. */
 static bool mount_in_fstab(const char *fstab, const char *point)
 {
@@ -202,7 +213,7 @@ static bool mount_in_fstab(const char *fstab, const char *point)
 	size_t n;
 
 	while ((line = survey_line(&fstab, &n))) {
-		char copy[2048], where[512], options[1024];
+		char copy[2048], where[512], options[1024] = "";
 
 		snprintf(copy, sizeof(copy), "%.*s", (int)MIN(n, sizeof(copy) - 1), line);
 		if (copy[strspn(copy, " \t")] == '#' || sscanf(copy, "%*s %511s %*s %1023s", where, options) < 1)
@@ -210,7 +221,7 @@ static bool mount_in_fstab(const char *fstab, const char *point)
 		if (strlen(where) > 1 && str_ends(where, "/"))
 			where[strlen(where) - 1] = '\0';
 		if (strcmp(where, point) == 0)
-			return true;
+			return !mount_waits(options);
 	}
 	return false;
 }

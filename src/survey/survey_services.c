@@ -142,4 +142,6 @@ void survey_services(json_t *survey, const char *root)
 					   "--property=Id,SubState,UnitFileState,ConditionResult", "*.service", NULL},
 			  UNITS_TEXT_MAX, &text, NULL) == 0)
 		survey_parse_units(survey, text);
+	else if (!*root)
+		survey_cut(survey, "units");
 }

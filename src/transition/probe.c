@@ -121,11 +121,12 @@ static json_t *probe_missing_mounts(void)
 {
 	const char *const argv[] = {
 	    "/bin/sh", "-c",
-	    "while read -r spec point type options rest; do\n"
+	    "while read -r spec point type options rest || [ -n \"$spec\" ]; do\n"
 	    "case $spec in ''|\\#*) continue ;; esac\n"
 	    "case ,$options, in *,noauto,*|*,nofail,*) continue ;; esac\n"
 	    "if [ \"$type\" = swap ]; then [ \"$(wc -l </proc/swaps)\" -gt 1 ] || echo swap; continue; fi\n"
 	    "case $point in none|swap) continue ;; esac\n"
+	    "[ \"$point\" = / ] || point=${point%/}\n"
 	    "grep -qF \" $point \" /proc/self/mounts || echo \"$point\"\n"
 	    "done </etc/fstab",
 	    NULL};

@@ -32,7 +32,7 @@ def modules(cache):
                                "--fetch-retry-maxtimeout=2000"], cwd=work, capture_output=True, text=True,
                               timeout=300)
         if done.returncode:
-            why = [line for line in done.stderr.splitlines() if " code " in line] or ["no reason given"]
+            why = [line for line in done.stderr.splitlines() if " code " in line] or done.stderr.split("\n")[-3:] or ["no reason given"]
             raise NoClients(f"npm could not fetch the clients: {why[0]}")
         try:
             os.rename(work, folder)

@@ -182,9 +182,16 @@ static void test_mounts(void **state)
 			    "proc /proc proc rw 0 0\n/dev/vda1 / ext4 ro,relatime,discard 0 0\n"
 			    "/dev/vdb /srv/a\\040b xfs rw,noexec,usrquota 0 0\ntmpfs /run/user/0 tmpfs rw 0 0\n"
 			    "overlay /var/lib/docker/overlay2/x/merged overlay rw 0 0\n"
-			    "nas:/x /mnt nfs4 rw,hard 0 0\n/dev/vdc /data btrfs rw,subvolid=5,subvol=/@ 0 0\nshort\n",
-			    "# UUID=1 /data ext4 defaults 0 0\nUUID=1 / ext4 defaults 0 1\nx /srv/a\\040b/ xfs\n");
-	assert_int_equal(json_array_size(json_object_get(o, "mounts")), 4);
+			    "nas:/x /mnt nfs4 rw,hard 0 0\n/dev/vdc /data btrfs rw,subvolid=5,subvol=/@ 0 0\nshort\n"
+			    "/dev/vdd /by/hand ext4 rw 0 0\n/dev/vde /later ext4 rw 0 0\n/dev/vdf /auto ext4 rw 0 0\n",
+			    "# UUID=1 /data ext4 defaults 0 0\nUUID=1 / ext4 defaults 0 1\nx /srv/a\\040b/ xfs\n"
+			    "/dev/vdd /by/hand ext4 ro,noauto 0 0\n/dev/vde /later ext4 x-systemd.automount,ro 0 0\n"
+			    "/dev/vdf /auto ext4 auto,x-noauto 0 0\n");
+	assert_int_equal(json_array_size(json_object_get(o, "mounts")), 7);
+	/* A person mounts it, or who goes there first: no boot does. */
+	assert_true(json_is_false(json_object_get(entry(o, "mounts", "target", "/by/hand"), "fstab")));
+	assert_true(json_is_false(json_object_get(entry(o, "mounts", "target", "/later"), "fstab")));
+	assert_true(json_is_true(json_object_get(entry(o, "mounts", "target", "/auto"), "fstab")));
 	m = entry(o, "mounts", "target", "/");
 	assert_string_equal(text_of(m, "options"), "ro");
 	assert_true(json_is_true(json_object_get(m, "fstab")));
