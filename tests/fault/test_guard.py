@@ -2,6 +2,7 @@
 
 Writers outside measure it: each writes all the time and notes the longest a write has taken. Loops are short by default;
 REPLANT_LOOPS=200 makes them long."""
+import contextlib
 import errno
 import itertools
 import json
@@ -209,16 +210,16 @@ def test_one_is_left(scene, victims, sig):
     pids = dict(zip(PARTS, (p.pid, *family(p.pid))))
     scene.frozen()
     for v in victims:
-        os.kill(pids[v], sig)
+        # The second may have ended with the first already.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[v], sig)
     try:
         stall = scene.free(LIMIT + 2 + (SILENT if "guard" in victims and "freezer" in victims else 0))
         print(f"{'+'.join(victims)} {sig.name}: {stall:.2f} s")
     finally:
         for v in victims:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[v], signal.SIGCONT)
-            except ProcessLookupError:
-                pass
     out = p.communicate(timeout=30)[0]
     if "tool" not in victims:
         # It knows that the freeze did not last: what was read meanwhile does not count.
